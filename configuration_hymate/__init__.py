@@ -1,0 +1,3 @@
+from .configuration_hymate import HyMaTEConfig
+
+__all__ = ["HyMaTEConfig"]
