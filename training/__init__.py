@@ -1,0 +1,1 @@
+"""From raw health records to a trained, evaluated HyMaTE checkpoint: readers, training loop, evaluation, prediction."""

@@ -1,0 +1,40 @@
+"""`hymate prepare SOURCE`: raw data of one source into a prepared folder."""
+
+import argparse
+import inspect
+from pathlib import Path
+
+from hymate_training.readers import READERS
+from hymate_training.records import DatasetInfo, summary_tables
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
+    for name, reader in READERS.items():
+        summary = (reader.__doc__ or name).split("\n", 1)[0]
+        source = sources.add_parser(name, help=summary, description=summary)
+        source.add_argument("--output", type=Path, required=True, help="the prepared folder to make")
+        source.add_argument("--seed", type=int, default=0, help="of the split and whatever else is drawn (default: 0)")
+        source.add_argument("--overwrite", action="store_true", help="replace an existing prepared folder")
+        reader.add_arguments(source)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Prepare the folder; returns what to print: records a split, tasks, what was dropped. Mistakes: ValueError."""
+    prepare = READERS[args.source].prepare
+    info = prepare(**{name: getattr(args, name) for name in inspect.signature(prepare).parameters})
+    return describe(args.output, info)
+
+
+def describe(folder: Path, info: DatasetInfo) -> str:
+    """The summary of a prepared folder as aligned text tables."""
+    tables = [table for table in summary_tables(folder, info).values() if len(table) > 1]
+    size = f"{len(info.variables)} variables, {len(info.static_columns)} static columns"
+    return "\n\n".join([f"{info.source} -> {folder} ({size})", *map(_align, tables), info.split_description])
+
+
+def _align(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

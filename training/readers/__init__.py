@@ -1,0 +1,9 @@
+"""Readers, a module a source: raw files -> the prepared folder of `hymate_training.records`.
+
+Each offers `prepare(...) -> DatasetInfo` and `add_arguments(parser)`, whose options carry the names of `prepare`'s
+parameters. `hymate prepare` adds `output`, `seed` and `overwrite` itself.
+"""
+
+from hymate_training.readers import physionet2012, synthetic
+
+READERS = {"physionet2012": physionet2012, "synthetic": synthetic}
