@@ -54,7 +54,7 @@ class HyMaTEConfig(PreTrainedConfig):
     """
 
     model_type = "hymate"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012 - transformers' own convention
         "last_hidden_state",
         "pooler_output",
         "channel_hidden_state",
@@ -63,7 +63,7 @@ class HyMaTEConfig(PreTrainedConfig):
         "channel_weights",
         "hidden_states",
         "attentions",
-    )
+    ]
 
     num_variables: int = 64
     num_static_features: int = 0

@@ -79,6 +79,16 @@ class HyMaTEForSequenceClassificationOutput(HyMaTEModelOutput):
     logits: torch.FloatTensor | None = None
 
 
+# Which class of a saved folder's code serves which Auto class. All are written whatever head is saved, so that a
+# classifier's checkpoint also opens as a bare encoder.
+AUTO_MAP = {
+    "AutoConfig": "configuration_hymate.HyMaTEConfig",
+    "AutoModel": "modeling_hymate.HyMaTEModel",
+    "AutoModelForPreTraining": "modeling_hymate.HyMaTEForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_hymate.HyMaTEForSequenceClassification",
+}
+
+
 class HyMaTEPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialization shared by all HyMaTE models."""
 
@@ -107,6 +117,11 @@ class HyMaTEPreTrainedModel(PreTrainedModel):
             module.init_weights()
         elif isinstance(module, HyMaTEEmbedding):
             init.normal_(module.missing_value, std=self.config.initializer_range)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the folder also holds the code, so that it loads where this package is missing."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class HyMaTEModel(HyMaTEPreTrainedModel):
@@ -187,9 +202,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
 
         channels = ChannelIndex(variable_ids, mask, self.config.num_variables)
         if self.channel_pooling is not None:
-            tokens, weights_inside = self.channel_pooling(
-                hidden_states, channels, self.embedding.variable_embedding
-            )
+            tokens, weights_inside = self.channel_pooling(hidden_states, channels, self.embedding.variable_embedding)
             token_mask = channels.channel_ids >= 0
         else:
             tokens, token_mask = hidden_states, mask

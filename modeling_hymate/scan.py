@@ -134,7 +134,7 @@ def _mamba_ssm_scan(device: torch.device) -> Callable | None:
 
         step = torch.ones(1, 8, 4, device=device)
         selective_scan_fn(step, step, -torch.ones(8, 4, device=device), step[:, :4], step[:, :4])
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong in a foreign kernel, the PyTorch path still works
+    except Exception as error:  # whatever goes wrong in a foreign kernel, the PyTorch path still works
         logger.warning(
             "mamba-ssm's CUDA scan is not available (%s: %s); the slower PyTorch path is used. "
             "To get it: pip install 'hymate[cuda]'.",
