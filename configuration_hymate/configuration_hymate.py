@@ -48,6 +48,9 @@ class HyMaTEConfig(PreTrainedConfig):
         pos_weight (`float`, `list[float]` or `None`, defaults to `None`): Weight of positives in the classification
             loss: a number for binary tasks and for all labels of a multilabel task, or one weight a class
             (`single_label_classification`) or label (`multi_label_classification`).
+        label_mean (`float`, defaults to 0.0): Mean of a regression's labels in the training data.
+        label_deviation (`float`, defaults to 1.0): Their standard deviation. The model regresses standardized labels
+            and returns them in their own unit.
 
     Raises:
         ValueError: for values that cannot be combined; the message names the fields.
@@ -90,6 +93,8 @@ class HyMaTEConfig(PreTrainedConfig):
     rms_norm_eps: float | int = 1e-5
     initializer_range: float | int = 0.1
     pos_weight: float | int | list[float | int] | None = None
+    label_mean: float | int = 0.0
+    label_deviation: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
@@ -140,6 +145,8 @@ class HyMaTEConfig(PreTrainedConfig):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {rate}")
+        if self.label_deviation <= 0:
+            raise ValueError(f"label_deviation must be positive, got {self.label_deviation}")
         if not 0 < self.time_step_min <= self.time_step_max:
             raise ValueError(
                 f"time_step_min ({self.time_step_min}) must be positive and at most time_step_max "

@@ -58,6 +58,21 @@ class Events:
             values=self.values[keep],
         )
 
+    def take(self, rows: np.ndarray) -> "Events":
+        """The records at the positions `rows`, in that order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        chosen = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return replace(
+            self,
+            offsets=offsets,
+            times=self.times[chosen],
+            variable_ids=self.variable_ids[chosen],
+            values=self.values[chosen],
+            static={name: column[rows] for name, column in self.static.items()},
+            record_ids=[self.record_ids[row] for row in rows],
+        )
+
     def latest(self, max_events: int) -> "Events":
         """The last `max_events` events of each record."""
         if max_events < 1:

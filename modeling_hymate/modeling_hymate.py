@@ -362,6 +362,8 @@ class HyMaTEForSequenceClassification(HyMaTEPreTrainedModel):
         """
         outputs = self.hymate(values, times, variable_ids, attention_mask, value_mask, static_values, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
+        if self.config.problem_type == "regression":
+            logits = logits * self.config.label_deviation + self.config.label_mean
         loss = None if labels is None else self._loss(logits.float(), labels)
         return HyMaTEForSequenceClassificationOutput(loss=loss, logits=logits, **outputs)
 
@@ -379,7 +381,7 @@ class HyMaTEForSequenceClassification(HyMaTEPreTrainedModel):
         if tuple(labels.shape) != expected:
             raise ValueError(f"labels for {problem_type} must have shape {expected}, got {tuple(labels.shape)}")
         if problem_type == "regression":
-            return F.mse_loss(logits, labels.float())
+            return F.mse_loss(logits, labels.float()) / self.config.label_deviation**2
         weight = self._positive_weight(logits.device)
         if problem_type == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weight)

@@ -1,0 +1,249 @@
+"""Prepared rows -> padded tensors, through the feature extractor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from modeling_hymate import Events, HyMaTEFeatureExtractor
+from torch.utils.data import Dataset
+from transformers import BatchFeature
+
+from hymate_training.records import DatasetInfo, TaskInfo, read_info, read_records, read_task
+
+
+@dataclass
+class Examples:
+    """A batch before it is encoded: clinical units, full records.
+
+    Attributes:
+        events: one record an example, `(examples,)`.
+        prediction_times: hours; what comes later must not be seen, `(examples,)`.
+        labels: as `labels_array` returns them; None in pretraining.
+        indices: position of each example in the data set.
+        epoch: how often the data set has been gone through, so that augmentation differs and can be repeated.
+    """
+
+    events: Events
+    prediction_times: np.ndarray
+    labels: np.ndarray | None
+    indices: np.ndarray
+    epoch: int
+
+
+class ExampleDataset(Dataset):
+    """Examples of one split: a record, the time up to which it is seen and, for a task, its label.
+
+    The events of the split are held in memory once, as flat arrays (12 bytes an event). `__getitems__` hands a whole
+    batch over, which a collator turns into tensors.
+    """
+
+    def __init__(
+        self, events: Events, rows: np.ndarray, prediction_times: np.ndarray, labels: np.ndarray | None = None
+    ):
+        self.events = events
+        self.rows = rows
+        self.prediction_times = prediction_times
+        self.labels = labels
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def record_ids(self) -> np.ndarray:
+        """Record of each example."""
+        return np.array(self.events.record_ids, dtype=object)[self.rows]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of events of each example's record."""
+        return self.events.lengths[self.rows]
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Examples:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Examples:
+        chosen = np.asarray(indices)
+        return Examples(
+            events=self.events.take(self.rows[chosen]),
+            prediction_times=self.prediction_times[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            indices=chosen,
+            epoch=self.epoch,
+        )
+
+
+def load_task(folder: str | Path, task: str, split: str, variables: Sequence[str]) -> ExampleDataset:
+    """Examples of a task's split in a prepared folder, variable ids as positions in `variables`.
+
+    Raises:
+        ValueError: if folder, task or split are not there, or the folder has variables that `variables` lacks.
+    """
+    info = read_info(folder)
+    events = read_events(folder, split, variables)
+    table = read_task(folder, task, split)
+    position = {record_id: row for row, record_id in enumerate(events.record_ids)}
+    rows = np.array([position[record_id] for record_id in table["record_id"].to_pylist()], dtype=np.int64)
+    times = table["prediction_time"].to_numpy()
+    return ExampleDataset(events, rows, times, labels_array(table, info.task(task)))
+
+
+def load_forecast(
+    folder: str | Path, split: str, variables: Sequence[str], min_observed_hours: float
+) -> ExampleDataset:
+    """Records of a split that go on for longer than `min_observed_hours`, for forecast pretraining.
+
+    Raises:
+        ValueError: if the folder or split is not there, or no record is long enough.
+    """
+    events = read_events(folder, split, variables)
+    last = np.array(
+        [
+            events.times[end - 1] if end > start else 0.0
+            for start, end in zip(events.offsets, events.offsets[1:], strict=False)
+        ]
+    )
+    rows = np.flatnonzero(last > min_observed_hours)
+    if not len(rows):
+        raise ValueError(f"no record of split {split!r} lasts longer than min_observed_hours={min_observed_hours}")
+    return ExampleDataset(events, rows, last[rows])
+
+
+def read_events(folder: str | Path, split: str, variables: Sequence[str]) -> Events:
+    """All records of a split as flat arrays, variable ids as positions in `variables`."""
+    info = read_info(folder)
+    table = read_records(folder, split)
+    columns = {name: table[name].combine_chunks() for name in ("time", "variable", "value")}
+    offsets = columns["time"].offsets.to_numpy()
+    position = {name: index for index, name in enumerate(variables)}
+    unknown = [name for name in info.variables if name not in position]
+    if unknown:
+        raise ValueError(f"{folder} holds variables that the model's feature extractor does not know: {unknown[:5]}")
+    to_known = np.array([position[name] for name in info.variables], dtype=np.int32)
+    return Events(
+        offsets=(offsets - offsets[0]).astype(np.int64),
+        times=columns["time"].flatten().to_numpy(),
+        variable_ids=to_known[columns["variable"].flatten().to_numpy()],
+        values=columns["value"].flatten().to_numpy(zero_copy_only=False),
+        static={column.name: _static_array(table[column.name]) for column in info.static_columns},
+        record_ids=table["record_id"].to_pylist(),
+    )
+
+
+def _static_array(column: pa.ChunkedArray) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype=object)
+
+
+def labels_array(table: pa.Table, task: TaskInfo) -> np.ndarray:
+    """Labels of a task's table: int64 class indices `(n,)` (binary, multiclass), float32 zeros and ones
+    `(n, labels)` (multilabel) or float32 numbers `(n,)` (regression)."""
+    columns = [table[name] for name in task.label_columns]
+    if task.problem_type == "multilabel":
+        return np.stack([pc.cast(column, pa.float32()).to_numpy() for column in columns], axis=1)
+    if task.problem_type == "binary":
+        return pc.cast(columns[0], pa.int64()).to_numpy()
+    if task.problem_type == "multiclass":
+        position = {name: index for index, name in enumerate(task.label_names)}
+        return np.array([position[name] for name in columns[0].to_pylist()], dtype=np.int64)
+    return pc.cast(columns[0], pa.float32()).to_numpy()
+
+
+def fit_feature_extractor(folder: str | Path) -> HyMaTEFeatureExtractor:
+    """A feature extractor fitted on the training records of a prepared folder."""
+    info: DatasetInfo = read_info(folder)
+    return HyMaTEFeatureExtractor.fit(
+        read_events(folder, "train", info.variables),
+        info.variables,
+        numeric_columns=[column.name for column in info.static_columns if column.kind == "numeric"],
+        categorical_columns={
+            column.name: column.categories for column in info.static_columns if column.kind == "categorical"
+        },
+    )
+
+
+@dataclass
+class TaskCollator:
+    """Examples of a task -> the arguments of a classifier's `forward`.
+
+    Attributes:
+        feature_extractor: standardizes and pads.
+        max_events: keep the latest events before the prediction time; None keeps all.
+        variable_dropout: probability with which each variable of a record is left out altogether, events and all, as
+            augmentation; 0 for validation and prediction.
+        seed: of the augmentation, which also depends on the epoch and the examples and on nothing else.
+    """
+
+    feature_extractor: HyMaTEFeatureExtractor
+    max_events: int | None = None
+    variable_dropout: float = 0.0
+    seed: int = 0
+
+    def __call__(self, examples: Examples) -> BatchFeature:
+        events = examples.events
+        events = events.select(events.times <= np.repeat(examples.prediction_times, events.lengths))
+        features = encode_events(self, events, examples)
+        if examples.labels is not None:
+            features["labels"] = torch.from_numpy(examples.labels)
+        return features
+
+
+@dataclass
+class ForecastCollator:
+    """Examples of records -> the arguments of `HyMaTEForPreTraining.forward`.
+
+    Each record is cut at a time drawn uniformly between `min_observed_hours` and its last event. Input is what came
+    until then; to be forecast is the first value of each variable in the `forecast_hours` after (STraTS, section 4.2).
+    Attributes else as `TaskCollator`. With `fixed_cuts` the cut depends on the record alone, not on the epoch.
+    """
+
+    feature_extractor: HyMaTEFeatureExtractor
+    min_observed_hours: float = 12.0
+    forecast_hours: float = 2.0
+    max_events: int | None = None
+    variable_dropout: float = 0.0
+    seed: int = 0
+    fixed_cuts: bool = False
+
+    def __call__(self, examples: Examples) -> BatchFeature:
+        events = examples.events
+        epoch = 0 if self.fixed_cuts else examples.epoch
+        drawn = np.array([np.random.default_rng([self.seed, epoch, index]).random() for index in examples.indices])
+        cuts = self.min_observed_hours + drawn * (examples.prediction_times - self.min_observed_hours)
+        cut_of_event = np.repeat(cuts, events.lengths)
+        features = encode_events(self, events.select(events.times <= cut_of_event), examples)
+        ahead = (events.times > cut_of_event) & (events.times <= cut_of_event + self.forecast_hours)
+        features["forecast_values"], features["forecast_mask"] = self._targets(events.select(ahead))
+        return features
+
+    def _targets(self, ahead: Events) -> tuple[torch.Tensor, torch.Tensor]:
+        extractor = self.feature_extractor
+        standardized = extractor.standardize(ahead.variable_ids, ahead.values)
+        known = ~np.isnan(standardized)
+        rows, variable_ids, standardized = ahead.rows[known], ahead.variable_ids[known], standardized[known]
+        values = np.zeros((len(ahead), extractor.num_variables), dtype=np.float32)
+        mask = np.zeros(values.shape, dtype=bool)
+        # written last to first, so that the first value of a variable is the one that stays
+        values[rows[::-1], variable_ids[::-1]] = standardized[::-1]
+        mask[rows, variable_ids] = True
+        return torch.from_numpy(values), torch.from_numpy(mask)
+
+
+def encode_events(collator: TaskCollator | ForecastCollator, events: Events, examples: Examples) -> BatchFeature:
+    """What both collators do with the events that may be seen: augment, shorten, standardize, pad."""
+    if collator.variable_dropout:
+        rng = np.random.default_rng([collator.seed, examples.epoch, *examples.indices])
+        dropped = rng.random((len(events), collator.feature_extractor.num_variables)) < collator.variable_dropout
+        keep = ~dropped[events.rows, events.variable_ids]
+        # a record that would be left without events stays as it is
+        emptied = np.bincount(events.rows[keep], minlength=len(events)) == 0
+        events = events.select(keep | emptied[events.rows])
+    if collator.max_events is not None:
+        events = events.latest(collator.max_events)
+    return collator.feature_extractor.encode(events)
