@@ -9,6 +9,7 @@
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable
 
@@ -75,8 +76,12 @@ def selective_scan(
     """
     if not torch.compiler.is_compiling():
         _check_shapes(u, delta, A, B, C, D, z, delta_bias, lengths, initial_state)
-    scan = _BACKENDS[resolve_backend(u, backend)]
-    output, final_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state)
+    backend = resolve_backend(u, backend)
+    if backend == "mamba_ssm" and (initial_state is not None or return_final_state):
+        backend = "chunked"  # mamba-ssm's kernel starts from zero and gives its last state no gradient
+    output, final_state = _BACKENDS[backend](
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state
+    )
     return (output, final_state) if return_final_state else output
 
 
@@ -92,6 +97,8 @@ def resolve_backend(u: torch.Tensor, backend: str | None = None) -> str:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
     if backend == "native" and not native_available():
         raise ValueError(f"backend 'native' is not available: {_native_problem()}")
+    if backend == "mamba_ssm" and _mamba_ssm_scan(u.device) is None:
+        raise ValueError("backend 'mamba_ssm' is not available: see the warning that named the reason")
     if backend is not None:
         return backend
     if u.device.type == "cuda" and u.dtype in NATIVE_DTYPES and _mamba_ssm_scan(u.device) is not None:
@@ -170,43 +177,53 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias, lengths, initial_state):
         raise ValueError(f"lengths must be integers, got {lengths.dtype}")
 
 
-def _compute_dtype(u: torch.Tensor) -> torch.dtype:
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
-
-
 def _valid_steps(u: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     steps = torch.arange(u.shape[1], device=u.device)
     return (steps < lengths[:, None].to(u.device)).unsqueeze(-1)  # (batch, length, 1)
 
 
-def _reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state):
-    dtype = _compute_dtype(u)
-    x, A = u.to(dtype), A.to(dtype)
-    delta = delta.to(dtype)
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(dtype)
-    if delta_softplus:
-        delta = F.softplus(delta)
-    if lengths is not None:
-        # A step of size zero leaves the state as it is.
-        valid = _valid_steps(u, lengths)
-        delta, x = delta.where(valid, 0), x.where(valid, 0)
-    state = u.new_zeros(u.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+def _with_recurrence(recurrence: Callable) -> Callable:
+    """Makes a backend of `recurrence(x, delta, A, B, C, state) -> (C_t · h_t of every step, final state)`."""
+
+    def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state):
+        dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+        x, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
+        if delta_bias is not None:
+            delta = delta + delta_bias.to(dtype)
+        if lengths is not None:
+            # A step of size zero leaves the state as it is; the rest is cleared since padding may hold NaN.
+            valid = _valid_steps(u, lengths)
+            delta = delta.where(valid, -math.inf if delta_softplus else 0)
+            x, B, C = (tensor.where(valid, 0) for tensor in (x, B, C))
+            z = None if z is None else z.where(valid, 0)
+        if delta_softplus:
+            delta = F.softplus(delta)
+        state = u.new_zeros(u.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+        output, state = recurrence(x, delta, A, B, C, state)
+        if D is not None:
+            output = output + x * D.to(dtype)
+        if z is not None:
+            output = output * F.silu(z.to(dtype))
+        if lengths is not None:
+            output = output.where(valid, 0)
+        return output.to(u.dtype).contiguous(), state
+
+    return scan
+
+
+def _reference_recurrence(x, delta, A, B, C, state):
     outputs = []
     # unbind, since indexing inside the loop makes the backward pass quadratic in the length
-    for x_t, delta_t, B_t, C_t in zip(
-        x.unbind(1), delta.unbind(1), B.to(dtype).unbind(1), C.to(dtype).unbind(1), strict=True
-    ):
+    for x_t, delta_t, B_t, C_t in zip(*(tensor.unbind(1) for tensor in (x, delta, B, C)), strict=True):
         state = (delta_t.unsqueeze(-1) * A).exp() * state + (delta_t * x_t).unsqueeze(-1) * B_t.unsqueeze(1)
         outputs.append((state * C_t.unsqueeze(1)).sum(-1))
-    output = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)
-    if D is not None:
-        output = output + x * D.to(dtype)
-    if z is not None:
-        output = output * F.silu(z.to(dtype))
-    if lengths is not None:
-        output = output.where(valid, 0)
-    return output.to(u.dtype), state
+    return (torch.stack(outputs, 1) if outputs else torch.zeros_like(x)), state
+
+
+def _chunked_recurrence(x, delta, A, B, C, state):
+    x, delta, B, C = (tensor.transpose(0, 1).contiguous() for tensor in (x, delta, B, C))
+    output, state = _ChunkedScan.apply(x, delta, A, B, C, state)
+    return output.transpose(0, 1), state
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -267,34 +284,6 @@ def _chunk_states(x, delta, A, B, state):
     return decay, states
 
 
-def _chunked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state):
-    dtype = _compute_dtype(u)
-    delta, x = delta.to(dtype), u.to(dtype)
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(dtype)
-    if delta_softplus:
-        delta = F.softplus(delta)
-    if lengths is not None:
-        valid = _valid_steps(u, lengths)
-        delta, x = delta.where(valid, 0), x.where(valid, 0)
-    if initial_state is None:
-        initial_state = u.new_zeros(u.shape[0], *A.shape, dtype=dtype)
-    output, final_state = _ChunkedScan.apply(
-        *(tensor.to(dtype).transpose(0, 1).contiguous() for tensor in (x, delta)),
-        A.to(dtype),
-        *(tensor.to(dtype).transpose(0, 1).contiguous() for tensor in (B, C)),
-        initial_state.to(dtype),
-    )
-    output = output.transpose(0, 1)
-    if D is not None:
-        output = output + x * D.to(dtype)
-    if z is not None:
-        output = output * F.silu(z.to(dtype))
-    if lengths is not None:
-        output = output.where(valid, 0)
-    return output.to(u.dtype).contiguous(), final_state
-
-
 def _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state):
     return hymate_native.selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state, return_final_state=True
@@ -302,21 +291,19 @@ def _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initia
 
 
 def _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state):
-    scan = _mamba_ssm_scan(u.device)
-    if scan is None:
-        raise ValueError("backend 'mamba_ssm' is not available: see the warning that named the reason")
-    if initial_state is not None:
-        # mamba-ssm's kernel always starts from zero
-        return _chunked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state)
     if lengths is not None:
         valid = _valid_steps(u, lengths)
-        if delta_bias is not None:
+        if delta_bias is not None and not delta_softplus:
             delta, delta_bias = delta + delta_bias, None
-        # its softplus turns this into a step of size zero, exactly
-        delta, u = delta.where(valid, -1e4 if delta_softplus else 0), u.where(valid, 0)
-    inner_first = (None if tensor is None else tensor.transpose(1, 2).contiguous() for tensor in (u, delta, B, C, z))
-    u_t, delta_t, B_t, C_t, z_t = inner_first  # (batch, inner or state, length)
-    output, final_state = scan(
+        # padding becomes steps of size zero, exactly: mamba-ssm's softplus gives 0 this far below zero
+        delta = delta.where(valid, -1e4 if delta_softplus else 0)
+        u, B, C = (tensor.where(valid, 0) for tensor in (u, B, C))
+        z = None if z is None else z.where(valid, 0)
+    # the kernel wants (batch, inner or state, length) and one data type
+    u_t, delta_t, B_t, C_t, z_t = (
+        None if tensor is None else tensor.to(u.dtype).transpose(1, 2).contiguous() for tensor in (u, delta, B, C, z)
+    )
+    output, final_state = _mamba_ssm_scan(u.device)(
         u_t,
         delta_t,
         A.float(),
@@ -334,4 +321,9 @@ def _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, ini
     return output, final_state
 
 
-_BACKENDS = {"reference": _reference, "chunked": _chunked, "native": _native, "mamba_ssm": _mamba_ssm}
+_BACKENDS = {
+    "reference": _with_recurrence(_reference_recurrence),
+    "chunked": _with_recurrence(_chunked_recurrence),
+    "native": _native,
+    "mamba_ssm": _mamba_ssm,
+}
