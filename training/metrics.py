@@ -497,7 +497,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     if positives is not None:
         size += f", {positives:,} positive ({positives / n:.1%})"
     titles = METRICS[report["problem_type"]]
-    rows = [("metric", "value", f"{100 * report['bootstrap']['level']:.4g} % interval")]
+    rows = [("metric", "value", f"{100 * report['bootstrap']['level']:.4g}% interval")]
     for name, value in report["metrics"].items():
         interval = report["confidence_intervals"][name]
         shown = "not defined: " + report["undefined"][name] if value is None else "not available"

@@ -1,0 +1,280 @@
+"""Plots of an evaluation, as PNG files that hold aggregates only.
+
+Figures are built with matplotlib's object-oriented interface, so that no display is needed and the state of pyplot is
+left alone. Labels and predictions are those of `metrics.check_inputs`.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from sklearn import metrics as sklearn_metrics
+
+from .metrics import METRICS, calibration_bins, check_inputs, compute_metrics, named_columns
+
+logger = logging.getLogger(__name__)
+
+# Okabe and Ito's palette, told apart under the common kinds of color blindness
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
+COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = ("-", "--", ":", "-.")
+TITLE_SIZE, LABEL_SIZE, TEXT_SIZE = 15, 13, 11
+WILSON_Z = NormalDist().inv_cdf(0.975)
+
+
+def save_plots(
+    problem_type: str,
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    folder: str | os.PathLike,
+    prefix: str,
+    *,
+    label_names: Sequence[str] | None = None,
+) -> list[Path]:
+    """Write `{prefix}_{plot}.png` into `folder` for each plot of the problem type, and return their paths.
+
+    binary: roc, precision_recall, reliability. multiclass: confusion. multilabel: roc (a curve a label). regression:
+    predicted_versus_true. A curve that is undefined, because labels hold one class only, is left out with a warning.
+    Each file is written under a temporary name and then renamed. ValueError as in `metrics.check_inputs`.
+    """
+    labels, predictions = check_inputs(problem_type, labels, predictions)
+    figures: dict[str, Figure] = {}
+    if problem_type == "binary":
+        if np.ptp(labels) > 0:
+            figures["roc"] = roc_figure(labels, predictions)
+            figures["precision_recall"] = precision_recall_figure(labels, predictions)
+        else:
+            logger.warning("labels are all %d: the ROC and precision-recall curves are left out", labels[0])
+        figures["reliability"] = reliability_figure(labels, predictions)
+    elif problem_type == "multiclass":
+        figures["confusion"] = confusion_figure(labels, predictions, label_names)
+    elif problem_type == "multilabel":
+        if np.ptp(labels, axis=0).any():
+            figures["roc"] = label_roc_figure(labels, predictions, label_names)
+        else:
+            logger.warning("no column of labels holds both classes: the ROC curves are left out")
+    else:
+        figures["predicted_versus_true"] = predicted_versus_true_figure(labels, predictions)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        path = folder / f"{prefix}_{name}.png"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        paths.append(path)
+    return paths
+
+
+def _figure(title: str, width: float = 6.4, height: float = 6.4) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=TITLE_SIZE)
+    return figure
+
+
+def _dress(axes: Axes, x: str, y: str, subtitle: str = "") -> None:
+    axes.set_xlabel(x, fontsize=LABEL_SIZE)
+    axes.set_ylabel(y, fontsize=LABEL_SIZE)
+    axes.set_title(subtitle, fontsize=TEXT_SIZE, color=GREY)
+    axes.tick_params(labelsize=TEXT_SIZE)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect("equal")
+
+
+def _size(labels: np.ndarray) -> str:
+    return f"{len(labels):,} rows, {labels.sum():,} positive ({labels.mean():.1%})"
+
+
+def roc_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
+    """ROC curve of binary labels and probabilities (n,), both classes present."""
+    labels, predictions = check_inputs("binary", labels, predictions)
+    false_positive_rate, recall, _ = sklearn_metrics.roc_curve(labels, predictions)
+    figure = _figure("ROC curve")
+    axes = figure.add_subplot()
+    _dress(axes, "false positive rate (1 - specificity)", "true positive rate (recall)", _size(labels))
+    _unit_square(axes)
+    auroc = compute_metrics("binary", labels, predictions)["auroc"]
+    axes.plot(false_positive_rate, recall, color=BLUE, linewidth=2, label=f"model, AUROC {auroc:.3f}")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="chance, AUROC 0.500")
+    axes.legend(loc="lower right", fontsize=TEXT_SIZE)
+    return figure
+
+
+def precision_recall_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
+    """Precision-recall curve of binary labels and probabilities (n,), both classes present, with the prevalence."""
+    labels, predictions = check_inputs("binary", labels, predictions)
+    precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, predictions)
+    figure = _figure("Precision-recall curve")
+    axes = figure.add_subplot()
+    _dress(axes, "recall (sensitivity)", "precision (positive predictive value)", _size(labels))
+    _unit_square(axes)
+    auprc = compute_metrics("binary", labels, predictions)["auprc"]
+    # drawn in steps, as average precision integrates it
+    axes.step(recall, precision, where="post", color=BLUE, linewidth=2, label=f"model, AUPRC {auprc:.3f}")
+    prevalence = labels.mean()
+    axes.axhline(prevalence, color=GREY, linestyle="--", linewidth=1.2, label=f"prevalence {prevalence:.3f}")
+    axes.legend(loc="upper right", fontsize=TEXT_SIZE)
+    return figure
+
+
+def wilson_interval(share: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95% score interval (low, high) of a binomial share observed in so many rows."""
+    scale = 1 + WILSON_Z**2 / rows
+    center = (share + WILSON_Z**2 / (2 * rows)) / scale
+    half = WILSON_Z / scale * np.sqrt(share * (1 - share) / rows + WILSON_Z**2 / (4 * rows**2))
+    # bounded by the share itself, which rounding could otherwise leave outside at 0 and 1
+    return np.clip(center - half, 0, share), np.clip(center + half, share, 1)
+
+
+def reliability_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
+    """Reliability diagram of binary labels and probabilities (n,), over a histogram of the probabilities.
+
+    The points are the bins of `metrics.calibration_bins`, with Wilson's 95% intervals. The upper axes end where the
+    bins do, since at a low prevalence all of them lie in a corner of the unit square.
+    """
+    labels, predictions = check_inputs("binary", labels, predictions)
+    bins = calibration_bins(labels, predictions)
+    low, high = wilson_interval(bins.observed, bins.rows)
+    error = compute_metrics("binary", labels, predictions)["expected_calibration_error"]
+    figure = _figure("Reliability diagram", height=8.6)
+    axes, histogram = figure.subplots(2, 1, height_ratios=(3, 1))
+    limit = min(1.0, np.ceil(10 * max(bins.predicted.max(), high.max())) / 10)
+
+    _dress(axes, "mean predicted probability", "observed share of positives", _size(labels))
+    axes.plot([0, limit], [0, limit], color=GREY, linestyle="--", linewidth=1.2, label="perfect calibration")
+    axes.errorbar(
+        bins.predicted,
+        bins.observed,
+        yerr=(bins.observed - low, high - bins.observed),
+        color=BLUE,
+        marker="o",
+        linewidth=1.5,
+        elinewidth=1.2,
+        capsize=3,
+        label=f"model, expected calibration error {error:.3f}\n(bins of equal size, 95% Wilson intervals)",
+    )
+    axes.set_xlim(-0.02 * limit, 1.02 * limit)
+    axes.set_ylim(-0.02 * limit, 1.02 * limit)
+
+    _dress(histogram, "predicted probability", "rows")
+    edges = np.linspace(0, 1, 41)
+    for value, name, color in ((0, "negative", BLUE), (1, "positive", ORANGE)):
+        histogram.hist(
+            predictions[labels == value], bins=edges, histtype="step", linewidth=1.8, color=color, label=name
+        )
+    histogram.set_yscale("symlog", linthresh=1)
+    histogram.set_xlim(-0.02, 1.02)
+    histogram.set_ylim(0)
+    # below both axes, where it hides neither points nor bars
+    figure.legend(loc="outside lower center", fontsize=TEXT_SIZE, ncols=2)
+    return figure
+
+
+def confusion_figure(labels: ArrayLike, predictions: ArrayLike, label_names: Sequence[str] | None = None) -> Figure:
+    """Confusion matrix of labels (n,) and the most probable class of probabilities (n, K); shades show row shares."""
+    labels, predictions = check_inputs("multiclass", labels, predictions)
+    classes = predictions.shape[1]
+    names = named_columns(label_names, classes)
+    counts = sklearn_metrics.confusion_matrix(labels, predictions.argmax(axis=1), labels=np.arange(classes))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(2.5 + 0.9 * classes, 6.4, 14))
+    figure = _figure("Confusion matrix", width=side + 0.9, height=side)
+    axes = figure.add_subplot()
+    _dress(axes, "predicted class", "true class", f"{len(labels):,} rows, accuracy {counts.trace() / len(labels):.3f}")
+    axes.grid(visible=False)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(classes), names, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(classes), names)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("share of the true class", fontsize=LABEL_SIZE)
+    bar.ax.tick_params(labelsize=TEXT_SIZE)
+    if classes <= 12:
+        for row, column in product(range(classes), repeat=2):
+            axes.text(
+                column,
+                row,
+                f"{counts[row, column]:,}\n{shares[row, column]:.0%}",
+                ha="center",
+                va="center",
+                fontsize=TEXT_SIZE,
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
+    return figure
+
+
+def label_roc_figure(labels: ArrayLike, predictions: ArrayLike, label_names: Sequence[str] | None = None) -> Figure:
+    """ROC curve of each column of labels and probabilities (n, K); columns of one class only are named, not drawn."""
+    labels, predictions = check_inputs("multilabel", labels, predictions)
+    names = named_columns(label_names, labels.shape[1])
+    styles = [(color, line) for line in LINE_STYLES for color in COLORS]
+    columns = 1 + (len(names) - 1) // 18
+    figure = _figure("ROC curve of each label", width=6.8 + 3.4 * columns)
+    axes = figure.add_subplot()
+    _dress(axes, "false positive rate (1 - specificity)", "true positive rate (recall)", f"{len(labels):,} rows")
+    _unit_square(axes)
+    for column, name in enumerate(names):
+        y, p = labels[:, column], predictions[:, column]
+        color, line = styles[column % len(styles)]
+        if np.ptp(y) == 0:
+            axes.plot([], [], color="none", label=f"{name}, one class only")
+            continue
+        false_positive_rate, recall, _ = sklearn_metrics.roc_curve(y, p)
+        title = f"{name}, {sklearn_metrics.roc_auc_score(y, p):.3f} ({y.sum():,} pos.)"
+        axes.plot(false_positive_rate, recall, color=color, linestyle=line, linewidth=1.6, label=title)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1),
+        fontsize=TEXT_SIZE,
+        ncols=columns,
+        title="label, AUROC",
+        title_fontsize=TEXT_SIZE,
+    )
+    return figure
+
+
+def predicted_versus_true_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
+    """Predicted against true numbers (n,) as counts in hexagons: no row is drawn on its own."""
+    labels, predictions = check_inputs("regression", labels, predictions)
+    metrics = compute_metrics("regression", labels, predictions)
+    rows = f"{len(labels):,} rows"
+    figure = _figure("Predicted and true values", width=7.3)
+    axes = figure.add_subplot()
+    shown = [
+        f"{METRICS['regression'][name]} {metrics[name]:.3g}" for name in ("mae", "r2") if metrics[name] is not None
+    ]
+    _dress(axes, "true value (unit of the label)", "predicted value (unit of the label)", ", ".join([rows, *shown]))
+    low, high = min(labels.min(), predictions.min()), max(labels.max(), predictions.max())
+    margin = 0.02 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    image = axes.hexbin(
+        labels, predictions, gridsize=32, extent=(low, high, low, high), mincnt=1, bins="log", cmap="viridis"
+    )
+    axes.plot([low, high], [low, high], color=ORANGE, linestyle="--", linewidth=1.5, label="perfect prediction")
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left", fontsize=TEXT_SIZE)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("rows in a hexagon", fontsize=LABEL_SIZE)
+    bar.ax.tick_params(labelsize=TEXT_SIZE)
+    return figure
