@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from modeling_hymate import Events, HyMaTEFeatureExtractor
 from torch.utils.data import Dataset
 from transformers import BatchFeature
 
 from hymate_training.records import DatasetInfo, TaskInfo, read_info, read_records, read_task
+from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 
 @dataclass

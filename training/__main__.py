@@ -1,0 +1,7 @@
+"""`python -m hymate_training`: the `hymate` command for launchers such as torchrun."""
+
+import sys
+
+from hymate_training.cli import main
+
+sys.exit(main())

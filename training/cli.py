@@ -1,0 +1,50 @@
+"""The `hymate` command: parses, calls, and turns a user's mistake into one line and exit code 2."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Modules are imported when their command is called, so that `hymate --help` answers at once.
+COMMANDS = {
+    "prepare": "turn a source of health records into a prepared folder",
+    "pretrain": "pretrain an encoder by forecasting the next hours' values",
+    "finetune": "fine-tune a classifier on a task",
+    "evaluate": "evaluate a fine-tuned model on a split",
+    "predict": "predict the records of a file of events",
+    "push": "push a checkpoint to the Hugging Face Hub",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 2 for a user's mistake, 130 for an interruption."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="hymate", description="HyMaTE for electronic health records.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    called = arguments[0] if arguments else None
+    module = None
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name == called:
+            try:
+                module = importlib.import_module(f"hymate_training.{name}")
+            except ModuleNotFoundError as error:
+                print(f"hymate {name} needs {error.name}: pip install 'hymate[train]'", file=sys.stderr)
+                return 2
+            module.add_arguments(command)
+    parsed = parser.parse_args(arguments)
+    try:
+        text = module.run(parsed)  # type: ignore[union-attr]  # parse_args exits where no command was called
+    except KeyboardInterrupt as interrupt:
+        print(f"hymate {called}: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        print(f"hymate {called}: {error}", file=sys.stderr)
+        return 2
+    if text:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""`hymate predict`: a trained model on new records; and prediction over a data set, which evaluation shares."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from tqdm.auto import tqdm
+
+from hymate_training.collation import ExampleDataset, TaskCollator
+from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate.events import EVENT_COLUMNS
+
+BATCH_SIZE = 64
+
+
+@dataclass
+class Predictions:
+    """Predictions for some examples of a data set.
+
+    Attributes:
+        indices: positions in the data set.
+        values: probabilities or numbers, `(examples, num_labels)`.
+        variable_shares: sum over the examples of each variable's share of the attention, `(num_variables,)`.
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+    variable_shares: np.ndarray
+
+
+@torch.no_grad()
+def predict_examples(
+    model: HyMaTEForSequenceClassification,
+    dataset: ExampleDataset,
+    collator: TaskCollator,
+    batch_size: int = BATCH_SIZE,
+    rank: int = 0,
+    world: int = 1,
+    progress: str | None = None,
+) -> Predictions:
+    """Predicts every example of a data set, or of several processes' shares the `rank`-th of `world`.
+
+    Args:
+        model: a classifier, in whatever mode; it is put into evaluation mode.
+        dataset: the examples.
+        collator: makes them tensors; should not augment.
+        batch_size: examples at a time.
+        rank: which share.
+        world: number of shares.
+        progress: label of a progress bar; none where absent.
+    """
+    model.eval()
+    order = np.argsort(dataset.lengths, kind="stable")  # equal lengths together: less padding
+    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)][rank::world]
+    values = []
+    shares = np.zeros(model.config.num_variables)
+    for batch in tqdm(batches, desc=progress, unit="batch", disable=progress is None, leave=False):
+        features = collator(dataset.__getitems__(batch))
+        features.pop("labels", None)
+        outputs = model(**{name: tensor.to(model.device) for name, tensor in features.items()})
+        values.append(model.predictions(outputs.logits).cpu().numpy())
+        real = outputs.channel_ids >= 0
+        np.add.at(shares, outputs.channel_ids[real].cpu().numpy(), outputs.channel_weights[real].float().cpu().numpy())
+    indices = np.concatenate(batches) if batches else np.zeros(0, dtype=np.int64)
+    return Predictions(indices, np.concatenate(values) if values else np.zeros((0, model.num_labels)), shares)
+
+
+def load_checkpoint(folder: str | Path) -> tuple[HyMaTEForSequenceClassification, HyMaTEFeatureExtractor]:
+    """A fine-tuned model and its feature extractor.
+
+    Raises:
+        ValueError: if the folder is not a checkpoint of a fine-tuned model.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a checkpoint: it lacks {name}")
+    model, report = HyMaTEForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(f"{folder} holds no classifier: run `hymate finetune --checkpoint {folder}` first")
+    return model, HyMaTEFeatureExtractor.from_pretrained(folder)
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a fine-tuned model")
+    parser.add_argument(
+        "--events", type=Path, required=True, help="CSV or Parquet: record_id, time (hours), variable, value"
+    )
+    parser.add_argument("--static", type=Path, help="CSV or Parquet: record_id and the static columns, a row a record")
+    parser.add_argument("--output", type=Path, required=True, help="CSV or Parquet to write, a row a record")
+    parser.add_argument("--max-events", type=int, help="keep the latest events of longer records")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
+    parser.add_argument(
+        "--ignore-unknown-variables", action="store_true", help="drop and count events of unknown variables"
+    )
+
+
+def run(args: argparse.Namespace) -> str:
+    """Predicts the records of a file of events; returns what to print."""
+    _format_of(args.output)  # before the work, not after it
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    model, extractor = load_checkpoint(args.checkpoint)
+    if args.ignore_unknown_variables:
+        extractor.unknown_variables = "ignore"
+    frame = read_frame(args.events)
+    static = None if args.static is None else read_frame(args.static)
+    missing = [name for name in ("record_id", *EVENT_COLUMNS) if name not in frame.columns]
+    if missing:
+        raise ValueError(f"{args.events} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
+    events = extractor.parse(frame, static)
+    times = np.full(len(events), np.inf)
+    dataset = ExampleDataset(events, np.arange(len(events)), times)
+    collator = TaskCollator(extractor, args.max_events)
+    predictions = predict_examples(model, dataset, collator, args.batch_size, progress="predict")
+    values = np.empty_like(predictions.values)
+    values[predictions.indices] = predictions.values
+    write_frame(prediction_frame(events.record_ids, values, model), args.output)
+    dropped = f"; dropped {events.ignored.total()} events of unknown variables" if events.ignored else ""
+    return f"{len(events)} records -> {args.output}{dropped}"
+
+
+def prediction_frame(
+    record_ids: list[str], values: np.ndarray, model: HyMaTEForSequenceClassification
+) -> pl.DataFrame:
+    """One row a record: `record_id`, one column a label and, where one class is chosen, `prediction`."""
+    names = [model.config.id2label[index] for index in range(values.shape[1])]
+    columns = {"record_id": record_ids, **{name: values[:, index] for index, name in enumerate(names)}}
+    if model.config.problem_type == "single_label_classification":
+        columns["prediction"] = [names[index] for index in values.argmax(1)]
+    return pl.DataFrame(columns)
+
+
+def _format_of(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: the name must end in .csv or .parquet")
+    return suffix
+
+
+def read_frame(path: Path) -> pl.DataFrame:
+    """A CSV or Parquet file; `record_id` is read as text.
+
+    Raises:
+        ValueError: if the file is not there or cannot be read.
+    """
+    kind = _format_of(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        if kind == ".parquet":
+            return pl.read_parquet(path)
+        return pl.read_csv(path, infer_schema_length=None, schema_overrides={"record_id": pl.String})
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def write_frame(frame: pl.DataFrame, path: Path):
+    """Writes CSV or Parquet under a temporary name and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    incoming = path.with_name(f".{path.name}.incoming")
+    if _format_of(path) == ".parquet":
+        frame.write_parquet(incoming)
+    else:
+        frame.write_csv(incoming)
+    os.replace(incoming, path)
