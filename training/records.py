@@ -282,7 +282,7 @@ class PreparedFolderWriter:
             if kind is None:
                 if not self._finished:
                     raise RuntimeError("PreparedFolderWriter: call finish(info) before the block ends")
-                _replace_folder(self._partial, self.output)
+                replace_folder(self._partial, self.output)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -345,7 +345,7 @@ class PreparedFolderWriter:
         rows = pl.DataFrame(pl.from_arrow(table))
         if (repeated := rows.select("record_id", "prediction_time").is_duplicated()).any():
             raise ValueError(
-                f"{where}: record {rows['record_id'][repeated.arg_max()]!r} is predicted twice at one time"
+                f"{where}: record {rows['record_id'][repeated.arg_max() or 0]!r} is predicted twice at one time"
             )
         if task.problem_type == "multiclass":
             unknown = sorted(set(rows["categorical_value"]) - set(task.label_names))
@@ -398,7 +398,7 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         raise ValueError(f"{output} exists; choose another output, or replace it with --overwrite")
 
 
-def _replace_folder(new: Path, output: Path) -> None:
+def replace_folder(new: Path, output: Path) -> None:
     if not output.exists():
         new.rename(output)
         return
@@ -495,16 +495,15 @@ def _record_lengths(shard: Path) -> np.ndarray:
 def _describe_labels(task: TaskInfo, frame: pl.DataFrame) -> str:
     if not frame.height:
         return "none"
-    columns = frame.select(task.label_columns)
+    columns = {name: frame[name].to_numpy() for name in task.label_columns}
+    first = columns[task.label_columns[0]]
     if task.problem_type == "binary":
-        return f"{columns.to_series().mean():.2%} {task.label_names[1]}"
+        return f"{first.mean():.2%} {task.label_names[1]}"
     if task.problem_type == "regression":
-        labels = columns.to_series()
-        return f"mean {labels.mean():.4g}, median {labels.median():.4g}"
+        return f"mean {first.mean():.4g}, median {np.median(first):.4g}"
     if task.problem_type == "multiclass":
-        labels = columns.to_series()
-        return ", ".join(f"{(labels == name).mean():.1%} {name}" for name in task.label_names)
-    return ", ".join(f"{columns[name].mean():.1%} {name}" for name in task.label_columns)
+        return ", ".join(f"{(first == name).mean():.1%} {name}" for name in task.label_names)
+    return ", ".join(f"{labels.mean():.1%} {name}" for name, labels in columns.items())
 
 
 def _card(folder: Path, info: DatasetInfo) -> str:

@@ -1,0 +1,29 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hymate_training.readers import synthetic
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """`shared_data("physionet2012")` is the folder of that data set; the test is skipped where it is absent."""
+
+    def find(name: str) -> Path:
+        folder = SHARED_DATA / name
+        if not folder.is_dir():
+            pytest.skip(f"needs the data set {name} in {folder}")
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of 200 simulated stays. Read it only: every test of the session shares it."""
+    folder = tmp_path_factory.mktemp("synthetic") / "prepared"
+    synthetic.prepare(folder, num_records=200, seed=0)
+    return folder
