@@ -101,6 +101,10 @@ class HyMaTEConfig(PreTrainedConfig):
             self.intermediate_size = 2 * self.hidden_size
         if self.time_step_rank == "auto":
             self.time_step_rank = math.ceil(self.hidden_size / 16)
+        if not type(self).__module__.startswith("transformers_modules."):
+            # A folder's own pipeline goes with the folder's own code, and transformers asks for trust_remote_code
+            # wherever it sees one named; where this package is imported, its pipeline is registered already.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     @property

@@ -6,7 +6,9 @@ from transformers import (
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
+    AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_hymate import HyMaTEConfig
 from .events import Events
@@ -20,6 +22,7 @@ from .modeling_hymate import (
     HyMaTEModelOutput,
     HyMaTEPreTrainedModel,
 )
+from .pipeline_hymate import TASK, HyMaTEPipeline
 from .scan import selective_scan
 
 AutoConfig.register("hymate", HyMaTEConfig, exist_ok=True)
@@ -27,6 +30,8 @@ AutoModel.register(HyMaTEConfig, HyMaTEModel, exist_ok=True)
 AutoModelForPreTraining.register(HyMaTEConfig, HyMaTEForPreTraining, exist_ok=True)
 AutoModelForSequenceClassification.register(HyMaTEConfig, HyMaTEForSequenceClassification, exist_ok=True)
 AutoFeatureExtractor.register(HyMaTEConfig, HyMaTEFeatureExtractor, exist_ok=True)
+AutoProcessor.register(HyMaTEConfig, HyMaTEFeatureExtractor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(TASK, HyMaTEPipeline, pt_model=AutoModelForSequenceClassification)
 
 # What is registered here is copied, with the files it imports, into every folder that save_pretrained writes, so that
 # the folder loads with trust_remote_code=True where this package is not installed.
@@ -46,6 +51,7 @@ __all__ = [
     "HyMaTEForSequenceClassificationOutput",
     "HyMaTEModel",
     "HyMaTEModelOutput",
+    "HyMaTEPipeline",
     "HyMaTEPreTrainedModel",
     "selective_scan",
 ]

@@ -1,5 +1,6 @@
 """HyMaTE models: the encoder, forecast pretraining and record classification."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -120,7 +121,12 @@ class HyMaTEPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the folder also holds the code, so that it loads where this package is missing."""
+        # The pipeline uses models, not they it. It is imported here so that its file travels with this one's.
+        from .pipeline_hymate import CUSTOM_PIPELINES  # noqa: PLC0415
+
         self.config.auto_map = dict(AUTO_MAP)
+        classifies = type(self).__name__ == "HyMaTEForSequenceClassification"
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES) if classifies else {}
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
