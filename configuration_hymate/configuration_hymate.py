@@ -160,8 +160,11 @@ class HyMaTEConfig(PreTrainedConfig):
     def validate_pos_weight(self):
         if self.pos_weight is None:
             return
-        if self.problem_type == "regression":
-            raise ValueError("pos_weight applies to classification, but problem_type is 'regression'")
+        if self.problem_type == "regression" or (self.problem_type is None and self.num_labels == 1):
+            raise ValueError(
+                f"pos_weight applies to classification, but problem_type is {self.problem_type!r} with "
+                f"num_labels={self.num_labels}, a regression"
+            )
         weights = self.pos_weight if isinstance(self.pos_weight, list) else [self.pos_weight]
         if any(weight <= 0 for weight in weights):
             raise ValueError(f"pos_weight must be positive, got {self.pos_weight}")
@@ -169,11 +172,12 @@ class HyMaTEConfig(PreTrainedConfig):
             raise ValueError(f"pos_weight has {len(self.pos_weight)} entries, but num_labels is {self.num_labels}")
         if (
             not isinstance(self.pos_weight, list)
-            and self.problem_type == "single_label_classification"
+            and self.problem_type != "multi_label_classification"
             and self.num_labels != 2
         ):
             raise ValueError(
-                f"a single pos_weight needs two classes, but num_labels is {self.num_labels}: give one weight a class"
+                f"a single pos_weight needs two classes, but num_labels is {self.num_labels}: give one weight a "
+                "class, or set problem_type='multi_label_classification'"
             )
 
 

@@ -35,7 +35,8 @@ class HyMaTEModelOutput(ModelOutput):
         pooler_output: the patient representation, `(batch, config.pooler_size)`.
         channel_hidden_state: one token a variable observed in the record, `(batch, channels, hidden_size)`; with
             `attention_axis="event"` the weighted mean of that variable's events.
-        channel_ids: the variable of each channel, `(batch, channels)`; -1 is padding.
+        channel_ids: the variable of each channel, `(batch, channels)`; -1 is padding. A compiled or exported model
+            pads to the most channels that there can be.
         event_weights: share of each event in the pooled vector, `(batch, length)`; a record's shares sum to one.
         channel_weights: share of each variable, `(batch, channels)`; a record's shares sum to one.
         hidden_states: with `output_hidden_states`, the embedded events and the output of each Mamba layer, each like
@@ -55,7 +56,15 @@ class HyMaTEModelOutput(ModelOutput):
 
 
 @dataclass
-class HyMaTEForPreTrainingOutput(HyMaTEModelOutput):
+class HyMaTEHeadOutput(ModelOutput):
+    """What a head adds to the encoder's output, ahead of it."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+@dataclass
+class HyMaTEForPreTrainingOutput(HyMaTEModelOutput, HyMaTEHeadOutput):
     """Output of forecast pretraining: the fields of `HyMaTEModelOutput` and
 
     Attributes:
@@ -63,21 +72,15 @@ class HyMaTEForPreTrainingOutput(HyMaTEModelOutput):
         logits: forecast of each variable's next value in standardized units, `(batch, num_variables)`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-
 
 @dataclass
-class HyMaTEForSequenceClassificationOutput(HyMaTEModelOutput):
+class HyMaTEForSequenceClassificationOutput(HyMaTEModelOutput, HyMaTEHeadOutput):
     """Output of record classification: the fields of `HyMaTEModelOutput` and
 
     Attributes:
         loss: present with `labels`.
         logits: scores before softmax or sigmoid, or the regressed numbers, `(batch, num_labels)`.
     """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
 
 
 # Which class of a saved folder's code serves which Auto class. All are written whatever head is saved, so that a
@@ -185,9 +188,9 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         # whatever stands at masked events goes, so that not even a NaN there can reach the others
         values = values.masked_fill(~(mask & has_value), 0)
         times = times.masked_fill(~mask, 0)
-        variable_ids = variable_ids.masked_fill(~mask, 0)
+        variable_ids = variable_ids.long().masked_fill(~mask, 0)
 
-        order = canonical_order(values, times, variable_ids, mask)
+        order = canonical_order(values.masked_fill(~has_value, math.inf), times, variable_ids, mask)
         values, times, variable_ids, mask, has_value = (
             tensor.gather(1, order) for tensor in (values, times, variable_ids, mask, has_value)
         )
@@ -240,12 +243,14 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         )
 
     def _check_inputs(self, values, times, variable_ids, mask, has_value, static_values):
-        if values.dim() != 2 or values.shape[1] == 0:
-            raise ValueError(f"values must be (batch, length) with at least one event, got {tuple(values.shape)}")
+        if values.dim() != 2 or 0 in values.shape:
+            raise ValueError(f"values must be (batch, length), both at least 1, got {tuple(values.shape)}")
         tensors = {"times": times, "variable_ids": variable_ids, "attention_mask": mask, "value_mask": has_value}
         for name, tensor in tensors.items():
             if tensor.shape != values.shape:
                 raise ValueError(f"{name} must have the shape of values, {tuple(values.shape)}: {tuple(tensor.shape)}")
+        if variable_ids.is_floating_point():
+            raise ValueError(f"variable_ids must be integers, got {variable_ids.dtype}")
         num_static = self.config.num_static_features
         if num_static and static_values is None:
             raise ValueError(f"static_values is required: the configuration has num_static_features={num_static}")
@@ -265,12 +270,17 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             raise ValueError("times must be finite at every event that attention_mask keeps")
         if not values[mask & has_value].isfinite().all():
             raise ValueError("values must be finite at every event that attention_mask and value_mask keep")
+        if num_static and not static_values.isfinite().all():
+            raise ValueError("static_values must be finite: missing ones are 0, with an indicator beside them")
 
 
 def canonical_order(
     values: torch.Tensor, times: torch.Tensor, variable_ids: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Sorts events by time, then variable, then value; masked events last. All (batch, length); returns indices."""
+    """Sorts events by time, then variable, then value (infinite where there is none); masked events last.
+
+    All (batch, length); returns indices.
+    """
     by_value = values.argsort(dim=1, stable=True)
     # Times as integers of the same order, in the upper half of one key: flipping the lower 31 bits of negative
     # floats makes their bit patterns ascend; adding 0.0 turns -0.0 into 0.0.
@@ -323,6 +333,9 @@ class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
                 if tensor.shape != logits.shape:
                     raise ValueError(f"{name} must have shape {tuple(logits.shape)}, got {tuple(tensor.shape)}")
             mask = forecast_mask.bool()
+            readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+            if readable and not forecast_values[mask].isfinite().all():
+                raise ValueError("forecast_values must be finite wherever forecast_mask is set")
             errors = (logits.float() - forecast_values.float()).masked_fill(~mask, 0)
             loss = errors.square().sum() / mask.sum().clamp(min=1)
         return HyMaTEForPreTrainingOutput(loss=loss, logits=logits, **outputs)
@@ -364,45 +377,69 @@ class HyMaTEForSequenceClassification(HyMaTEPreTrainedModel):
                 `(batch, num_labels)` numbers, by `config.problem_type`.
 
         Raises:
-            ValueError: for labels whose shape does not fit the problem type.
+            ValueError: for labels whose shape, and on CPUs also whose values, do not fit the problem type.
         """
         outputs = self.hymate(values, times, variable_ids, attention_mask, value_mask, static_values, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
-        if self.config.problem_type == "regression":
-            logits = logits * self.config.label_deviation + self.config.label_mean
+        if self._is_regression:
+            logits = logits.float() * self.config.label_deviation + self.config.label_mean
         loss = None if labels is None else self._loss(logits.float(), labels)
         return HyMaTEForSequenceClassificationOutput(loss=loss, logits=logits, **outputs)
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    @property
+    def _is_regression(self) -> bool:
         problem_type = self.config.problem_type
+        return problem_type == "regression" or (problem_type is None and self.num_labels == 1)
+
+    def predictions(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the logits say, `(batch, num_labels)` in float32: probabilities of the classes (which sum to one) or
+        of each label, or the regressed numbers."""
+        logits = logits.float()
+        if self.config.problem_type == "multi_label_classification":
+            return logits.sigmoid()
+        return logits if self._is_regression else logits.softmax(-1)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        problem_type = "regression" if self._is_regression else self.config.problem_type
         if problem_type is None:
-            if self.num_labels == 1:
-                problem_type = "regression"
-            else:
-                whole = not labels.is_floating_point()
-                problem_type = "single_label_classification" if whole else "multi_label_classification"
+            whole = not labels.is_floating_point()
+            problem_type = "single_label_classification" if whole else "multi_label_classification"
         expected = (len(logits),) if problem_type == "single_label_classification" else tuple(logits.shape)
         if self.num_labels == 1 and labels.dim() == 1:
             labels = labels.unsqueeze(-1)
         if tuple(labels.shape) != expected:
             raise ValueError(f"labels for {problem_type} must have shape {expected}, got {tuple(labels.shape)}")
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_labels(labels, problem_type, self.num_labels)
         if problem_type == "regression":
             return F.mse_loss(logits, labels.float()) / self.config.label_deviation**2
-        weight = self._positive_weight(logits.device)
+        weight = self._positive_weight(problem_type, logits.device)
         if problem_type == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weight)
         losses = F.cross_entropy(logits, labels.long(), reduction="none")
         # Averaged over records, not over their weights, so that the size of a batch does not change its gradient.
         return (losses if weight is None else losses * weight[labels.long()]).mean()
 
-    def _positive_weight(self, device: torch.device) -> torch.Tensor | None:
+    def _positive_weight(self, problem_type: str, device: torch.device) -> torch.Tensor | None:
         weight = self.config.pos_weight
         if weight is None:
             return None
         if not isinstance(weight, list):
-            binary = self.num_labels == 2 and self.config.problem_type != "multi_label_classification"
-            weight = [1.0, weight] if binary else [weight] * self.num_labels
+            weight = [1.0, weight] if problem_type == "single_label_classification" else [weight] * self.num_labels
         return torch.tensor(weight, dtype=torch.float32, device=device)
+
+
+def _check_labels(labels: torch.Tensor, problem_type: str, num_labels: int):
+    labels = labels.double()
+    if problem_type == "regression":
+        bad, rule = ~labels.isfinite(), "finite numbers"
+    elif problem_type == "single_label_classification":
+        bad = (labels < 0) | (labels >= num_labels) | (labels != labels.floor())
+        rule = f"whole numbers in [0, {num_labels})"
+    else:
+        bad, rule = ~((labels >= 0) & (labels <= 1)), "numbers from 0 to 1"
+    if bad.any():
+        raise ValueError(f"labels for {problem_type} must be {rule}, got {labels[bad][0].item():g}")
 
 
 def head_dropout(config: HyMaTEConfig) -> nn.Dropout:
