@@ -79,7 +79,7 @@ def write(output: Path, steps: list[tuple] | None = None, *, info: DatasetInfo |
 
 
 def test_what_is_written_is_read(tmp_path):
-    folder = write(tmp_path / "out")
+    folder = write(tmp_path / "deep" / "out")
     assert read_info(folder) == INFO
     train = read_records(folder, "train")
     assert train["record_id"].to_pylist() == ["a", "b", "c"]
@@ -87,7 +87,7 @@ def test_what_is_written_is_read(tmp_path):
     assert train["age"].to_pylist() == [None, 61.0, None]
     assert train.schema.field("time").type == pa.list_(pa.float32())
     assert read_task(folder, "mortality", "train")["boolean_value"].to_pylist() == [True, False]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
 def test_every_task_and_split_loads_with_datasets(synthetic_folder, tmp_path):
@@ -177,7 +177,7 @@ def test_nesting_ignores_the_order_of_events_and_keeps_all(rows, random):
 def test_malformed_records_are_refused_and_leave_nothing(tmp_path, columns, message):
     steps = [("train", records("fine")), ("train", records("x", **columns))]
     with pytest.raises(ValueError, match=message):
-        write(tmp_path / "out", steps)
+        write(tmp_path / "deep" / "down" / "out", steps)
     assert not list(tmp_path.iterdir())
 
 

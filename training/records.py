@@ -268,8 +268,10 @@ class PreparedFolderWriter:
         self._shards = dict.fromkeys(SPLITS, 0)
         self._tasks: dict[TaskInfo, list[str]] = {}
         self._finished = False
+        self._made_parents: list[Path] = []
 
     def __enter__(self) -> "PreparedFolderWriter":
+        self._made_parents = [parent for parent in self.output.parents if not parent.exists()]
         self.output.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._partial, ignore_errors=True)
         (self._partial / "records").mkdir(parents=True)

@@ -17,6 +17,7 @@ and divided 80/20 into train and validation; stays with nothing but descriptors 
 """
 
 import argparse
+import gzip
 import io
 import logging
 import tarfile
@@ -28,8 +29,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import polars as pl
-from hymate_training.records import DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
 from tqdm import tqdm
+
+from hymate_training.records import DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +220,8 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
                     if _is_stay(name):
                         yield name, archive.read(name)
         else:
-            with tarfile.open(source, "r|gz") as archive:
+            content = io.BytesIO(gzip.decompress(source.read_bytes()))  # checks the whole; tarfile's stream does not
+            with tarfile.open(fileobj=content) as archive:
                 for member in archive:
                     if member.isfile() and _is_stay(member.name):
                         file = archive.extractfile(member)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from hymate_training.records import SPLITS, DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
 from tqdm import tqdm
+
+from hymate_training.records import SPLITS, DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
 
 HOURS = 48
 LEVEL_SHARE = 0.35  # of a course's variance that stays the same throughout the stay
