@@ -1,1 +1,1 @@
-"""From raw health records to a trained and evaluated HyMaTE: readers, the training loop, evaluation, prediction."""
+"""From raw health records to a trained, evaluated HyMaTE checkpoint: readers, training, evaluation, prediction."""

@@ -12,6 +12,7 @@ carries no number) and one nullable column a static variable (`double`, or `stri
 row holds `record_id`, `prediction_time: float32` (hours; events at or before it are seen) and the label columns.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -287,6 +288,9 @@ class PreparedFolderWriter:
                 replace_folder(self._partial, self.output)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
+            for parent in self._made_parents:  # innermost first; those that hold the result stay
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
 
     def write_records(self, split: str, frame: pl.DataFrame) -> None:
         """One shard of a split; the frame has the columns of a record, static ones last. See `nest_events`.
