@@ -2,8 +2,6 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := configuration_hymate modeling_hymate hymate_native training tests benchmarks setup.py
-DATA ?=
 DEMO := runs/demo
 
 .PHONY: install demo test lint format bench clean
@@ -15,6 +13,16 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
+
+# Pretraining, fine-tuning and evaluation on simulated stays, from nothing to figures and plots in a few minutes.
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/hymate prepare synthetic --num-records 3000 --output $(DEMO)/data
+	$(BIN)/hymate pretrain --data $(DEMO)/data --output $(DEMO)/pretrained --recipe demo
+	$(BIN)/hymate finetune --data $(DEMO)/data --task in_hospital_mortality --output $(DEMO)/mortality \
+		--checkpoint $(DEMO)/pretrained --recipe demo
+	$(BIN)/hymate evaluate --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
+		--split test --output $(DEMO)/test.json
 
 test: install
 	$(BIN)/python -m pytest
