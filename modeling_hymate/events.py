@@ -92,8 +92,9 @@ def parse_events(
 
     Args:
         records: one of
-            - a long-format pandas or polars frame: a row an event, columns `time` (hours), `variable` (name or index)
-              and `value` (number, or missing for an event without one), and `record_id` unless it is one record;
+            - a long-format pandas or polars frame, or a mapping of its columns to lists: a row an event, columns
+              `time` (hours), `variable` (name or index) and `value` (number, or missing for an event without one),
+              and `record_id` unless it is one record; static columns repeat their value within a record;
             - one record as a mapping of those columns to lists, static columns beside them as single values;
             - a mapping whose columns hold a list a record (a slice of a prepared data set);
             - a sequence of any mix of single records (mappings or frames), such as rows of a prepared data set.
@@ -132,7 +133,7 @@ def parse_events(
         empty = record_ids[int(np.argmin(counts))]
         reason = " left: all of its variables are unknown" if ignored else ""
         raise ValueError(f"record {empty!r} has no events{reason}")
-    order = np.lexsort((times, rows))
+    order = np.lexsort((values, variable_ids, times, rows))  # ties have one order, whatever that of the input
     return Events(
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         times=times[order],
@@ -158,7 +159,9 @@ def _column(data: Any, name: str) -> np.ndarray:
         return column
     if hasattr(column, "to_numpy"):
         return np.asarray(column.to_numpy())
-    if isinstance(column, str) or not isinstance(column, Sequence):
+    if hasattr(column, "__array__"):
+        return np.asarray(column)
+    if not _is_listlike(column):
         raise ValueError(f"column {name!r} must hold a list, got {type(column).__name__}")
     return _object_array(column) if any(item is None or isinstance(item, str) for item in column) else np.array(column)
 
@@ -179,16 +182,13 @@ def _require_columns(data: Any, where: str):
 def _flatten(records: Any, static_columns: Sequence[str]):
     """Columns of all events, number of events a record, record names and the static values found in the records."""
     if _is_frame(records):
-        return _flatten_frame(records)
+        return _flatten_frame(records, static_columns)
     if isinstance(records, Mapping):
         _require_columns(records, "the record")
-        times = records["time"]
-        nested = len(times) > 0 and (isinstance(times[0], np.ndarray | Sequence) and not isinstance(times[0], str))
-        if nested:
-            names = [name for name in records if len(records[name]) == len(times)]
-            records = [{name: records[name][i] for name in names} for i in range(len(times))]
-        else:
-            records = [records]
+        nested = _is_listlike(records["time"]) and _is_listlike(next(iter(records["time"]), None))
+        if not nested and _is_listlike(records.get("record_id")):
+            return _flatten_frame(records, static_columns)
+        records = _unzip(records) if nested else [records]
     if isinstance(records, str) or not isinstance(records, Sequence):
         try:
             records = list(records)
@@ -205,8 +205,7 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         names = _column_names(record)
         record_id = str(position)
         if "record_id" in names:
-            given = record["record_id"]
-            record_id = str(given if not hasattr(given, "to_numpy") else given.to_numpy()[0])
+            record_id = str(_constant(record["record_id"], "record_id", position))
         _require_columns(record, f"record {record_id!r}")
         columns = {name: _column(record, name) for name in EVENT_COLUMNS}
         sizes = {name: len(column) for name, column in columns.items()}
@@ -217,10 +216,29 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         lengths.append(sizes["time"])
         record_ids.append(record_id)
         for name, found in own_static.items():
-            scalar = record[name] if isinstance(record, Mapping) and name in names else None
-            found.append(scalar)
+            found.append(_constant(record[name], name, record_id) if name in names else None)
     columns = {name: _concatenate(column) for name, column in parts.items()}
     return columns, np.array(lengths, dtype=np.int64), record_ids, own_static
+
+
+def _unzip(columns: Mapping) -> list[dict]:
+    """Rows of a mapping whose columns hold an item a record."""
+    size = len(columns["time"])
+    for name, column in columns.items():
+        if not _is_listlike(column) or len(column) != size:
+            found = f"{len(column)} items" if _is_listlike(column) else f"a {type(column).__name__}"
+            raise ValueError(f"column {name!r} must hold one item a record, as 'time' does ({size}); it holds {found}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _constant(column: Any, name: str, record_id: Any) -> Any:
+    """What a column says about a whole record: a single value, or the one that all of its rows repeat."""
+    if not _is_listlike(column):
+        return column
+    found = {item for item in _column({name: column}, name).tolist() if not is_missing(item)}
+    if len(found) > 1:
+        raise ValueError(f"column {name!r} must hold one value a record, but record {record_id!r} has {len(found)}")
+    return next(iter(found), None)
 
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
@@ -230,30 +248,39 @@ def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _flatten_frame(frame: Any):
+def _flatten_frame(frame: Any, static_columns: Sequence[str]):
     _require_columns(frame, "the frame")
-    columns = {name: _column(frame, name) for name in EVENT_COLUMNS}
+    names = _column_names(frame)
+    columns = {name: _column(frame, name) for name in (*EVENT_COLUMNS, *(set(static_columns) & set(names)))}
     size = len(columns["time"])
-    if "record_id" not in _column_names(frame):
-        return columns, np.array([size]), ["0"], {}
-    given = _column(frame, "record_id")
+    given = _column(frame, "record_id") if "record_id" in names else np.zeros(size, dtype=np.int64)
+    sizes = {name: len(column) for name, column in (columns | {"record_id": given}).items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"columns differ in length: {sizes}")
     for row, record_id in enumerate(given):
-        if _is_missing(record_id):
+        if is_missing(record_id):
             raise ValueError(f"column 'record_id', row {row}: the record id is missing")
     unique, first, inverse = np.unique(given.astype(str), return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # records in the order in which they first appear
     rows = rank[inverse]
     order = np.argsort(rows, kind="stable")
     record_ids = [str(unique[i]) for i in np.argsort(first)]
-    return (
-        {name: column[order] for name, column in columns.items()},
-        np.bincount(rows, minlength=len(unique)),
-        record_ids,
-        {},
-    )
+    lengths = np.bincount(rows, minlength=len(unique))
+    columns = {name: column[order] for name, column in columns.items()}
+    own_static = {
+        name: [
+            _constant(part, name, record_id)
+            for part, record_id in zip(np.split(columns[name], np.cumsum(lengths)[:-1]), record_ids, strict=True)
+        ]
+        if name in columns
+        else [None] * len(record_ids)
+        for name in static_columns
+    }
+    return columns, lengths, record_ids, own_static
 
 
-def _is_missing(item: Any) -> bool:
+def is_missing(item: Any) -> bool:
+    """Whether an item of a column stands for no value: None, NaN, or the NA and NaT of pandas."""
     return item is None or (isinstance(item, float | np.floating) and math.isnan(item)) or str(item) in ("<NA>", "NaT")
 
 
@@ -265,9 +292,11 @@ def _place(at: int, rows: np.ndarray, record_ids: list[str]) -> str:
 def _numbers(column: np.ndarray, name: str, rows: np.ndarray, record_ids: list[str]) -> np.ndarray:
     if column.dtype.kind in "iuf":
         return column.astype(np.float64)
+    if column.dtype.kind in "mM":
+        raise ValueError(f"column {name!r} must hold numbers (times in hours), got {column.dtype}")
     numbers = np.empty(len(column))
     for at, item in enumerate(column):
-        if _is_missing(item):
+        if is_missing(item):
             numbers[at] = np.nan
             continue
         try:
@@ -291,12 +320,16 @@ def _variable_indices(column, variables, unknown_variables, rows, record_ids) ->
         return column.astype(np.int64), ignored
     if len(column) and column.dtype.kind == "f":
         raise ValueError("column 'variable' must hold names or whole-number indices, got floating-point numbers")
-    index = {name: position for position, name in enumerate(variables)}
+    # names, and indices beside them where records of both kinds were mixed
+    index = {position: position for position in range(len(variables))}
+    index |= {name: position for position, name in enumerate(variables)}
     indices = np.fromiter((index.get(item, -1) for item in column), dtype=np.int64, count=len(column))
     if (indices < 0).any():
         unknown = np.flatnonzero(indices < 0)
         if unknown_variables == "error":
             at = int(unknown[0])
+            if is_missing(column[at]):
+                raise ValueError(f"column 'variable', {_place(at, rows, record_ids)}: the variable is missing")
             close = difflib.get_close_matches(str(column[at]), variables, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(
@@ -340,4 +373,4 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
 
 
 def _is_listlike(item: Any) -> bool:
-    return not isinstance(item, str) and (isinstance(item, Sequence) or hasattr(item, "__array__"))
+    return hasattr(item, "__len__") and not isinstance(item, str) and getattr(item, "ndim", 1) > 0

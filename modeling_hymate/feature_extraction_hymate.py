@@ -9,7 +9,7 @@ import torch
 from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
-from .events import Events, parse_events
+from .events import Events, is_missing, parse_events
 
 logger = logging.get_logger(__name__)
 
@@ -68,6 +68,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
                 )
         if len(set(self.variables)) < len(self.variables):
             raise ValueError("variables must not repeat a name")
+        if unknown_variables not in ("error", "ignore"):
+            raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
         if not time_scale > 0:
             raise ValueError(f"time_scale must be positive, got {time_scale}")
 
@@ -96,14 +98,18 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         """
         categorical_columns = dict(categorical_columns or {})
         if not isinstance(records, Events):
-            records = parse_events(records, variables, static, (*numeric_columns, *categorical_columns))
+            names = (*numeric_columns, *categorical_columns)
+            records = parse_events(records, variables, static, names, kwargs.get("unknown_variables", "error"))
         statistics = _fit_values(records.variable_ids, records.values, len(variables))
         columns: list[dict] = []
         for name in numeric_columns:
             numbers = _static_numbers(records.static[name], name)
             low, high, _, mean, deviation = _fit_variable(numbers[~np.isnan(numbers)], allow_log=False)
             columns.append({"name": name, "range": [low, high], "mean": mean, "deviation": deviation})
-        columns += [{"name": name, "categories": list(found)} for name, found in categorical_columns.items()]
+        columns += [
+            {"name": name, "categories": [str(category) for category in found]}
+            for name, found in categorical_columns.items()
+        ]
         scale = float(np.percentile(records.times, TIME_SCALE_PERCENTILE)) if len(records.times) else 0.0
         return cls(variables, **statistics, static_columns=columns, time_scale=scale or 1.0, **kwargs)
 
@@ -237,7 +243,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             found = static.get(name, np.full(num_records, None, object))
             if "categories" in column:
                 position = {category: index for index, category in enumerate(column["categories"])}
-                missing = np.array([_is_missing_category(item) for item in found], dtype=bool)
+                missing = np.array([is_missing(item) or item == "" for item in found], dtype=bool)
                 one_hot = np.zeros((num_records, len(position)))
                 for row in np.flatnonzero(~missing):
                     if str(found[row]) not in position:
@@ -266,13 +272,9 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         )
 
 
-def _is_missing_category(item: Any) -> bool:
-    return item is None or item == "" or (isinstance(item, float | np.floating) and np.isnan(item))
-
-
 def _static_numbers(column: np.ndarray, name: str) -> np.ndarray:
     try:
-        numbers = np.array([np.nan if item is None else item for item in column], dtype=np.float64)
+        numbers = np.array([np.nan if is_missing(item) else item for item in column], dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"static column {name!r} must hold numbers, got {list(column[:3])}") from None
     if np.isinf(numbers).any():
@@ -298,6 +300,8 @@ def _fit_variable(values: np.ndarray, allow_log: bool = True) -> tuple[float, fl
     """Low, high, median if the logarithm helps, mean and deviation of one variable's training values."""
     if not len(values):
         return 0.0, 0.0, None, 0.0, 1.0
+    if values.min() == values.max():
+        return float(values[0]), float(values[0]), None, float(values[0]), 1.0
     low, median, high = (
         float(bound) for bound in np.percentile(values, [CLIP_PERCENTILES[0], 50, CLIP_PERCENTILES[1]])
     )
