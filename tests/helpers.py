@@ -3,6 +3,7 @@
 import torch
 
 from configuration_hymate import HyMaTEConfig
+from modeling_hymate import HyMaTEModel
 
 
 def tiny_config(**overrides) -> HyMaTEConfig:
@@ -60,3 +61,21 @@ def event_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def select_events(inputs: dict[str, torch.Tensor], index) -> dict[str, torch.Tensor]:
     """The same records with the events at `index` only, in its order."""
     return inputs | {name: tensor[:, index] for name, tensor in event_inputs(inputs).items()}
+
+
+def make_model(head=HyMaTEModel, seed: int = 0, **overrides):
+    """A model with parameters far from their initial values, in evaluation mode."""
+    torch.manual_seed(seed)
+    return perturbed(head(tiny_config(**overrides)), seed).eval()
+
+
+def close(found, expected, tolerance: float = 1e-5):
+    """Asserts equality within one tolerance, absolute and relative."""
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def gradients_of(model, loss) -> dict[str, torch.Tensor]:
+    """Gradient of each parameter, by name."""
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
