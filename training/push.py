@@ -176,9 +176,10 @@ def push(api: HfApi, plan: Plan, folder: Path, repo: str, private: bool) -> str:
 
 
 def _broken(repo: str, error: Exception) -> str:
-    cause = error.__cause__ or error
+    cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error  # what a thread met
+    lines = str(cause).strip().splitlines()
     return (
-        f"the upload to {repo} failed ({type(cause).__name__}: {str(cause).strip() or 'no message'}). Files appear "
+        f"the upload to {repo} failed ({type(cause).__name__}: {lines[0] if lines else 'no message'}). Files appear "
         "there all at once or not at all; run the command again"
     )
 

@@ -1,0 +1,323 @@
+"""Round trips between the real client libraries and a loopback Hub: pushes, downloads, and what goes wrong on the way.
+
+Clients run in a process of their own, one for the whole file, since huggingface_hub reads HF_ENDPOINT and its like
+once, when it is imported.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import tiny_config
+from hub_server import OWNER, TOKEN, HubServer
+
+REPO = f"{OWNER}/model"
+RECORDS = [
+    {"time": [0.0, 2.0], "variable": ["HR", "GCS"], "value": [90.0, 14.0], "Age": 60.0},
+    {"time": [1.0], "variable": ["HR"], "value": [120.0], "Age": None},
+]
+DISK_LIMIT = 20_000  # bytes
+README = """---
+license: apache-2.0
+library_name: transformers
+---
+# A model
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubServer]:
+    with HubServer() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server) -> HubServer:
+    """The server, empty."""
+    server.repos.clear()
+    server.blobs.clear()
+    server.requests.clear()
+    return server
+
+
+@pytest.fixture(scope="module")
+def pool(server, tmp_path_factory) -> Iterator[ProcessPoolExecutor]:
+    settings = {
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HYMATE_SCAN_BACKEND": "chunked",
+        "NO_PROXY": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare_client) as executor:
+            executor.submit(os.getpid).result(timeout=120)
+            yield executor
+
+
+@pytest.fixture
+def client(pool, tmp_path) -> Callable[..., Any]:
+    """`client(function, *arguments)` runs one of this file's functions in the client's process.
+
+    The function's first argument is a cache folder of this test's own. What it raises comes back as a ClientError.
+    """
+
+    def call(function: Callable, *arguments):
+        outcome = pool.submit(attempt, function, tmp_path / "cache", *arguments).result(timeout=120)
+        if "error" in outcome:
+            raise ClientError(outcome["error"])
+        return outcome["result"]
+
+    return call
+
+
+class ClientError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(pool, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "checkpoint"
+    pool.submit(save_checkpoint, path, 0).result(timeout=120)
+    return path
+
+
+# ------------------------------------------------------------------------------------------- in the client's process
+
+
+def prepare_client():
+    import time  # noqa: PLC0415 - of that process
+
+    import huggingface_hub  # noqa: PLC0415 - likewise, and only now that the environment is set
+
+    assert os.environ["HF_ENDPOINT"] == huggingface_hub.constants.ENDPOINT
+    time.sleep = lambda seconds: None  # between the client's own retries
+
+
+def attempt(function: Callable, *arguments) -> dict[str, Any]:
+    try:
+        return {"result": function(*arguments)}
+    except Exception as error:  # many of the client's exceptions cannot be sent back
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def save_checkpoint(path: Path, seed: int):
+    import torch  # noqa: PLC0415
+
+    from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification  # noqa: PLC0415
+
+    torch.manual_seed(seed)
+    extractor = HyMaTEFeatureExtractor.fit(RECORDS, ["HR", "GCS"], numeric_columns=["Age"])
+    config = tiny_config(num_variables=2, num_static_features=2)
+    HyMaTEForSequenceClassification(config).save_pretrained(path)
+    extractor.save_pretrained(path)
+    (path / "README.md").write_text(README)
+
+
+def logits_of(cache: Path, place: str, options: dict | None = None) -> list:
+    """What the model at a repository or in a folder makes of the records."""
+    import torch  # noqa: PLC0415
+    from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification  # noqa: PLC0415
+
+    import modeling_hymate  # noqa: F401, PLC0415
+
+    options = {"cache_dir": cache, **(options or {})}
+    features = AutoFeatureExtractor.from_pretrained(place, **options)(RECORDS)
+    model = AutoModelForSequenceClassification.from_pretrained(place, **options).eval()
+    with torch.no_grad():
+        return model(**features).logits.tolist()
+
+
+def push_with_transformers(cache: Path, path: Path, repo: str, options: dict):
+    from huggingface_hub import ModelCard  # noqa: PLC0415
+    from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification  # noqa: PLC0415
+
+    import modeling_hymate  # noqa: F401, PLC0415
+
+    AutoModelForSequenceClassification.from_pretrained(path).push_to_hub(repo, **options)
+    AutoFeatureExtractor.from_pretrained(path).push_to_hub(repo, **options)
+    ModelCard.load(path / "README.md").push_to_hub(repo)
+
+
+def push_with_command(cache: Path, path: Path, repo: str, *flags: str) -> str:
+    from hymate_training import push  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser()
+    push.add_arguments(parser)
+    return push.run(parser.parse_args(["--checkpoint", str(path), "--repo", repo, *flags]))
+
+
+def create_tag(cache: Path, repo: str, tag: str):
+    from huggingface_hub import HfApi  # noqa: PLC0415
+
+    HfApi().create_tag(repo, tag=tag)
+
+
+def save_newer(cache: Path, path: Path):
+    save_checkpoint(path, 1)
+
+
+def with_small_disk(cache: Path, place: str) -> list:
+    """Downloads with no file allowed to grow beyond DISK_LIMIT, which fails as a full disk does."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (DISK_LIMIT, hard))
+    try:
+        return logits_of(cache, place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def run_pipeline(cache: Path, repo: str) -> list:
+    from transformers import pipeline  # noqa: PLC0415
+
+    import modeling_hymate  # noqa: F401, PLC0415
+
+    return pipeline("ehr-classification", model=repo, device="cpu", model_kwargs={"cache_dir": cache})(RECORDS)
+
+
+# ----------------------------------------------------------------------------------------------------- round trips
+
+
+def test_push_to_hub_and_back(hub, client, folder):
+    client(push_with_transformers, folder, REPO, {"private": False})
+    stored = hub.repo(REPO).files()
+    for path in folder.iterdir():
+        assert stored[path.name] == path.read_bytes(), path.name
+    assert client(logits_of, REPO) == client(logits_of, str(folder))
+    assert client(run_pipeline, REPO)[0]["record_id"] == "0"
+
+
+def test_command_pushes_everything_in_one_commit(hub, client, folder):
+    printed = client(push_with_command, folder, REPO)
+    repo = hub.repo(REPO)
+    assert [commit.title for commit in repo.commits] == ["initial commit", "Upload a HyMaTE checkpoint"]
+    assert {path.name for path in folder.iterdir()} == set(repo.files()) - {".gitattributes"}
+    assert repo.commits[-1].oid in printed
+    assert not repo.private
+    assert client(logits_of, REPO) == client(logits_of, str(folder))
+
+
+def test_revision_names_a_version(hub, client, folder, tmp_path):
+    client(push_with_command, folder, REPO)
+    client(create_tag, REPO, "v1")
+    newer = tmp_path / "newer"
+    client(save_newer, newer)
+    client(push_with_command, newer, REPO)
+    old, new = client(logits_of, str(folder)), client(logits_of, str(newer))
+    assert old != new
+    assert client(logits_of, REPO) == new
+    assert client(logits_of, REPO, {"revision": "v1"}) == old
+    assert client(logits_of, REPO, {"revision": hub.repo(REPO).commits[1].oid}) == old
+    with pytest.raises(ClientError, match="v9 is not a valid git identifier"):
+        client(logits_of, REPO, {"revision": "v9"})
+
+
+def test_private_repository_asks_for_a_token(hub, client, folder):
+    assert "(private)" in client(push_with_command, folder, REPO, "--private", "--dry-run")
+    client(push_with_command, folder, REPO, "--private")
+    assert hub.repo(REPO).private
+    with pytest.raises(ClientError, match=r"is not a local folder and is not a valid model identifier[\s\S]*token"):
+        client(logits_of, REPO, {"token": False})
+    assert client(logits_of, REPO) == client(logits_of, str(folder))
+
+
+def test_missing_repository(hub, client):
+    with pytest.raises(ClientError, match=f"{OWNER}/absent is not a local folder and is not a valid model identifier"):
+        client(logits_of, f"{OWNER}/absent")
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_private_push_to_a_public_repository_is_refused(hub, client, folder):
+    client(push_with_command, folder, REPO)
+    commits = len(hub.repo(REPO).commits)
+    with pytest.raises(ClientError, match="ValueError: org/model exists and is public"):
+        client(push_with_command, folder, REPO, "--private")
+    assert len(hub.repo(REPO).commits) == commits
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_push_without_permission_says_how_to_log_in(hub, client, folder, status):
+    with (
+        hub.fault("POST", "/api/repos/create", status=status),
+        pytest.raises(ClientError, match=r"ValueError: .*hf auth login.*HF_TOKEN"),
+    ):
+        client(push_with_command, folder, REPO)
+    assert not hub.repos
+    with pytest.raises(ClientError, match=r"ValueError: .*write to someone/model"):
+        client(push_with_command, folder, "someone/model")
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "how"),
+    [
+        ("POST", "/api/repos/create", {"cut_after": 0}),
+        ("POST", "/preupload/", {"status": 404}),
+        ("POST", "/objects/batch", {"cut_after": 0}),
+        ("PUT", "/lfs/", {"cut_after": 0}),
+        ("PUT", "/lfs/", {"status": 500}),
+        ("POST", "/commit/", {"cut_after": 0}),
+        ("POST", "/commit/", {"status": 503}),
+    ],
+)
+def test_upload_that_breaks_off_shows_nothing(hub, client, folder, method, pattern, how):
+    with (
+        hub.fault(method, pattern, **how) as fault,
+        pytest.raises(ClientError, match=r"ValueError: the upload to org/model failed \(.+\)\. Files appear"),
+    ):
+        client(push_with_command, folder, REPO)
+    assert fault.met
+    for repo in hub.repos.values():
+        assert set(repo.files()) == {".gitattributes"}
+    client(push_with_command, folder, REPO)
+    assert set(hub.repo(REPO).files()) == {".gitattributes", *(path.name for path in folder.iterdir())}
+
+
+def test_card_with_wrong_metadata_is_refused_before_the_upload(hub, client, folder, tmp_path):
+    spoiled = Path(shutil.copytree(folder, tmp_path / "spoiled"))
+    (spoiled / "README.md").write_text(README.replace("apache-2.0", "free as in beer"))
+    with pytest.raises(ClientError, match=r"(?s)ValueError: .*license"):
+        client(push_with_command, spoiled, REPO)
+    assert len(hub.repo(REPO).commits) == 1
+    assert not hub.blobs
+
+
+def test_download_that_breaks_off_once_is_resumed(hub, client, folder):
+    client(push_with_command, folder, REPO)
+    with hub.fault("GET", "model.safetensors", cut_after=10_000, times=1) as fault:
+        assert client(logits_of, REPO) == client(logits_of, str(folder))
+    assert fault.met == 1
+
+
+def test_download_that_breaks_off_leaves_no_model_that_loads(hub, client, folder):
+    client(push_with_command, folder, REPO)
+    with hub.fault("GET", "model.safetensors", cut_after=0), pytest.raises(ClientError, match=r"\S+: .*\S"):
+        client(logits_of, REPO)
+    with pytest.raises(ClientError, match=r"OSError: .*model\.safetensors"):
+        client(logits_of, REPO, {"local_files_only": True})
+    assert client(logits_of, REPO) == client(logits_of, str(folder))
+
+
+def test_full_disk_leaves_no_model_that_loads(hub, client, folder):
+    client(push_with_command, folder, REPO)
+    assert (folder / "model.safetensors").stat().st_size > DISK_LIMIT
+    with pytest.raises(ClientError, match="File too large"):
+        client(with_small_disk, REPO)
+    with pytest.raises(ClientError, match=r"OSError: .*model\.safetensors"):
+        client(logits_of, REPO, {"local_files_only": True})
+    assert client(logits_of, REPO) == client(logits_of, str(folder))
