@@ -17,13 +17,8 @@ and divided 80/20 into train and validation; stays with nothing but descriptors 
 """
 
 import argparse
-import gzip
 import io
 import logging
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,6 +26,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from hymate_training.readers.raw import read_members
 from hymate_training.records import DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
 
 logger = logging.getLogger(__name__)
@@ -207,31 +203,7 @@ def _find_sets(raw: Path) -> dict[str, Path]:
     return sources
 
 
-def _members(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every stay's file, in any order."""
-    try:
-        if source.is_dir():
-            for path in source.iterdir():
-                if _is_stay(path.name):
-                    yield path.name, path.read_bytes()
-        elif source.suffix == ".zip":
-            with zipfile.ZipFile(source) as archive:
-                for name in archive.namelist():
-                    if _is_stay(name):
-                        yield name, archive.read(name)
-        else:
-            content = io.BytesIO(gzip.decompress(source.read_bytes()))  # checks the whole; tarfile's stream does not
-            with tarfile.open(fileobj=content) as archive:
-                for member in archive:
-                    if member.isfile() and _is_stay(member.name):
-                        file = archive.extractfile(member)
-                        yield member.name, file.read() if file else b""
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{source} is damaged or incomplete ({error}); download it again") from error
-
-
-def _is_stay(name: str) -> bool:
-    path = PurePosixPath(name)
+def _is_stay(path: PurePosixPath) -> bool:
     return path.suffix == ".txt" and not path.name.startswith((".", "Outcomes"))
 
 
@@ -248,7 +220,9 @@ def _read_sets(sources: dict[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame, pl
     files: dict[str, str] = {}  # record id -> where it was read, for messages
     letters: list[str] = []
     for letter, source in sources.items():
-        for name, content in tqdm(_members(source), desc=f"reading {source.name}", unit=" stays", leave=False):
+        for name, content in tqdm(
+            read_members(source, _is_stay), desc=f"reading {source.name}", unit=" stays", leave=False
+        ):
             record_id, where = PurePosixPath(name).stem, f"{source}: {name}"
             if record_id in files:
                 raise ValueError(f"record {record_id} occurs twice: {files[record_id]} and {where}")
