@@ -30,6 +30,8 @@ test: install
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	mkdir -p $(VENV)/mypy
+	ln -sfn $(CURDIR)/training $(VENV)/mypy/hymate_training
 	$(BIN)/mypy
 
 format: install

@@ -33,8 +33,8 @@ class HyMaTEConfig(PreTrainedConfig):
         num_attention_layers (`int`, defaults to 1): Self-attention layers over the tokens; 0 gives the Mamba-only
             ablation (together with `attention_axis="event"`, fusion attention then reads the Mamba layers' output).
         num_attention_heads (`int`, defaults to 4): Heads of the self-attention.
-        intermediate_size (`int` or `None`, defaults to `None`): Width of the feed-forward part of an attention
-            layer; `None` is `2 * hidden_size`.
+        intermediate_size (`int` or `"auto"`, defaults to `"auto"`): Width of the feed-forward part of an attention
+            layer; `"auto"` is `2 * hidden_size`.
         attention_axis (`"channel"` or `"event"`, defaults to `"channel"`): What a token is. `"channel"`: one token a
             variable observed in the record, pooled from its events. `"event"`: one token an event, as in STraTS.
         num_pooling_queries (`int`, defaults to 4): Queries that pool a variable's events into its token, each filling
@@ -83,7 +83,7 @@ class HyMaTEConfig(PreTrainedConfig):
     use_conv_bias: bool = True
     num_attention_layers: int = 1
     num_attention_heads: int = 4
-    intermediate_size: int | None = None
+    intermediate_size: int | Literal["auto"] = "auto"
     attention_axis: Literal["channel", "event"] = "channel"
     num_pooling_queries: int = 4
     hidden_act: str = "silu"
@@ -97,7 +97,7 @@ class HyMaTEConfig(PreTrainedConfig):
     label_deviation: float | int = 1.0
 
     def __post_init__(self, **kwargs):
-        if self.intermediate_size is None:
+        if self.intermediate_size == "auto":
             self.intermediate_size = 2 * self.hidden_size
         if self.time_step_rank == "auto":
             self.time_step_rank = math.ceil(self.hidden_size / 16)

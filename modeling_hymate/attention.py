@@ -154,9 +154,9 @@ class HyMaTEAttentionLayer(GradientCheckpointingLayer):
         self.attention = HyMaTEAttention(config)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = nn.Sequential(
-            nn.Linear(config.hidden_size, config.intermediate_size),
+            nn.Linear(config.hidden_size, int(config.intermediate_size)),
             nn.GELU(),
-            nn.Linear(config.intermediate_size, config.hidden_size),
+            nn.Linear(int(config.intermediate_size), config.hidden_size),
         )
         self.dropout = nn.Dropout(config.hidden_dropout)
 

@@ -53,4 +53,4 @@ class HyMaTEStaticEmbedding(nn.Module):
 
     def forward(self, static_values: torch.Tensor) -> torch.Tensor:
         """(batch, num_static_features) -> (batch, hidden_size)"""
-        return self.layers(static_values.to(self.layers[0].weight.dtype))
+        return self.layers(static_values.to(next(self.parameters()).dtype))

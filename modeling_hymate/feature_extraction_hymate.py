@@ -100,7 +100,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         if not isinstance(records, Events):
             names = (*numeric_columns, *categorical_columns)
             records = parse_events(records, variables, static, names, kwargs.get("unknown_variables", "error"))
-        statistics = _fit_values(records.variable_ids, records.values, len(variables))
+        statistics: dict[str, Any] = _fit_values(records.variable_ids, records.values, len(variables))
         columns: list[dict] = []
         for name in numeric_columns:
             numbers = _static_numbers(records.static[name], name)
@@ -184,7 +184,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             "variable_ids": events.variable_ids.astype(np.int64),
             "value_mask": has_value,
         }
-        features = {"attention_mask": mask}
+        features: dict[str, np.ndarray] = {"attention_mask": mask}
         for name, column in columns.items():
             features[name] = np.zeros(mask.shape, column.dtype)
             features[name][mask] = column
@@ -192,7 +192,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             features["static_values"] = self.encode_static(events.static, len(events))
         ordered = {name: features[name] for name in self.model_input_names if name in features}
         if return_tensors == "pt":
-            ordered = {name: torch.from_numpy(array) for name, array in ordered.items()}
+            return BatchFeature({name: torch.from_numpy(array) for name, array in ordered.items()})
         return BatchFeature(ordered)
 
     def standardize(self, variable_ids: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ class HyMaTEMixer(nn.Module):
         super().__init__()
         self.config = config
         inner_size = config.mamba_inner_size
-        rank = config.time_step_rank
+        rank = int(config.time_step_rank)
         self.in_proj = nn.Linear(config.hidden_size, 2 * inner_size, bias=config.use_bias)
         self.conv1d = nn.Conv1d(
             inner_size, inner_size, config.conv_kernel, groups=inner_size, bias=config.use_conv_bias
@@ -39,7 +39,8 @@ class HyMaTEMixer(nn.Module):
         rates = torch.arange(1, config.state_size + 1, dtype=torch.float32, device=self.A_log.device)
         init.copy_(self.A_log, rates.log().expand_as(self.A_log))
         init.ones_(self.D)
-        init.uniform_(self.dt_proj.weight, -(config.time_step_rank**-0.5), config.time_step_rank**-0.5)
+        bound = self.dt_proj.in_features**-0.5
+        init.uniform_(self.dt_proj.weight, -bound, bound)
         low, high = math.log(config.time_step_min), math.log(config.time_step_max)
         steps = torch.rand(config.mamba_inner_size, device=self.A_log.device) * (high - low) + low
         steps = steps.exp().clamp(min=config.time_step_floor)

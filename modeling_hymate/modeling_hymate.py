@@ -45,22 +45,22 @@ class HyMaTEModelOutput(ModelOutput):
             layer, `(batch, heads, tokens, tokens)`: between channels, or between events in time order.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    channel_hidden_state: torch.FloatTensor | None = None
-    channel_ids: torch.LongTensor | None = None
-    event_weights: torch.FloatTensor | None = None
-    channel_weights: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    channel_hidden_state: torch.Tensor | None = None
+    channel_ids: torch.Tensor | None = None
+    event_weights: torch.Tensor | None = None
+    channel_weights: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
 class HyMaTEHeadOutput(ModelOutput):
     """What a head adds to the encoder's output, ahead of it."""
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
 @dataclass
@@ -150,7 +150,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding.variable_embedding
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Embedding):
         self.embedding.variable_embedding = value
 
     @capture_outputs
@@ -328,7 +328,7 @@ class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
         outputs = self.hymate(values, times, variable_ids, attention_mask, value_mask, static_values, **kwargs)
         logits = self.forecast(self.dropout(outputs.pooler_output))
         loss = None
-        if forecast_values is not None:
+        if forecast_values is not None and forecast_mask is not None:
             for name, tensor in {"forecast_values": forecast_values, "forecast_mask": forecast_mask}.items():
                 if tensor.shape != logits.shape:
                     raise ValueError(f"{name} must have shape {tuple(logits.shape)}, got {tuple(tensor.shape)}")

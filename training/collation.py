@@ -1,7 +1,7 @@
 """Prepared rows -> padded tensors, through the feature extractor."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +35,16 @@ class Examples:
 
 
 class ExampleDataset(Dataset):
-    """Examples of one split: a record, the time up to which it is seen and, for a task, its label.
+    """Examples of one split: a record and the time up to which it is seen.
 
     The events of the split are held in memory once, as flat arrays (12 bytes an event). `__getitems__` hands a whole
     batch over, which a collator turns into tensors.
     """
 
-    def __init__(
-        self, events: Events, rows: np.ndarray, prediction_times: np.ndarray, labels: np.ndarray | None = None
-    ):
+    def __init__(self, events: Events, rows: np.ndarray, prediction_times: np.ndarray):
         self.events = events
         self.rows = rows
         self.prediction_times = prediction_times
-        self.labels = labels
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -74,13 +71,25 @@ class ExampleDataset(Dataset):
         return Examples(
             events=self.events.take(self.rows[chosen]),
             prediction_times=self.prediction_times[chosen],
-            labels=None if self.labels is None else self.labels[chosen],
+            labels=None,
             indices=chosen,
             epoch=self.epoch,
         )
 
 
-def load_task(folder: str | Path, task: str, split: str, variables: Sequence[str]) -> ExampleDataset:
+class TaskDataset(ExampleDataset):
+    """Examples with labels, as `labels_array` returns them."""
+
+    def __init__(self, events: Events, rows: np.ndarray, prediction_times: np.ndarray, labels: np.ndarray):
+        super().__init__(events, rows, prediction_times)
+        self.labels = labels
+
+    def __getitems__(self, indices: Sequence[int]) -> Examples:
+        examples = super().__getitems__(indices)
+        return replace(examples, labels=self.labels[examples.indices])
+
+
+def load_task(folder: str | Path, task: str, split: str, variables: Sequence[str]) -> TaskDataset:
     """Examples of a task's split in a prepared folder, variable ids as positions in `variables`.
 
     Raises:
@@ -92,7 +101,7 @@ def load_task(folder: str | Path, task: str, split: str, variables: Sequence[str
     position = {record_id: row for row, record_id in enumerate(events.record_ids)}
     rows = np.array([position[record_id] for record_id in table["record_id"].to_pylist()], dtype=np.int64)
     times = table["prediction_time"].to_numpy()
-    return ExampleDataset(events, rows, times, labels_array(table, info.task(task)))
+    return TaskDataset(events, rows, times, labels_array(table, info.task(task)))
 
 
 def load_forecast(

@@ -10,7 +10,7 @@ from hymate_training.collation import ExampleDataset, TaskCollator, load_task
 from hymate_training.loop import write_json
 from hymate_training.metrics import format_report, report, subgroup_report
 from hymate_training.plots import save_plots
-from hymate_training.predict import BATCH_SIZE, load_checkpoint, predict_examples
+from hymate_training.predict import BATCH_SIZE, label_names, load_checkpoint, predict_examples
 from hymate_training.records import TaskInfo, read_info, split_fingerprint
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
@@ -105,7 +105,7 @@ def task_predictions(values: np.ndarray, task: TaskInfo) -> np.ndarray:
 
 def check_task(model: HyMaTEForSequenceClassification, task: TaskInfo):
     """Raises ValueError if the model was fine-tuned for other labels than the task's."""
-    known = tuple(model.config.id2label[index] for index in range(model.num_labels))
+    known = label_names(model)
     if known != task.label_names:
         raise ValueError(f"the model predicts {known}, but task {task.name!r} has the labels {task.label_names}")
 

@@ -1,6 +1,7 @@
 """`hymate finetune`: trains a classifier, from a pretrained encoder or from scratch."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from hymate_training import loop
 from hymate_training.cards import write_model_card
-from hymate_training.collation import ExampleDataset, TaskCollator, fit_feature_extractor, load_task
+from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, fit_feature_extractor, load_task
 from hymate_training.evaluate import evaluate, format_evaluation, task_predictions
 from hymate_training.metrics import compute_metrics
 from hymate_training.options import add_option_flags, option, read_options
@@ -127,7 +128,7 @@ def selection_score(figures: dict[str, float | None], task: TaskInfo) -> float:
     undefined = [name for name in chosen if figures.get(name) is None]
     if undefined:
         raise ValueError(f"{undefined[0]} is not defined on the validation split of {task.name!r}: too few examples")
-    return float(sum(sign * figures[name] for name, sign in chosen.items()))  # type: ignore[operator]
+    return float(sum(sign * (figures[name] or 0.0) for name, sign in chosen.items()))
 
 
 def load_extractor(checkpoint: Path | None, data: Path) -> HyMaTEFeatureExtractor:
@@ -144,7 +145,7 @@ def build_model(
     checkpoint: Path | None,
     extractor: HyMaTEFeatureExtractor,
     task: TaskInfo,
-    dataset: ExampleDataset,
+    dataset: TaskDataset,
     options: FinetuneOptions,
 ) -> HyMaTEForSequenceClassification:
     """A classifier for the task, its head's bias set to what the training labels say on average.
@@ -169,7 +170,7 @@ def build_model(
             model = HyMaTEForSequenceClassification.from_pretrained(checkpoint, **fields)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{checkpoint} does not fit the model options {options.model}: {error}") from error
-    bias = prior_bias(task, labels, model.num_labels)
+    bias = prior_bias(task, labels, len(task.label_names))
     if bias is not None:
         with torch.no_grad():
             model.classifier.bias.copy_(torch.from_numpy(bias))
@@ -222,7 +223,7 @@ def prior_bias(task: TaskInfo, labels: np.ndarray, num_labels: int) -> np.ndarra
 
 
 def describe_data(
-    data: Path, task: TaskInfo | None, extractor: HyMaTEFeatureExtractor, datasets: dict[str, ExampleDataset]
+    data: Path, task: TaskInfo | None, extractor: HyMaTEFeatureExtractor, datasets: Mapping[str, ExampleDataset]
 ) -> dict[str, Any]:
     """What a model card says about the data a model was trained on."""
     info = read_info(data)

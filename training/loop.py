@@ -143,8 +143,8 @@ def train(
     model: PreTrainedModel,
     dataset: ExampleDataset,
     collator: Callable,
-    validate: Callable[[PreTrainedModel], dict[str, float]],
-    save_best: Callable[[PreTrainedModel, Path], None],
+    validate: Callable[..., dict[str, float]],
+    save_best: Callable[..., None],
     options: LoopOptions,
     output: Path,
     resume: bool = False,
@@ -184,7 +184,7 @@ def train(
     if resume:
         accelerator.load_state(str(output / STATE_FOLDER))
     if options.report_to:
-        accelerator.init_trackers("hymate", config={k: v for k, v in asdict(options).items() if k != "model"})
+        accelerator.init_trackers("hymate", config=tracked_options(options))
 
     def validate_and_keep() -> dict[str, float]:
         candidate = averaged.module if averaged else trained
@@ -243,25 +243,32 @@ def train(
             figures = validate_and_keep()
             progress.epoch += 1
             progress.batches_seen = 0
-            figures = {
+            entry = {
                 "epoch": progress.epoch,
                 "step": progress.step,
                 "train_loss": float(np.mean(losses)) if losses else None,
                 "seconds": round(seconds, 2),
                 **figures,
             }
-            progress.history.append(figures)
-            shown = {name: round(value, 4) for name, value in figures.items() if isinstance(value, float)}
+            progress.history.append(entry)
+            shown = {name: round(value, 4) for name, value in entry.items() if isinstance(value, float)}
             if accelerator.is_main_process:
                 tqdm.write(f"epoch {progress.epoch}: {json.dumps(shown)}", file=sys.stderr)
             if options.report_to:
-                accelerator.log({f"validation/{k}": v for k, v in figures.items() if k != "step"}, progress.step)
+                accelerator.log({f"validation/{name}": value for name, value in figures.items()}, progress.step)
             save_state(accelerator, output)
     accelerator.wait_for_everyone()
     # without freeing first, processes at times hang here
     accelerator.free_memory()
     accelerator.end_training()
     return progress
+
+
+def tracked_options(options: LoopOptions) -> dict[str, Any]:
+    """The options in the flat form that trackers take."""
+    flat = {name: value for name, value in asdict(options).items() if name != "model"}
+    flat |= {f"model.{name}": value for name, value in options.model.items()}
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in flat.items()}
 
 
 def _step(accelerator, model, optimizer, batches, options) -> float:
@@ -304,14 +311,14 @@ class EpochLoader:
     def __len__(self) -> int:
         return math.ceil(math.ceil(len(self.dataset) / self.options.batch_size) / self.world)
 
-    def batches(self, epoch: int) -> list[np.ndarray]:
+    def batches(self, epoch: int) -> list[list[int]]:
         """Indices of the examples of each of this process's batches."""
         rng = np.random.default_rng([self.options.seed, epoch])
         lengths, size = self.dataset.lengths, self.options.batch_size
         order = rng.permutation(len(self.dataset))
         blocks = [order[at : at + MEGA_BATCH * size] for at in range(0, len(order), MEGA_BATCH * size)]
         order = np.concatenate([block[np.argsort(lengths[block], kind="stable")] for block in blocks])
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        batches = [order[at : at + size].tolist() for at in range(0, len(order), size)]
         batches = [batches[at] for at in rng.permutation(len(batches))]
         shared = [batches[at % len(batches)] for at in range(len(self) * self.world)]
         return shared[self.rank :: self.world]
@@ -333,7 +340,8 @@ class EpochLoader:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters with weight decay (matrices) and without (vectors, decay rates, embeddings)."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, rest = [], []
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.dim() >= 2 and id(parameter) not in embeddings and not name.endswith("A_log")
@@ -341,7 +349,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def write_checkpoint(model: PreTrainedModel, save: Callable[[PreTrainedModel, Path], None], output: Path):
+def write_checkpoint(model: nn.Module, save: Callable[..., None], output: Path):
     """Writes a checkpoint beside its place and moves it there file by file, so that none is ever half-written."""
     incoming = output / ".incoming"
     shutil.rmtree(incoming, ignore_errors=True)
@@ -385,7 +393,7 @@ def stop_signals() -> Iterator[StopRequest]:
     Left alone with several processes: they would stop at different steps. Those resume from their last saved state.
     """
     stop = StopRequest()
-    handlers = {}
+    handlers: dict[int, Any] = {}
 
     def request(number, frame):
         stop.requested = True
@@ -394,9 +402,9 @@ def stop_signals() -> Iterator[StopRequest]:
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     try:
         if alone:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handlers[number] = signal.getsignal(number)
-                signal.signal(number, request)
+            for caught in (signal.SIGINT, signal.SIGTERM):
+                handlers[caught] = signal.getsignal(caught)
+                signal.signal(caught, request)
     except ValueError:  # not in the main thread, where no handler can be set
         pass
     try:

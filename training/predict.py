@@ -4,6 +4,7 @@ import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -66,7 +67,7 @@ def predict_examples(
         real = outputs.channel_ids >= 0
         np.add.at(shares, outputs.channel_ids[real].cpu().numpy(), outputs.channel_weights[real].float().cpu().numpy())
     indices = np.concatenate(batches) if batches else np.zeros(0, dtype=np.int64)
-    return Predictions(indices, np.concatenate(values) if values else np.zeros((0, model.num_labels)), shares)
+    return Predictions(indices, np.concatenate(values) if values else np.zeros((0, len(label_names(model)))), shares)
 
 
 def load_checkpoint(folder: str | Path) -> tuple[HyMaTEForSequenceClassification, HyMaTEFeatureExtractor]:
@@ -124,12 +125,17 @@ def run(args: argparse.Namespace) -> str:
     return f"{len(events)} records -> {args.output}{dropped}"
 
 
+def label_names(model: HyMaTEForSequenceClassification) -> tuple[str, ...]:
+    """Names of the model's outputs, in order."""
+    return tuple(str(name) for name in (model.config.id2label or {}).values())
+
+
 def prediction_frame(
     record_ids: list[str], values: np.ndarray, model: HyMaTEForSequenceClassification
 ) -> pl.DataFrame:
     """One row a record: `record_id`, one column a label and, where one class is chosen, `prediction`."""
-    names = [model.config.id2label[index] for index in range(values.shape[1])]
-    columns = {"record_id": record_ids, **{name: values[:, index] for index, name in enumerate(names)}}
+    names = label_names(model)
+    columns: dict[str, Any] = {"record_id": record_ids, **{name: values[:, index] for index, name in enumerate(names)}}
     if model.config.problem_type == "single_label_classification":
         columns["prediction"] = [names[index] for index in values.argmax(1)]
     return pl.DataFrame(columns)
