@@ -4,6 +4,11 @@ Each offers `prepare(...) -> DatasetInfo` and `add_arguments(parser)`, whose opt
 parameters. `hymate prepare` adds `output`, `seed` and `overwrite` itself.
 """
 
-from hymate_training.readers import physionet2012, physionet2019, synthetic
+from hymate_training.readers import mimic_iv, physionet2012, physionet2019, synthetic
 
-READERS = {"physionet2012": physionet2012, "physionet2019": physionet2019, "synthetic": synthetic}
+READERS = {
+    "mimic-iv": mimic_iv,
+    "physionet2012": physionet2012,
+    "physionet2019": physionet2019,
+    "synthetic": synthetic,
+}
