@@ -1,0 +1,200 @@
+// Causal depthwise convolution along time, with bias and an optional SiLU, forward and backward.
+#pragma once
+
+#include "tasks.h"
+
+namespace hymate {
+
+// A kernel is padded with zero taps to one of these sizes; the cost is the memory's, not the multiplications'.
+constexpr int kSmallKernel = 4, kLargeKernel = 8;
+
+struct ConvolutionArguments {
+    int64_t batch, length, inner, kernel, dtype, silu, threads;
+    Rows x;
+    const float* weight;     // (inner, kernel), kernel at most kLargeKernel
+    const float* bias;       // (inner,), may be absent
+    const int64_t* lengths;  // (batch,), may be absent
+    Rows out;
+    Rows grad_out, grad_x;               // backward only
+    float *grad_weight, *grad_bias;      // backward only; float32, grad_bias may be absent
+};
+
+// All taps and then the bias, (K + 1, stride), channels contiguous; weight k is for the input K - 1 - k steps before.
+template <int K>
+struct TapRows {
+    int64_t stride;
+    Arena arena;
+    float* rows;
+
+    explicit TapRows(const ConvolutionArguments& c)
+        : stride(round_up(c.inner, 16)), arena((K + 1) * stride), rows(arena.take((K + 1) * stride)) {
+        if (!arena.ok()) return;
+        for (int64_t i = 0; i < c.inner; ++i) {
+            for (int k = 0; k < c.kernel; ++k) rows[(K - c.kernel + k) * stride + i] = c.weight[i * c.kernel + k];
+            if (c.bias != nullptr) rows[K * stride + i] = c.bias[i];
+        }
+    }
+};
+
+// The taps of one vector of channels.
+template <int K>
+struct Taps {
+    Vector weight[K], bias;
+
+    Taps(const TapRows<K>& taps, int64_t channel) {
+        for (int k = 0; k < K; ++k) weight[k] = load(taps.rows + k * taps.stride + channel);
+        bias = load(taps.rows + K * taps.stride + channel);
+    }
+    // The outputs before SiLU of U steps, the first of which sees inputs[0 .. K - 1].
+    template <int U>
+    HYMATE_INLINE Pack<U> apply(const Vector* inputs) const {
+        Pack<U> sum;
+        HYMATE_EACH {
+            sum.v[i] = bias;
+            HYMATE_UNROLL
+            for (int k = 0; k < K; ++k) sum.v[i] += weight[k] * inputs[i + k];
+        }
+        return sum;
+    }
+};
+
+// The inputs of the K - 1 steps before the column's start; before the record there is nothing.
+template <int K, typename T, typename Count>
+HYMATE_INLINE void load_window(const Column<T>& x, int64_t start, Count count, Vector* inputs) {
+    for (int k = 0; k < K - 1; ++k) {
+        const int t = k - (K - 1);
+        inputs[k] = start + t < 0 ? Vector{} : x.load(Constant<1>(), t, count).v[0];
+    }
+}
+
+template <int K, typename T, typename Count>
+void convolve_block(const ConvolutionArguments& c, const TapRows<K>& all_taps, int64_t batch, int64_t start, int steps, int64_t channel,
+                    Count count) {
+    const Taps<K> taps(all_taps, channel);
+    const Column<T> x(c.x, batch, start, channel), out(c.out, batch, start, channel);
+    Vector inputs[kChunk + K - 1];
+    load_window<K>(x, start, count, inputs);
+    for_steps(steps, [&](auto size, int t) {
+        constexpr int U = decltype(size)::value;
+        const Pack<U> fresh = x.load(size, t, count);
+        HYMATE_EACH inputs[K - 1 + t + i] = fresh.v[i];
+        Pack<U> y = taps.template apply<U>(inputs + t);
+        if (c.silu) y = y * sigmoid(y);
+        out.store(t, y, count);
+    });
+}
+
+template <int K, typename T>
+void convolve(const ConvolutionArguments& c, const TapRows<K>& taps, const Partition::Task& task) {
+    const int64_t length = valid_length(c.lengths, task.batch, c.length);
+    for (int64_t start = 0; start < length; start += kChunk) {
+        const int steps = (int)minimum_of(kChunk, length - start);
+        for (int64_t i = 0; i < task.channels; i += kLanes)
+            with_count(task.channels - i,
+                       [&](auto count) { convolve_block<K, T>(c, taps, task.batch, start, steps, task.begin + i, count); });
+    }
+    zero_rows<T>(c.out, task.batch, length, c.length, task.begin, task.channels);
+}
+
+// Where one record's gradients of the taps and the bias gather, (K + 1, stride), their rounding errors beside them;
+// and, while time is walked backwards, the gradients before SiLU of the K - 1 steps after the chunk.
+struct ConvolutionGradients {
+    float *sum, *carry, *future;
+    int64_t stride;
+};
+
+template <int K, typename T, typename Count>
+void convolve_block_backward(const ConvolutionArguments& c, const TapRows<K>& all_taps, int64_t batch, int64_t start, int steps, int64_t channel,
+                             Count count, const ConvolutionGradients& gradients) {
+    const Taps<K> taps(all_taps, channel);
+    const Column<T> x(c.x, batch, start, channel), grad_out(c.grad_out, batch, start, channel),
+        grad_x(c.grad_x, batch, start, channel);
+    Vector inputs[kChunk + K - 1], grads[kChunk + K - 1], sums[K + 1] = {};
+    load_window<K>(x, start, count, inputs);
+    for (int k = 0; k < K - 1; ++k) grads[steps + k] = load(gradients.future + k * gradients.stride + channel);
+    for_steps(steps, [&](auto size, int t) {
+        constexpr int U = decltype(size)::value;
+        const Pack<U> fresh = x.load(size, t, count);
+        Pack<U> grad = grad_out.load(size, t, count);
+        HYMATE_EACH inputs[K - 1 + t + i] = fresh.v[i];
+        if (c.silu) {
+            const Pack<U> y = taps.template apply<U>(inputs + t);
+            grad = grad * silu_slope(y, sigmoid(y));
+        }
+        HYMATE_EACH grads[t + i] = grad.v[i];
+    });
+    for (int t = 0; t < steps; ++t) {
+        Vector grad{};
+        HYMATE_UNROLL
+        for (int k = 0; k < K; ++k) {
+            grad += taps.weight[K - 1 - k] * grads[t + k];
+            sums[k] += grads[t] * inputs[t + k];
+        }
+        sums[K] += grads[t];
+        grad_x.store(t, Pack<1>{grad}, count);
+    }
+    for (int k = 0; k < K - 1; ++k) store(gradients.future + k * gradients.stride + channel, grads[k]);
+    for (int k = 0; k <= K; ++k) {
+        const int64_t at = k * gradients.stride + channel;
+        add_compensated(gradients.sum + at, gradients.carry + at, sums[k]);
+    }
+}
+
+template <int K, typename T>
+void convolve_backward(const ConvolutionArguments& c, const TapRows<K>& taps, const Partition::Task& task,
+                       const ConvolutionGradients& gradients) {
+    const int64_t length = valid_length(c.lengths, task.batch, c.length);
+    for (int64_t start = round_up(length, kChunk) - kChunk; start >= 0; start -= kChunk) {
+        const int steps = (int)minimum_of(kChunk, length - start);
+        for (int64_t i = 0; i < task.channels; i += kLanes)
+            with_count(task.channels - i, [&](auto count) {
+                convolve_block_backward<K, T>(c, taps, task.batch, start, steps, task.begin + i, count, gradients);
+            });
+    }
+    zero_rows<T>(c.grad_x, task.batch, length, c.length, task.begin, task.channels);
+}
+
+template <int K, typename T>
+int convolution_forward(const ConvolutionArguments& c) {
+    const Partition partition(c.batch, c.inner, c.threads);
+    const TapRows<K> taps(c);
+    if (!taps.arena.ok()) return kOutOfMemory;
+#pragma omp parallel num_threads(partition.threads)
+    {
+        FlushSubnormals flush;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t index = 0; index < partition.tasks; ++index) convolve<K, T>(c, taps, partition.task(index));
+    }
+    return kOk;
+}
+
+template <int K, typename T>
+int convolution_backward(const ConvolutionArguments& c) {
+    const Partition partition(c.batch, c.inner, c.threads);
+    const int64_t stride = round_up(c.inner, 16), size = (K + 1) * stride;
+    Arena arena(size * (2 * c.batch + 2) + K * stride * c.batch);
+    const TapRows<K> taps(c);
+    if (!arena.ok() || !taps.arena.ok()) return kOutOfMemory;
+    float* partial = arena.take(size * (c.batch + 2));
+    float* carry = arena.take(size * c.batch);
+    float* future = arena.take(K * stride * c.batch);
+#pragma omp parallel num_threads(partition.threads)
+    {
+        FlushSubnormals flush;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t index = 0; index < partition.tasks; ++index) {
+            const Partition::Task task = partition.task(index);
+            convolve_backward<K, T>(c, taps, task,
+                                    {partial + task.batch * size, carry + task.batch * size,
+                                     future + task.batch * K * stride, stride});
+        }
+    }
+    float* sum = partial + size * c.batch;
+    sum_over_batch(partial, c.batch, size, sum, sum + size);
+    for (int64_t i = 0; i < c.inner; ++i)
+        for (int k = 0; k < c.kernel; ++k) c.grad_weight[i * c.kernel + k] = sum[(K - c.kernel + k) * stride + i];
+    if (c.grad_bias != nullptr) memcpy(c.grad_bias, sum + K * stride, c.inner * sizeof(float));
+    return kOk;
+}
+
+}  // namespace hymate

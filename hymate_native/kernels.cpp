@@ -1,0 +1,74 @@
+// The functions that Python calls. Each returns a Status; arguments are checked in Python.
+#include "convolution.h"
+#include "scan.h"
+
+using namespace hymate;
+
+#define HYMATE_EXPORT extern "C" __attribute__((visibility("default")))
+
+#define HYMATE_BY_DTYPE(dtype, function, arguments)          \
+    switch (dtype) {                                         \
+        case kFloat32: return function<float>(arguments);    \
+        case kBfloat16: return function<Bfloat16>(arguments); \
+        case kFloat16: return function<Float16>(arguments);  \
+        default: return kBadArgument;                        \
+    }
+
+namespace {
+
+template <typename T>
+int forward_by_kernel(const ConvolutionArguments& c) {
+    if (c.kernel > kLargeKernel) return kBadArgument;
+    return c.kernel <= kSmallKernel ? convolution_forward<kSmallKernel, T>(c) : convolution_forward<kLargeKernel, T>(c);
+}
+
+template <typename T>
+int backward_by_kernel(const ConvolutionArguments& c) {
+    if (c.kernel > kLargeKernel) return kBadArgument;
+    return c.kernel <= kSmallKernel ? convolution_backward<kSmallKernel, T>(c)
+                                    : convolution_backward<kLargeKernel, T>(c);
+}
+
+}  // namespace
+
+HYMATE_EXPORT int hymate_scan_forward(const ScanArguments* s) { HYMATE_BY_DTYPE(s->dtype, scan_forward, *s) }
+HYMATE_EXPORT int hymate_scan_backward(const ScanArguments* s) { HYMATE_BY_DTYPE(s->dtype, scan_backward, *s) }
+HYMATE_EXPORT int hymate_convolution_forward(const ConvolutionArguments* c) {
+    HYMATE_BY_DTYPE(c->dtype, forward_by_kernel, *c)
+}
+HYMATE_EXPORT int hymate_convolution_backward(const ConvolutionArguments* c) {
+    HYMATE_BY_DTYPE(c->dtype, backward_by_kernel, *c)
+}
+
+// exp2 of `count` numbers, `rounds` times over: what the machine can do at most, for the benchmark.
+HYMATE_EXPORT float hymate_exp2_throughput(const float* x, int64_t count, int64_t rounds, int threads) {
+    float total = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+    {
+        FlushSubnormals flush;
+        Vector sums[kGroup] = {};
+        for (int64_t round = 0; round < rounds; ++round)
+            for (int64_t i = 0; i + kGroup * kLanes <= count; i += kGroup * kLanes)
+                for (int g = 0; g < kGroup; ++g)
+                    sums[g] += exp2_product(load(x + i + g * kLanes), broadcast((float)(round & 1) - 0.5f));
+        for (int g = 0; g < kGroup; ++g)
+            for (int lane = 0; lane < kLanes; ++lane) total += sums[g][lane];
+    }
+    return total;
+}
+
+// Whether this library may run here: 1 for the portable build, elsewhere by the level it was compiled for.
+HYMATE_EXPORT int hymate_supports(int level) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+    const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    return level <= 1 || (level == 2 && v2) || (level == 3 && v3) || (level == 4 && v4);
+#else
+    return level <= 1;
+#endif
+}

@@ -1,0 +1,135 @@
+"""The kernels on plain tensors: no autograd, no checks of shapes, outputs handed in where the caller has a place."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hymate_native.library import CHUNK, DTYPES, ConvolutionArguments, ScanArguments, call, pointer, rows, threads
+
+
+def states_shape(batch: int, length: int, inner: int, state: int) -> tuple[int, int, int, int]:
+    """Shape of the states that a training forward keeps for its backward, one at each chunk's start."""
+    return batch, (length + CHUNK - 1) // CHUNK, state, (inner + 15) // 16 * 16
+
+
+def _dense_rows(tensor: Any) -> Any:
+    """The tensor itself if its last dimension is contiguous, else a contiguous copy; None stays None."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _dense(tensor: Any) -> Any:
+    return None if tensor is None else tensor.contiguous()
+
+
+def scan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    *,
+    return_final_state: bool,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns y, the final state and the kept states; what was not asked for has no elements."""
+    u, delta, z, B, C = (_dense_rows(tensor) for tensor in (u, delta, z, B, C))
+    A, D, delta_bias, lengths, initial_state = map(_dense, (A, D, delta_bias, lengths, initial_state))
+    batch, length, inner = u.shape
+    state = A.shape[1]
+    y = torch.empty((batch, length, inner), dtype=u.dtype)
+    final_state = torch.empty((batch, inner, state) if return_final_state else 0)
+    states = torch.empty(states_shape(batch, length, inner, state) if keep_states else 0)
+    arguments = ScanArguments(
+        *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, threads()),
+        *map(rows, (u, delta, z, B, C)),
+        *map(pointer, (A, D, delta_bias, lengths, initial_state)),
+        rows(y),
+        pointer(final_state if return_final_state else None),
+        pointer(states if keep_states else None),
+    )
+    call("scan_forward", arguments)
+    return y, final_state, states
+
+
+def scan_backward(
+    grad_y: Tensor,
+    grad_final_state: Tensor | None,
+    states: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    lengths: Tensor | None,
+    *,
+    grad_rows: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor],
+    needs_initial_state: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Writes the gradients of u, delta, z, B, C into `grad_rows`; returns those of A, D, delta_bias, initial_state."""
+    u, delta, z, B, C, grad_y = (_dense_rows(tensor) for tensor in (u, delta, z, B, C, grad_y))
+    A, D, delta_bias, lengths, grad_final_state = map(_dense, (A, D, delta_bias, lengths, grad_final_state))
+    batch, length, inner = u.shape
+    state = A.shape[1]
+    grad_A = torch.empty((inner, state))
+    grad_D = None if D is None else torch.empty(inner)
+    grad_bias = None if delta_bias is None else torch.empty(inner)
+    grad_initial = torch.empty((batch, inner, state)) if needs_initial_state else None
+    arguments = ScanArguments(
+        *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, threads()),
+        *map(rows, (u, delta, z, B, C)),
+        *map(pointer, (A, D, delta_bias, lengths, None)),
+        rows(None),
+        *map(pointer, (None, states)),
+        rows(grad_y),
+        pointer(grad_final_state),
+        *map(rows, grad_rows),
+        *map(pointer, (grad_A, grad_D, grad_bias, grad_initial)),
+    )
+    call("scan_backward", arguments)
+    return grad_A, grad_D, grad_bias, grad_initial
+
+
+def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, lengths: Tensor | None) -> Tensor:
+    """x (batch, length, inner), weight (inner, kernel) float32; returns a contiguous tensor of x's shape."""
+    x = _dense_rows(x)
+    weight, bias, lengths = map(_dense, (weight, bias, lengths))
+    y = torch.empty(x.shape, dtype=x.dtype)
+    arguments = ConvolutionArguments(
+        *(*x.shape, weight.shape[1], DTYPES[x.dtype], silu, threads()),
+        rows(x),
+        *map(pointer, (weight, bias, lengths)),
+        rows(y),
+    )
+    call("convolution_forward", arguments)
+    return y
+
+
+def convolution_backward(
+    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, lengths: Tensor | None, grad_x: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Writes the gradient of x into `grad_x`; returns those of weight and bias."""
+    x, grad_y = _dense_rows(x), _dense_rows(grad_y)
+    weight, bias, lengths = map(_dense, (weight, bias, lengths))
+    grad_weight = torch.empty(weight.shape)
+    grad_bias = None if bias is None else torch.empty(bias.shape)
+    arguments = ConvolutionArguments(
+        *(*x.shape, weight.shape[1], DTYPES[x.dtype], silu, threads()),
+        rows(x),
+        *map(pointer, (weight, bias, lengths)),
+        rows(None),
+        *map(rows, (grad_y, grad_x)),
+        *map(pointer, (grad_weight, grad_bias)),
+    )
+    call("convolution_backward", arguments)
+    return grad_weight, grad_bias

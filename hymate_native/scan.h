@@ -1,0 +1,565 @@
+// The selective scan of Mamba, forward and backward.
+//
+//   d_t = softplus(delta_t + bias);   h_t = exp(d_t A) h_{t-1} + d_t B_t u_t;   y_t = (C_t . h_t + D u_t) silu(z_t)
+//
+// Lanes run over channels, so B and C are broadcasts and no tensor is transposed. Time is cut into chunks of kChunk
+// steps; within a chunk, the states of one vector of channels are worked on in groups small enough for the registers.
+// Training keeps the state at each chunk's start; backward recomputes the states inside a chunk from it, which costs
+// two exponentials a state and step altogether. The sums over channels in the gradients of B and C are kept as vectors
+// until all channels of a chunk are through, and only then added up across lanes.
+#pragma once
+
+#include "tasks.h"
+
+namespace hymate {
+
+struct ScanArguments {
+    int64_t batch, length, inner, state, dtype, softplus, threads;
+    Rows u, delta, z, B, C;  // z may be absent
+    const float* A;          // (inner, state)
+    const float *D, *bias;   // (inner,), may be absent
+    const int64_t* lengths;  // (batch,), may be absent
+    const float* initial;    // (batch, inner, state), may be absent
+    Rows out;
+    float* final;            // (batch, inner, state), may be absent
+    float* states;           // (batch, chunks, state, inner rounded up to 16): at each chunk's start; forward may lack it
+    // Backward only. Row gradients take the dtype of the rows; the others are float32.
+    Rows grad_out;
+    const float* grad_final;  // may be absent
+    Rows grad_u, grad_delta, grad_z, grad_B, grad_C;
+    float *grad_A, *grad_D, *grad_bias, *grad_initial;  // all but grad_A may be absent
+};
+
+// The parameters of one task's channels, transposed so that channels are contiguous and padded with zeros.
+struct ScanChannels {
+    int64_t width;                        // channels rounded up to whole vectors
+    float *decay, *limit, *D, *bias;      // decay: A log2(e), (state, width)
+
+    static int64_t floats(int64_t state, int64_t width) { return (state + 4) * round_up(width, 16); }
+
+    ScanChannels(Arena& arena, const ScanArguments& s, int64_t width_) : width(width_) {
+        decay = arena.take(s.state * width);
+        limit = arena.take(width);
+        D = arena.take(width);
+        bias = arena.take(width);
+    }
+
+    void fill(const ScanArguments& s, int64_t begin, int64_t channels) {
+        for (int64_t i = 0; i < width; ++i) {
+            const bool real = i < channels;
+            float largest = 1.0f;
+            for (int64_t n = 0; n < s.state; ++n) {
+                const float value = real ? s.A[(begin + i) * s.state + n] * kLog2e : 0.0f;
+                decay[n * width + i] = value;
+                largest = __builtin_fmaxf(largest, __builtin_fabsf(value));
+            }
+            limit[i] = 0x1p50f / largest;  // beyond it exp2_product would overflow; every decay is long 0 there
+            D[i] = real && s.D != nullptr ? s.D[begin + i] : 0.0f;
+            bias[i] = real && s.bias != nullptr ? s.bias[begin + i] : 0.0f;
+        }
+    }
+};
+
+// (inner, state) <-> (state, width) for one task's channels.
+inline void load_state(const float* source, int64_t states, int64_t begin, int64_t channels, float* state,
+                       int64_t width) {
+    memset(state, 0, states * width * sizeof(float));
+    if (source == nullptr) return;
+    for (int64_t i = 0; i < channels; ++i)
+        for (int64_t n = 0; n < states; ++n) state[n * width + i] = source[(begin + i) * states + n];
+}
+
+inline void store_state(float* target, int64_t states, int64_t begin, int64_t channels, const float* state,
+                        int64_t width) {
+    if (target == nullptr) return;
+    for (int64_t i = 0; i < channels; ++i)
+        for (int64_t n = 0; n < states; ++n) target[(begin + i) * states + n] = state[n * width + i];
+}
+
+// A chunk's B and C as float32: bc[step][0] is B, bc[step][1] is C.
+template <typename T>
+HYMATE_INLINE void load_bc(const ScanArguments& s, int64_t batch, int64_t start, int steps, float* bc) {
+    for (int t = 0; t < steps; ++t) {
+        const T* B = s.B.at<T>(batch, start + t);
+        const T* C = s.C.at<T>(batch, start + t);
+        float* row = bc + t * 2 * s.state;
+        for (int64_t n = 0; n < s.state; n += kLanes) {
+            const int count = (int)minimum_of(kLanes, s.state - n);
+            store(row + n, load(B + n, count), count);
+            store(row + s.state + n, load(C + n, count), count);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- forward
+
+// One chunk of one vector of channels, G states: state and output move on by `steps`.
+template <int G>
+__attribute__((noinline)) void forward_group(const float* decay, float* state, float* kept, int64_t width,
+                                             int64_t kept_width, const float* step_sizes, const float* inputs,
+                                             const float* bc, int64_t states, float* outputs, int steps, const Ahead* ahead) {
+    Vector a[G], h[G];
+    HYMATE_UNROLL
+    for (int g = 0; g < G; ++g) {
+        a[g] = load(decay + g * width);
+        h[g] = load(state + g * width);
+        if (kept != nullptr) store(kept + g * kept_width, h[g]);
+    }
+    for (int t = 0; t < steps; ++t) {
+        const Vector dt = load(step_sizes + t * kLanes), input = load(inputs + t * kLanes);
+        Vector output[2] = {load(outputs + t * kLanes), Vector{}};
+        ahead[0].fetch(t);
+        ahead[1].fetch(t);
+        const float* B = bc + t * 2 * states;
+        const float* C = B + states;
+        HYMATE_UNROLL
+        for (int g = 0; g < G; ++g) {
+            h[g] = exp2_product(dt, a[g]) * h[g] + input * B[g];
+            output[g % 2] += h[g] * C[g];
+        }
+        store(outputs + t * kLanes, output[0] + output[1]);
+    }
+    HYMATE_UNROLL
+    for (int g = 0; g < G; ++g) store(state + g * width, h[g]);
+}
+
+template <typename T>
+struct ScanForward {
+    const ScanArguments& s;
+    const int64_t width, kept_width, chunks;
+    Arena arena;
+    ScanChannels channels;
+    float *state, *bc, *step_sizes, *inputs, *outputs;
+
+    ScanForward(const ScanArguments& s_, const Partition& partition)
+        : s(s_),
+          width(partition.width),
+          kept_width(round_up(s.inner, 16)),
+          chunks((s.length + kChunk - 1) / kChunk),
+          arena(arena_floats()),
+          channels(arena, s, width) {
+        state = arena.take(s.state * width);
+        bc = arena.take(kChunk * 2 * s.state);
+        step_sizes = arena.take(kChunk * kLanes);
+        inputs = arena.take(kChunk * kLanes);
+        outputs = arena.take(kChunk * kLanes);
+    }
+
+    int64_t arena_floats() const {
+        return ScanChannels::floats(s.state, width) + s.state * width + kChunk * (2 * s.state + 3 * kLanes);
+    }
+
+    void run(const Partition::Task& task) {
+        const int64_t length = valid_length(s.lengths, task.batch, s.length);
+        channels.fill(s, task.begin, task.channels);
+        const int64_t offset = task.batch * s.inner * s.state;
+        load_state(s.initial ? s.initial + offset : nullptr, s.state, task.begin, task.channels, state, width);
+        for (int64_t start = 0; start < length; start += kChunk) {
+            const int steps = (int)minimum_of(kChunk, length - start);
+            load_bc<T>(s, task.batch, start, steps, bc);
+            float* kept = s.states == nullptr ? nullptr
+                                              : s.states + (task.batch * chunks + start / kChunk) * s.state * kept_width;
+            for (int64_t i = 0; i < task.channels; i += kLanes)
+                with_count(task.channels - i, [&](auto count) { block(task, start, steps, i, count, kept); });
+        }
+        zero_rows<T>(s.out, task.batch, length, s.length, task.begin, task.channels);
+        store_state(s.final ? s.final + offset : nullptr, s.state, task.begin, task.channels, state, width);
+    }
+
+    template <typename Count>
+    void block(const Partition::Task& task, int64_t start, int steps, int64_t i, Count count, float* kept) {
+        const int64_t channel = task.begin + i;
+        const Vector limit = load(channels.limit + i), skip = load(channels.D + i), bias = load(channels.bias + i);
+        const Column<T> u(s.u, task.batch, start, channel), delta(s.delta, task.batch, start, channel),
+            z(s.z, task.batch, start, channel), out(s.out, task.batch, start, channel);
+        for_steps(steps, [&](auto size, int t) {
+            constexpr int U = decltype(size)::value;
+            const Pack<U> input = u.load(size, t, count);
+            Pack<U> dt = delta.load(size, t, count) + bias;
+            if (s.softplus) dt = softplus(dt);
+            store_rows(step_sizes + t * kLanes, kLanes, clamp(dt, limit), kFull);
+            store_rows(inputs + t * kLanes, kLanes, dt * input, kFull);
+            store_rows(outputs + t * kLanes, kLanes, input * skip, kFull);
+        });
+        const bool last = i + kLanes >= task.channels;
+        const int64_t next_start = last ? start + kChunk : start, next_channel = last ? task.begin : channel + kLanes;
+        const auto ahead_of = [&](const Rows& rows) { return Ahead(Column<T>(rows, task.batch, next_start, next_channel)); };
+        const Ahead ahead[4] = {ahead_of(s.u), ahead_of(s.delta), ahead_of(s.z), ahead_of(s.out)};
+        for_groups(s.state, [&](auto size, int64_t n) {
+            forward_group<decltype(size)::value>(channels.decay + n * width + i, state + n * width + i,
+                                                 kept ? kept + n * kept_width + channel : nullptr, width, kept_width,
+                                                 step_sizes, inputs, bc + n, s.state, outputs, steps,
+                                                 ahead + (n == 0 ? 0 : 2));
+        });
+        for_steps(steps, [&](auto size, int t) {
+            constexpr int U = decltype(size)::value;
+            Pack<U> output = load_rows<U>(outputs + t * kLanes, kLanes, kFull);
+            if (z.data != nullptr) {
+                const Pack<U> gate = z.load(size, t, count);
+                output = output * gate * sigmoid(gate);
+            }
+            out.store(t, output, count);
+        });
+    }
+};
+
+// --------------------------------------------------------------------------------------------- backward
+
+// The rows of one chunk of one vector of channels, kChunk vectors each.
+enum Staged { kStep, kInput, kGrad, kOutput, kSlope, kGateGrad, kGradStep, kGradInput, kStagedRows };
+
+// Floats between two arrays that are walked together, one stored to and one loaded from: a processor that compares the
+// low twelve bits of addresses must not take a load for one that waits for the store just before it.
+constexpr int kStagger = kGroup * kLanes;
+
+HYMATE_INLINE float* staged_row(float* staged, int row, int t) { return staged + (row * kChunk + t) * kLanes; }
+
+// One chunk of one vector of channels, G states: recomputes the states from the one kept at the chunk's start, then
+// walks back. sums_B and sums_C (step, G, lanes) gather the gradients of B and C, still spread over the lanes.
+template <int G>
+__attribute__((noinline)) void backward_group(const float* decay, const float* kept, float* grad_state, float* grad_A,
+                                              float* carry_A, int64_t width, int64_t kept_width, float* staged,
+                                              const float* bc, int64_t states, float* decays, float* decayed,
+                                              float* sums_B, float* sums_C, int steps, const Ahead* ahead) {
+    Vector a[G];
+    HYMATE_UNROLL
+    for (int g = 0; g < G; ++g) a[g] = load(decay + g * width);
+    {
+        Vector h[G];
+        HYMATE_UNROLL
+        for (int g = 0; g < G; ++g) h[g] = load(kept + g * kept_width);
+        for (int t = 0; t < steps; ++t) {
+            const Vector dt = load(staged_row(staged, kStep, t)), input = load(staged_row(staged, kInput, t)),
+                         grad = load(staged_row(staged, kGrad, t));
+            Vector output[2] = {load(staged_row(staged, kOutput, t)), Vector{}};
+            ahead[0].fetch(t);
+            ahead[1].fetch(t);
+            const float* B = bc + t * 2 * states;
+            const float* C = B + states;
+            const int64_t at = t * G * kLanes;
+            HYMATE_UNROLL
+            for (int g = 0; g < G; ++g) {
+                const Vector e = exp2_product(dt, a[g]);
+                const Vector p = e * h[g];
+                store(decays + at + g * kLanes, e);
+                store(decayed + at + g * kLanes, p);
+                h[g] = p + input * B[g];
+                output[g % 2] += h[g] * C[g];
+                store(sums_C + at + g * kLanes, load(sums_C + at + g * kLanes) + grad * h[g]);
+            }
+            store(staged_row(staged, kOutput, t), output[0] + output[1]);
+        }
+    }
+    Vector upstream[G], sum_A[G];
+    HYMATE_UNROLL
+    for (int g = 0; g < G; ++g) {
+        upstream[g] = load(grad_state + g * width);
+        sum_A[g] = Vector{};
+    }
+    for (int t = steps - 1; t >= 0; --t) {
+        const Vector dt = load(staged_row(staged, kStep, t)), input = load(staged_row(staged, kInput, t)),
+                     grad = load(staged_row(staged, kGrad, t));
+        Vector grad_step[2] = {load(staged_row(staged, kGradStep, t)), Vector{}};
+        Vector grad_input[2] = {load(staged_row(staged, kGradInput, t)), Vector{}};
+        const float* B = bc + t * 2 * states;
+        const float* C = B + states;
+        const int64_t at = t * G * kLanes;
+        ahead[2].fetch(t);
+        ahead[3].fetch(t);
+        HYMATE_UNROLL
+        for (int g = 0; g < G; ++g) {
+            const Vector grad_h = upstream[g] + grad * C[g];
+            grad_input[g % 2] += grad_h * B[g];
+            store(sums_B + at + g * kLanes, load(sums_B + at + g * kLanes) + grad_h * input);
+            const Vector exponent = grad_h * load(decayed + at + g * kLanes);  // the gradient of dt A
+            grad_step[g % 2] += exponent * a[g];
+            sum_A[g] += exponent * dt;
+            upstream[g] = grad_h * load(decays + at + g * kLanes);
+        }
+        store(staged_row(staged, kGradStep, t), grad_step[0] + grad_step[1]);
+        store(staged_row(staged, kGradInput, t), grad_input[0] + grad_input[1]);
+    }
+    HYMATE_UNROLL
+    for (int g = 0; g < G; ++g) {
+        store(grad_state + g * width, upstream[g]);
+        add_compensated(grad_A + g * width, carry_A + g * width, sum_A[g]);
+    }
+}
+
+// Where the tasks of one call leave what is summed over the batch, or over ranges of channels, when all are done.
+struct ScanPartials {
+    const Partition& partition;
+    const int64_t width;    // inner rounded up to 16
+    const int64_t a_size, bc_size;
+    Arena arena;
+    float *A, *D, *bias, *bc;  // (batch, state, width), (batch, width) twice, (splits, batch, length, 2, state)
+
+    ScanPartials(const ScanArguments& s, const Partition& p)
+        : partition(p),
+          width(round_up(s.inner, 16)),
+          a_size(s.state * width),
+          bc_size(p.splits == 1 ? 0 : p.splits * s.batch * s.length * 2 * s.state),
+          arena((a_size + 2 * width) * (s.batch + 2) + bc_size) {
+        if (!arena.ok()) return;
+        A = arena.take(a_size * (s.batch + 2));
+        D = arena.take(width * (s.batch + 2));
+        bias = arena.take(width * (s.batch + 2));
+        bc = bc_size == 0 ? nullptr : arena.take(bc_size);
+    }
+
+    void finish_parameters(const ScanArguments& s) {
+        float* sum = A + a_size * s.batch;
+        sum_over_batch(A, s.batch, a_size, sum, sum + a_size);
+        for (int64_t i = 0; i < s.inner; ++i)
+            for (int64_t n = 0; n < s.state; ++n) s.grad_A[i * s.state + n] = sum[n * width + i];
+        finish_vector(D, s.batch, s.inner, s.grad_D);
+        finish_vector(bias, s.batch, s.inner, s.grad_bias);
+    }
+
+    void finish_vector(float* partial, int64_t batch, int64_t inner, float* target) {
+        if (target == nullptr) return;
+        float* sum = partial + width * batch;
+        sum_over_batch(partial, batch, width, sum, sum + width);
+        memcpy(target, sum, inner * sizeof(float));
+    }
+
+    template <typename T>
+    void finish_bc(const ScanArguments& s, int64_t batch, int64_t t) {
+        T* targets[2] = {s.grad_B.at<T>(batch, t), s.grad_C.at<T>(batch, t)};
+        for (int which = 0; which < 2; ++which)
+            for (int64_t n = 0; n < s.state; n += kLanes) {
+                const int count = (int)minimum_of(kLanes, s.state - n);
+                Vector sum{};
+                for (int64_t split = 0; split < partition.splits; ++split)
+                    sum += load(bc_row(s, split, batch, t) + which * s.state + n, count);
+                store(targets[which] + n, sum, count);
+            }
+    }
+
+    float* bc_row(const ScanArguments& s, int64_t split, int64_t batch, int64_t t) const {
+        return bc + ((split * s.batch + batch) * s.length + t) * 2 * s.state;
+    }
+};
+
+template <typename T>
+struct ScanBackward {
+    const ScanArguments& s;
+    ScanPartials& partials;
+    const int64_t width, kept_width, chunks;
+    Arena arena;
+    ScanChannels channels;
+    float *grad_state, *grad_A, *carry_A, *grad_D, *carry_D, *grad_bias, *carry_bias;
+    float *bc, *grad_bc, *decays, *decayed, *sums_B, *sums_C, *staged;
+
+    ScanBackward(const ScanArguments& s_, const Partition& partition, ScanPartials& partials_)
+        : s(s_),
+          partials(partials_),
+          width(partition.width),
+          kept_width(round_up(s.inner, 16)),
+          chunks((s.length + kChunk - 1) / kChunk),
+          arena(arena_floats()),
+          channels(arena, s, width) {
+        grad_state = arena.take(s.state * width);
+        grad_A = arena.take(s.state * width);
+        carry_A = arena.take(s.state * width);
+        grad_D = arena.take(width);
+        carry_D = arena.take(width);
+        grad_bias = arena.take(width);
+        carry_bias = arena.take(width);
+        bc = arena.take(kChunk * 2 * s.state);
+        grad_bc = arena.take(kChunk * 2 * s.state);
+        decays = arena.take(kChunk * kGroup * kLanes);
+        decayed = arena.take(kChunk * kGroup * kLanes);
+        arena.take(kStagger);
+        sums_B = arena.take(kChunk * kGroup * kLanes);
+        sums_C = arena.take(kChunk * kGroup * kLanes);
+        staged = arena.take(kStagedRows * kChunk * width);
+    }
+
+    int64_t arena_floats() const {
+        return ScanChannels::floats(s.state, width) + (3 * s.state + 4) * round_up(width, 16) +
+               kStagger +
+               kChunk * (4 * s.state + 4 * kGroup * kLanes + kStagedRows * width);
+    }
+
+    void run(const Partition::Task& task) {
+        const int64_t length = valid_length(s.lengths, task.batch, s.length);
+        const int64_t offset = task.batch * s.inner * s.state;
+        channels.fill(s, task.begin, task.channels);
+        load_state(s.grad_final ? s.grad_final + offset : nullptr, s.state, task.begin, task.channels, grad_state,
+                   width);
+        memset(grad_A, 0, (bc - grad_A) * sizeof(float));
+        for (int64_t start = round_up(length, kChunk) - kChunk; start >= 0; start -= kChunk)
+            chunk(task, start, (int)minimum_of(kChunk, length - start));
+        finish(task, length);
+        store_state(s.grad_initial ? s.grad_initial + offset : nullptr, s.state, task.begin, task.channels, grad_state,
+                    width);
+    }
+
+    void chunk(const Partition::Task& task, int64_t start, int steps) {
+        load_bc<T>(s, task.batch, start, steps, bc);
+        for (int64_t i = 0; i < task.channels; i += kLanes)
+            with_count(task.channels - i, [&](auto count) { stage(task, start, steps, i, count); });
+        const float* kept = s.states + (task.batch * chunks + start / kChunk) * s.state * kept_width + task.begin;
+        for_groups(s.state, [&](auto size, int64_t n) {
+            constexpr int G = decltype(size)::value;
+            memset(sums_B, 0, kChunk * G * kLanes * sizeof(float));
+            memset(sums_C, 0, kChunk * G * kLanes * sizeof(float));
+            for (int64_t i = 0; i < task.channels; i += kLanes) {
+                const int64_t at = n * width + i;
+                const auto ahead_of = [&](const Rows& rows) {
+                    return Ahead(Column<T>(rows, task.batch, start - kChunk, task.begin + i));
+                };
+                const Ahead inputs[4] = {ahead_of(s.u), ahead_of(s.delta), ahead_of(s.z), ahead_of(s.grad_out)},
+                            outputs[4] = {ahead_of(s.grad_u), ahead_of(s.grad_delta), ahead_of(s.grad_z), Ahead()};
+                backward_group<G>(channels.decay + at, kept + n * kept_width + i, grad_state + at, grad_A + at,
+                                  carry_A + at, width, kept_width, staged + i * kStagedRows * kChunk, bc + n, s.state,
+                                  decays, decayed, sums_B, sums_C, steps, n == 0 ? inputs : outputs);
+            }
+            float sums[2][kChunk * G];
+            for (int row = 0; row < kChunk * G; row += kLanes) {
+                store(sums[0] + row, row_sums(sums_B + row * kLanes));
+                store(sums[1] + row, row_sums(sums_C + row * kLanes));
+            }
+            for (int t = 0; t < steps; ++t)
+                HYMATE_UNROLL
+                for (int g = 0; g < G; ++g) {
+                    grad_bc[t * 2 * s.state + n + g] = sums[0][t * G + g];
+                    grad_bc[(t * 2 + 1) * s.state + n + g] = sums[1][t * G + g];
+                }
+        });
+        for (int64_t i = 0; i < task.channels; i += kLanes)
+            with_count(task.channels - i, [&](auto count) { unstage(task, start, steps, i, count); });
+        for (int t = 0; t < steps; ++t) store_bc(task, start + t, grad_bc + t * 2 * s.state);
+    }
+
+    template <typename Count>
+    void stage(const Partition::Task& task, int64_t start, int steps, int64_t i, Count count) {
+        const int64_t channel = task.begin + i;
+        const Vector limit = load(channels.limit + i), skip = load(channels.D + i), bias = load(channels.bias + i);
+        const Column<T> u(s.u, task.batch, start, channel), delta(s.delta, task.batch, start, channel),
+            z(s.z, task.batch, start, channel), grad_out(s.grad_out, task.batch, start, channel);
+        float* rows = staged + i * kStagedRows * kChunk;
+        for_steps(steps, [&](auto size, int t) {
+            constexpr int U = decltype(size)::value;
+            const Pack<U> input = u.load(size, t, count);
+            Pack<U> dt = delta.load(size, t, count) + bias;
+            if (s.softplus) {
+                Pack<U> slope;
+                dt = softplus(dt, slope);
+                store_rows(staged_row(rows, kSlope, t), kLanes, slope, kFull);
+            }
+            store_rows(staged_row(rows, kStep, t), kLanes, clamp(dt, limit), kFull);
+            store_rows(staged_row(rows, kInput, t), kLanes, dt * input, kFull);
+            Pack<U> grad = grad_out.load(size, t, count);
+            if (z.data != nullptr) {
+                const Pack<U> gate = z.load(size, t, count), open = sigmoid(gate);
+                store_rows(staged_row(rows, kOutput, t), kLanes, input * skip, kFull);
+                store_rows(staged_row(rows, kGateGrad, t), kLanes, grad * silu_slope(gate, open), kFull);
+                grad = grad * gate * open;
+            }
+            store_rows(staged_row(rows, kGrad, t), kLanes, grad, kFull);
+            store_rows(staged_row(rows, kGradStep, t), kLanes, Pack<U>{}, kFull);
+            store_rows(staged_row(rows, kGradInput, t), kLanes, Pack<U>{}, kFull);
+        });
+    }
+
+    template <typename Count>
+    void unstage(const Partition::Task& task, int64_t start, int steps, int64_t i, Count count) {
+        const int64_t channel = task.begin + i;
+        const Vector skip = load(channels.D + i);
+        const Column<T> u(s.u, task.batch, start, channel), grad_u(s.grad_u, task.batch, start, channel),
+            grad_delta(s.grad_delta, task.batch, start, channel), grad_z(s.grad_z, task.batch, start, channel);
+        const float* rows = staged + i * kStagedRows * kChunk;
+        const auto row = [=](int which, int t) { return load(rows + (which * kChunk + t) * kLanes); };
+        Vector sum_D{}, sum_bias{};
+        for (int t = 0; t < steps; ++t) {
+            const Vector input = u.load(Constant<1>(), t, count).v[0], grad = row(kGrad, t), grad_input = row(kGradInput, t);
+            Vector grad_delta_t = row(kGradStep, t) * kLn2 + grad_input * input;
+            if (s.softplus) grad_delta_t *= row(kSlope, t);
+            grad_u.store(t, Pack<1>{grad_input * row(kStep, t) + grad * skip}, count);
+            grad_delta.store(t, Pack<1>{grad_delta_t}, count);
+            if (grad_z.data != nullptr) grad_z.store(t, Pack<1>{row(kGateGrad, t) * row(kOutput, t)}, count);
+            sum_D += grad * input;
+            sum_bias += grad_delta_t;
+        }
+        add_compensated(grad_D + i, carry_D + i, sum_D);
+        add_compensated(grad_bias + i, carry_bias + i, sum_bias);
+    }
+
+    void store_bc(const Partition::Task& task, int64_t t, const float* row) {
+        if (partials.bc != nullptr) {
+            memcpy(partials.bc_row(s, task.split, task.batch, t), row, 2 * s.state * sizeof(float));
+            return;
+        }
+        T* grad_B = s.grad_B.at<T>(task.batch, t);
+        T* grad_C = s.grad_C.at<T>(task.batch, t);
+        for (int64_t n = 0; n < s.state; n += kLanes) {
+            const int count = (int)minimum_of(kLanes, s.state - n);
+            store(grad_B + n, load(row + n, count), count);
+            store(grad_C + n, load(row + s.state + n, count), count);
+        }
+    }
+
+    void finish(const Partition::Task& task, int64_t length) {
+        zero_rows<T>(s.grad_u, task.batch, length, s.length, task.begin, task.channels);
+        zero_rows<T>(s.grad_delta, task.batch, length, s.length, task.begin, task.channels);
+        zero_rows<T>(s.grad_z, task.batch, length, s.length, task.begin, task.channels);
+        if (partials.bc == nullptr) {
+            zero_rows<T>(s.grad_B, task.batch, length, s.length, 0, s.state);
+            zero_rows<T>(s.grad_C, task.batch, length, s.length, 0, s.state);
+        }
+        const int64_t bytes = minimum_of(width, partials.width - task.begin) * (int64_t)sizeof(float);
+        for (int64_t n = 0; n < s.state; ++n)
+            memcpy(partials.A + (task.batch * s.state + n) * partials.width + task.begin, grad_A + n * width, bytes);
+        memcpy(partials.D + task.batch * partials.width + task.begin, grad_D, bytes);
+        memcpy(partials.bias + task.batch * partials.width + task.begin, grad_bias, bytes);
+    }
+};
+
+// ---------------------------------------------------------------------------------------------- drivers
+
+template <typename T>
+int scan_forward(const ScanArguments& s) {
+    const Partition partition(s.batch, s.inner, s.threads);
+    int failed = 0;
+#pragma omp parallel num_threads(partition.threads) reduction(| : failed)
+    {
+        FlushSubnormals flush;
+        ScanForward<T> worker(s, partition);
+        failed |= !worker.arena.ok();
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t index = 0; index < partition.tasks; ++index)
+            if (worker.arena.ok()) worker.run(partition.task(index));
+    }
+    return failed ? kOutOfMemory : kOk;
+}
+
+template <typename T>
+int scan_backward(const ScanArguments& s) {
+    const Partition partition(s.batch, s.inner, s.threads);
+    ScanPartials partials(s, partition);
+    if (!partials.arena.ok()) return kOutOfMemory;
+    int failed = 0;
+#pragma omp parallel num_threads(partition.threads) reduction(| : failed)
+    {
+        FlushSubnormals flush;
+        {
+            ScanBackward<T> worker(s, partition, partials);
+            failed |= !worker.arena.ok();
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t index = 0; index < partition.tasks; ++index)
+                if (worker.arena.ok()) worker.run(partition.task(index));
+        }
+        if (partials.bc != nullptr) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < s.batch * s.length; ++row)
+                partials.finish_bc<T>(s, row / s.length, row % s.length);
+        }
+#pragma omp single
+        partials.finish_parameters(s);
+    }
+    return failed ? kOutOfMemory : kOk;
+}
+
+}  // namespace hymate
