@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> str:
     """Prepare the folder; returns what to print: records a split, tasks, what was dropped. Mistakes: ValueError."""
     prepare = READERS[args.source].prepare
     info = prepare(**{name: getattr(args, name) for name in inspect.signature(prepare).parameters})
+    if info is None:
+        return f"a part is done; run the command without --shard to finish {args.output}"
     return describe(args.output, info)
 
 

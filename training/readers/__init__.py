@@ -1,12 +1,14 @@
 """Readers, a module a source: raw files -> the prepared folder of `hymate_training.records`.
 
-Each offers `prepare(...) -> DatasetInfo` and `add_arguments(parser)`, whose options carry the names of `prepare`'s
-parameters. `hymate prepare` adds `output`, `seed` and `overwrite` itself.
+Each offers `prepare(...) -> DatasetInfo` (None where only a part of the work was asked for) and
+`add_arguments(parser)`, whose options carry the names of `prepare`'s parameters. `hymate prepare` adds `output`,
+`seed` and `overwrite` itself.
 """
 
-from hymate_training.readers import mimic_iv, physionet2012, physionet2019, synthetic
+from hymate_training.readers import meds, mimic_iv, physionet2012, physionet2019, synthetic
 
 READERS = {
+    "meds": meds,
     "mimic-iv": mimic_iv,
     "physionet2012": physionet2012,
     "physionet2019": physionet2019,

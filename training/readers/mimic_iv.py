@@ -24,8 +24,10 @@ the output (about 8 bytes a row), and the blocks become shards one after another
 """
 
 import argparse
+import gzip
 import re
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -188,24 +190,29 @@ def _find_tables(raw: Path) -> dict[str, Path]:
 def _stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pl.DataFrame]:
     """The rows of a table, in batches that do not depend on its size; ValueError naming the file."""
     rows = 0
+    packed = path.suffix == ".gz"
     try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            header = file.readline(1 << 16).decode("utf-8-sig").strip().replace('"', "").split(",")
+        if missing := [name for name in columns if name not in header]:
+            raise ValueError(f"it lacks the column(s) {', '.join(missing)}")
         with (
             path.open("rb") as raw,
             tqdm.wrapattr(raw, "read", total=path.stat().st_size, desc=path.name, leave=False) as watched,
-            pa.input_stream(pa.PythonFile(watched, "r"), compression="gzip" if path.suffix == ".gz" else None) as file,
+            pa.input_stream(pa.PythonFile(watched, "r"), compression="gzip" if packed else None) as text,
             pa.csv.open_csv(
-                file,
+                text,
                 pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
                 pa.csv.ParseOptions(newlines_in_values=True),
-                pa.csv.ConvertOptions(column_types=columns, strings_can_be_null=True, check_utf8=True),
+                pa.csv.ConvertOptions(
+                    column_types=columns, include_columns=list(columns), strings_can_be_null=True, check_utf8=True
+                ),
             ) as reader,
         ):
-            if missing := [name for name in columns if name not in reader.schema.names]:
-                raise ValueError(f"lacks the column(s) {', '.join(missing)}")
             for batch in reader:
                 rows += batch.num_rows
-                yield pl.DataFrame(pl.from_arrow(batch.select(list(columns))))
-    except (pa.ArrowInvalid, OSError, EOFError, ValueError) as error:
+                yield pl.DataFrame(pl.from_arrow(batch))
+    except (pa.ArrowInvalid, OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{path} is damaged or not as published: {error}") from error
     if not rows:
         raise ValueError(f"{path} holds no rows; download it again")

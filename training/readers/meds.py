@@ -1,0 +1,500 @@
+"""Any hospital's records in the Medical Event Data Standard (MEDS 0.4), with or without labels.
+
+Reads a data set as the standard lays it out (https://github.com/Medical-Event-Data-Standard/meds): `data/**/*.parquet`
+of subject_id, time, code and numeric_value, `metadata/subject_splits.parquet` and `metadata/dataset.json`. A record is
+a subject, a variable is a code, and an event carries its numeric_value or no number at all.
+
+- Time: hours since the subject's first timed event other than MEDS_BIRTH. Births are no events: they give the static
+  column `age`, in years at that first event. Subjects without a timed event are left out.
+- Static events (without a time): codes FAMILY//CATEGORY of which no subject has two become a categorical column,
+  and codes that always carry a number, once a subject, a numeric column; all others become events at hour 0.
+- Variables: the codes that at least `min_subjects` training subjects have, the most frequent first.
+- Splits: those of the data set (train, tuning, held_out); without a split file subjects are divided 80/10/10 by a hash
+  of seed and subject_id, so that every shard can be read on its own.
+- Labels: each folder of label shards (subject_id, prediction_time and one of boolean_value, categorical_value,
+  integer_value, float_value) is a task named after the folder. Without labels the folder serves pretraining.
+
+A prepared folder holds hours in single precision, which over decades cannot tell minutes apart. An event later than a
+prediction is therefore stored at a time that is larger than the prediction's in single precision, too.
+
+Shards are read one by one and independently, and each leaves its result in a hidden folder beside the output. A run
+that was interrupted goes on with the shards that are not done. `--shard 2/8` does the second eighth of the shards and
+stops, for a cluster; the run without it does what is left, puts everything together and removes the hidden folder.
+A shard has to fit into memory, as the standard intends.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from hymate_training.records import (
+    EVENT_FIELDS,
+    LABEL_COLUMNS,
+    LABEL_TYPES,
+    SPLITS,
+    DatasetInfo,
+    PreparedFolderWriter,
+    StaticColumn,
+    TaskInfo,
+    nest_events,
+)
+
+logger = logging.getLogger(__name__)
+
+BIRTH = "MEDS_BIRTH"
+SPLIT_NAMES = {
+    "train": "train",
+    "tuning": "validation",
+    "held_out": "test",
+    "validation": "validation",
+    "test": "test",
+}
+SPLIT_SHARES = (0.8, 0.9, 1.0)
+SUBJECT_SPLITS = Path("metadata", "subject_splits.parquet")
+MAX_CATEGORIES = 50
+RESERVED = {"age", *(field.name for field in EVENT_FIELDS)}
+LAYOUT_VERSION = 1  # of a shard's result; raised when it changes, so that older ones are not taken up again
+CITATION = (
+    "Arnrich B, Choi E, Fries JA, et al. Medical Event Data Standard (MEDS): facilitating machine learning for "
+    "health. ICLR 2024 Workshop on Learning from Time Series for Health."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--raw", type=Path, required=True, help="the MEDS data set, which holds data/ and metadata/")
+    parser.add_argument(
+        "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="folders of label shards, a task each"
+    )
+    parser.add_argument(
+        "--min-subjects", type=int, default=10, help="drop codes that fewer training subjects have (default: 10)"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="only the I-th of N parts of the shards; run without it afterwards to finish"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="shards read at a time (default: one a processor)"
+    )
+
+
+def prepare(
+    raw: str | Path,
+    output: str | Path,
+    *,
+    labels: Sequence[str | Path] = (),
+    min_subjects: int = 10,
+    shard: str | None = None,
+    workers: int | None = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> DatasetInfo | None:
+    """Read the data set `raw` into the prepared folder `output`; None where `shard` asked for a part of it.
+
+    Raises ValueError naming the file that is missing, damaged or no MEDS.
+    """
+    if min_subjects < 1:
+        raise ValueError(f"--min-subjects must be at least 1, got {min_subjects}")
+    if workers is None or workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
+    raw, output = Path(raw), Path(output).absolute()
+    writer = PreparedFolderWriter(output, overwrite=overwrite)  # refuses an output it may not replace, before the work
+    sources = [
+        Source(path, str(path.relative_to(raw)))
+        for path in sorted((raw / "data").rglob("*.parquet"))
+        if not path.name.startswith(".")
+    ]
+    if not sources:
+        raise ValueError(f"{raw} is not a MEDS data set: there is no Parquet file in its folder data/")
+    splits = _read_splits(raw)
+    tasks = [_read_labels(Path(folder)) for folder in labels]
+    if len({task.name for task, _ in tasks}) < len(tasks):
+        raise ValueError("--labels: two folders have the same name, which is the task's")
+
+    results = output.with_name(f".{output.name}.shards")
+    mine = sources if shard is None else _part(sources, shard)
+    started_here = not results.exists()
+    try:
+        done = _read_shards(mine, splits, seed, results, workers)
+        if shard is not None:
+            return None
+        with writer:
+            info = _assemble(writer, raw, done, tasks, min_subjects, splits is None, seed)
+    except ValueError:
+        if started_here:
+            shutil.rmtree(results, ignore_errors=True)
+        raise
+    shutil.rmtree(results)
+    return info
+
+
+# ------------------------------------------------------------------------------------------------------------ shards
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shard of the data set and the name it has there."""
+
+    path: Path
+    name: str
+
+    def key(self, splits: pl.DataFrame | None, seed: int) -> str:
+        """Names the shard's result: it changes with the file and with whatever else the result depends on."""
+        stat = self.path.stat()
+        division = str(seed) if splits is None else hashlib.sha256(splits.write_csv().encode()).hexdigest()
+        parts = [LAYOUT_VERSION, self.name, stat.st_size, stat.st_mtime_ns, division]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _part(sources: list[Source], shard: str) -> list[Source]:
+    """The shards of part `I/N`."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    index, count = (int(number) for number in match.groups()) if match else (0, 0)
+    if not 1 <= index <= count:
+        raise ValueError(f"--shard must be I/N with I from 1 to N, such as 2/8; got {shard!r}")
+    return sources[index - 1 :: count]
+
+
+def _read_shards(
+    sources: list[Source], splits: pl.DataFrame | None, seed: int, results: Path, workers: int
+) -> list[tuple[Source, Path]]:
+    """Reads the shards that were not read before; each with the folder of its result."""
+    results.mkdir(parents=True, exist_ok=True)
+    folders = [results / source.key(splits, seed) for source in sources]
+    todo = [(source, folder) for source, folder in zip(sources, folders, strict=True) if not folder.is_dir()]
+    if len(todo) < len(sources):
+        logger.info("%d of %d shards were read before", len(sources) - len(todo), len(sources))
+    read = partial(_read_shard, splits=splits, seed=seed)
+    with ThreadPoolExecutor(workers) as executor:
+        try:
+            for _ in tqdm(executor.map(read, *zip(*todo, strict=True)), total=len(todo), desc="shards", leave=False):
+                pass
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+    return list(zip(sources, folders, strict=True))
+
+
+def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed: int) -> None:
+    """Writes the shard's result, whole or not at all: events, static events, subjects, and how many have each code.
+
+    Times are hours in double precision since the subject's first event.
+    """
+    rows = _read_parquet(
+        source.path,
+        {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32},
+        optional=("numeric_value",),
+    )
+    for column in ("subject_id", "code"):
+        if rows[column].null_count():
+            raise ValueError(f"{source.path}: {column} is null in {rows[column].null_count()} row(s)")
+    if (infinite := rows.filter(pl.col("numeric_value").is_infinite())).height:
+        raise ValueError(f"{source.path}: subject {infinite['subject_id'][0]} has an infinite numeric_value")
+    rows = rows.with_columns(pl.col("numeric_value").fill_nan(None))
+    is_birth = (pl.col("code") == BIRTH) | pl.col("code").str.starts_with(f"{BIRTH}//")
+    is_timed = pl.col("time").is_not_null()
+    subjects = rows.group_by("subject_id").agg(
+        origin=pl.col("time").filter(~is_birth).min(), birth=pl.col("time").filter(is_birth).min()
+    )
+    if splits is None:
+        shares = pl.Series(_share(subjects["subject_id"].to_list(), seed))
+        found = shares.cut(list(SPLIT_SHARES[:-1]), labels=list(SPLITS), left_closed=True).cast(pl.String)
+        subjects = subjects.with_columns(found.alias("split"))
+    else:
+        subjects = subjects.join(splits, on="subject_id", how="left")
+    years = (pl.col("origin") - pl.col("birth")).dt.total_seconds() / (365.25 * 24 * 3600)
+    subjects = subjects.select("subject_id", "split", "origin", pl.when(years >= 0).then(years).alias("age"))
+
+    chosen = rows.filter(~is_birth).join(subjects.drop_nulls(["split", "origin"]), on="subject_id")
+    events = chosen.filter(is_timed).select(
+        "subject_id", _hours_since_origin("time").alias("time"), "code", pl.col("numeric_value").alias("value")
+    )
+    static = chosen.filter(~is_timed).select("subject_id", "code", pl.col("numeric_value").alias("value"))
+    codes = chosen.group_by("code").agg(
+        subjects=pl.col("subject_id").filter(pl.col("split") == "train").n_unique(), events=pl.len()
+    )
+    partial_folder = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
+    try:
+        partial_folder.mkdir()
+        for name, frame in (("events", events), ("static", static), ("subjects", subjects), ("codes", codes)):
+            frame.write_parquet(partial_folder / f"{name}.parquet")
+        if not folder.is_dir():  # another process may have read the same shard meanwhile
+            partial_folder.rename(folder)
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def _hours_since_origin(column: str) -> pl.Expr:
+    return (pl.col(column) - pl.col("origin")).dt.total_microseconds() / 3.6e9
+
+
+def _share(subjects: list[int], seed: int) -> list[float]:
+    """A number in [0, 1) a subject, which depends on nothing but the subject and the seed."""
+    digests = (hashlib.blake2b(f"{seed}:{subject}".encode(), digest_size=8).digest() for subject in subjects)
+    return [int.from_bytes(digest) / 2**64 for digest in digests]
+
+
+def _read_parquet(
+    path: Path, schema: dict[str, pl.DataType | type[pl.DataType]], optional: Sequence[str] = ()
+) -> pl.DataFrame:
+    """The columns of a file in the wanted types; ValueError naming the file."""
+    try:
+        present = pl.read_parquet_schema(path)
+        if missing := [name for name in schema if name not in present and name not in optional]:
+            raise ValueError(f"lacks the column(s) {', '.join(missing)}")
+        frame = pl.read_parquet(path, columns=[name for name in schema if name in present], hive_partitioning=False)
+        frame = frame.with_columns(pl.lit(None).alias(name) for name in schema if name not in present)
+        return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no MEDS: {error}") from error
+
+
+def _read_splits(raw: Path) -> pl.DataFrame | None:
+    """subject_id and split, null where it is none of ours; None where the data set has no split file."""
+    path = raw / SUBJECT_SPLITS
+    if not path.is_file():
+        logger.warning("%s is missing: subjects are divided 80/10/10 at random", path)
+        return None
+    splits = _read_parquet(path, {"subject_id": pl.Int64, "split": pl.String})
+    if (twice := splits["subject_id"].is_duplicated()).any():
+        raise ValueError(f"{path}: subject {splits['subject_id'][int(twice.arg_max() or 0)]} occurs more than once")
+    return splits.with_columns(pl.col("split").replace_strict(SPLIT_NAMES, default=None, return_dtype=pl.String)).sort(
+        "subject_id"
+    )
+
+
+def _read_labels(folder: Path) -> tuple[TaskInfo, pl.DataFrame]:
+    """The task of a folder of label shards and its rows: subject_id, prediction_time, label."""
+    paths = sorted(folder.rglob("*.parquet"))
+    if not paths:
+        raise ValueError(f"--labels {folder}: there is no Parquet file in it")
+    kinds = {"boolean_value": pl.Boolean, "categorical_value": pl.String}
+    kinds |= {"integer_value": pl.Int64, "float_value": pl.Float32}
+    rows = pl.concat(
+        _read_parquet(
+            path, {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), **kinds}, optional=tuple(LABEL_TYPES)
+        )
+        for path in paths
+    )
+    used = [name for name in kinds if rows[name].null_count() < rows.height]
+    if len(used) != 1:
+        raise ValueError(
+            f"--labels {folder}: exactly one of {', '.join(kinds)} must hold the labels, "
+            f"found {', '.join(used) or 'none'}"
+        )
+    rows = rows.select("subject_id", "prediction_time", used[0])
+    for column in rows.columns:
+        if rows[column].null_count():
+            raise ValueError(f"--labels {folder}: {column} is null in {rows[column].null_count()} row(s)")
+    if (twice := rows.select("subject_id", "prediction_time").is_duplicated()).any():
+        row = rows.row(int(twice.arg_max() or 0))
+        raise ValueError(f"--labels {folder}: subject {row[0]} is predicted twice at {row[1]}")
+    problem_type: Any = next(kind for kind, columns in LABEL_COLUMNS.items() if used[0] in columns)
+    names = {
+        "binary": ("false", "true"),
+        "multiclass": tuple(rows[used[0]].unique().sort()),
+        "regression": (folder.name,),
+    }
+    task = TaskInfo(folder.name, f"Labels of {folder.name}.", problem_type, (used[0],), names[problem_type])
+    return task, rows
+
+
+# ---------------------------------------------------------------------------------------------------------- assembly
+
+
+def _assemble(
+    writer: PreparedFolderWriter,
+    raw: Path,
+    done: list[tuple[Source, Path]],
+    tasks: list[tuple[TaskInfo, pl.DataFrame]],
+    min_subjects: int,
+    split_by_hash: bool,
+    seed: int,
+) -> DatasetInfo:
+    """Vocabulary, records and tasks out of the shards' results."""
+    dropped: Counter[str] = Counter()
+    subjects = _all_subjects(done)
+    dropped["subjects without a split"] = subjects["split"].null_count()
+    dropped["subjects without a timed event"] = subjects["origin"].null_count()
+    subjects = subjects.drop_nulls(["split", "origin"])
+    codes = pl.concat([pl.read_parquet(folder / "codes.parquet") for _, folder in done])
+    codes = codes.group_by("code").agg(pl.col("subjects").sum(), pl.col("events").sum())
+    static = pl.concat([pl.read_parquet(folder / "static.parquet") for _, folder in done])
+    columns, static_rows, at_start = _static_columns(static, subjects, min_subjects, dropped)
+
+    timeless = static.select("code").unique().join(at_start.select("code").unique(), on="code", how="anti")
+    candidates = codes.filter(pl.col("subjects") >= min_subjects)
+    candidates = candidates.join(timeless, on="code", how="anti")
+    if not candidates.height:
+        raise ValueError(f"{raw}: no code is met in {min_subjects} training subjects; lower --min-subjects")
+    vocabulary = candidates.sort(["subjects", "events", "code"], descending=[True, True, False]).select("code")
+    vocabulary = vocabulary.with_row_index("variable").cast({"variable": pl.Int32})
+
+    predictions = [_locate(task, rows, subjects, dropped) for task, rows in tasks]
+    asked = pl.concat([pl.DataFrame(schema={"subject_id": pl.Int64, "time": pl.Float64})])
+    asked = pl.concat([asked, *(rows.select("subject_id", "time") for rows in predictions)]).unique()
+    first = [pl.DataFrame(schema={"subject_id": pl.Int64, "first": pl.Float32})]
+    for _, folder in tqdm(done, desc="writing records", unit=" shards", leave=False):
+        events = pl.read_parquet(folder / "events.parquet")
+        own = events.select("subject_id").unique()
+        beginning = at_start.join(own, on="subject_id", how="semi").with_columns(time=pl.lit(0.0))
+        events = pl.concat([events, beginning.select(events.columns)])
+        known = events.join(vocabulary, on="code")
+        dropped[f"events of codes that fewer than {min_subjects} training subjects have"] += (
+            events.height - known.height
+        )
+        known = known.with_columns(_single_precision(known.select("subject_id", "time"), asked))
+        first.append(known.group_by("subject_id").agg(pl.col("time").min().alias("first")))
+        for split in SPLITS:
+            members = subjects.filter(pl.col("split") == split).select("subject_id")
+            chosen = known.join(members, on="subject_id", how="semi")
+            if chosen.height:
+                nested = nest_events(
+                    chosen.rename({"subject_id": "record_id"}), static_rows.rename({"subject_id": "record_id"})
+                )
+                writer.write_records(split, nested)
+    begun = pl.concat(first)
+    dropped["subjects without an event of a known code"] = subjects.height - begun.height
+    for (task, _), rows in zip(tasks, predictions, strict=True):
+        _write_task(writer, task, rows.join(begun, on="subject_id", how="left"), dropped)
+    metadata = _metadata(raw)
+    info = DatasetInfo(
+        source=str(metadata.get("dataset_name") or raw.resolve().name),
+        variables=tuple(vocabulary["code"]),
+        static_columns=tuple(columns),
+        tasks=tuple(task for task, _ in tasks),
+        dropped={reason: count for reason, count in dropped.items() if count},
+        split_description=f"Subjects, by a hash of seed {seed}: 80 % train, 10 % validation, 10 % test."
+        if split_by_hash
+        else "The data set's own: train, tuning (validation) and held_out (test).",
+        license=str(metadata.get("license") or "unknown"),
+        citation=CITATION,
+        seed=seed if split_by_hash else None,
+        extra={
+            "description": "Records in the Medical Event Data Standard; a variable is a code.",
+            "meds": metadata,
+            "units": {"age": "years"},
+        },
+    )
+    writer.finish(info)
+    return info
+
+
+def _all_subjects(done: list[tuple[Source, Path]]) -> pl.DataFrame:
+    frames = []
+    for source, folder in done:
+        frames.append(pl.read_parquet(folder / "subjects.parquet").with_columns(shard=pl.lit(source.name)))
+    subjects = pl.concat(frames)
+    if (twice := subjects["subject_id"].is_duplicated()).any():
+        subject = subjects["subject_id"][int(twice.arg_max() or 0)]
+        shards = subjects.filter(pl.col("subject_id") == subject)["shard"]
+        raise ValueError(f"subject {subject} is in two shards, {shards[0]} and {shards[1]}; MEDS keeps it in one")
+    return subjects.drop("shard")
+
+
+def _static_columns(
+    static: pl.DataFrame, subjects: pl.DataFrame, min_subjects: int, dropped: Counter[str]
+) -> tuple[list[StaticColumn], pl.DataFrame, pl.DataFrame]:
+    """The static columns, a row a subject with their values, and the static events that become events at hour 0."""
+    split_code = pl.col("code").str.splitn("//", 2)
+    parts = static.with_columns(
+        family=split_code.struct.field("field_0"), category=split_code.struct.field("field_1")
+    ).with_columns(
+        train=pl.col("subject_id").is_in(subjects.filter(pl.col("split") == "train")["subject_id"].implode())
+    )
+    columns, rows = [StaticColumn("age", "numeric")], subjects.select("subject_id", "age")
+    taken = []
+    once = pl.col("subject_id").n_unique() == pl.len()
+    by_code = parts.group_by("code").agg(use=once & pl.col("value").is_not_null().all() & pl.col("train").any())
+    for code in by_code.filter("use")["code"].sort():
+        if code not in RESERVED:
+            columns.append(StaticColumn(code, "numeric"))
+            found = parts.filter(pl.col("code") == code)
+            rows = rows.join(
+                found.select("subject_id", pl.col("value").cast(pl.Float64).alias(code)), on="subject_id", how="left"
+            )
+            taken.append(pl.col("code") == code)
+    by_family = parts.group_by("family").agg(
+        use=once & pl.col("value").is_null().all() & pl.col("category").is_not_null().all()
+    )
+    for family in by_family.filter("use")["family"].sort():
+        found = parts.filter(pl.col("family") == family)
+        counts = found.filter("train").group_by("category").len().filter(pl.col("len") >= min_subjects)
+        if family in RESERVED or not 0 < counts.height <= MAX_CATEGORIES:
+            continue
+        categories = tuple(counts["category"].sort())
+        known = found.filter(pl.col("category").is_in(categories))
+        dropped[f"categories of {family} that fewer than {min_subjects} training subjects have"] = (
+            found.height - known.height
+        )
+        columns.append(StaticColumn(family, "categorical", categories))
+        rows = rows.join(known.select("subject_id", pl.col("category").alias(family)), on="subject_id", how="left")
+        taken.append(pl.col("family") == family)
+    at_start = parts.filter(~pl.any_horizontal(taken)) if taken else parts
+    return columns, rows, at_start.select("subject_id", "code", "value")
+
+
+def _locate(task: TaskInfo, rows: pl.DataFrame, subjects: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
+    """Labels with `time`, the prediction's hours in double precision, and their split."""
+    located = rows.join(subjects.select("subject_id", "split", "origin"), on="subject_id")
+    dropped[f"labels of {task.name} of subjects without a record"] = rows.height - located.height
+    return located.with_columns(time=_hours_since_origin("prediction_time"))
+
+
+def _single_precision(events: pl.DataFrame, asked: pl.DataFrame) -> pl.Series:
+    """Times in single precision, larger than those of all predictions that are earlier in double precision."""
+    order = events.with_row_index("row").sort("time")
+    earlier = order.join_asof(
+        asked.sort("time").with_columns(asked=pl.col("time")),
+        on="time",
+        by="subject_id",
+        strategy="backward",
+        allow_exact_matches=False,
+        check_sortedness=False,  # it cannot be checked with `by`; both are sorted above
+    ).sort("row")
+    time = earlier["time"].to_numpy().astype(np.float32)
+    asked_at = earlier["asked"].fill_null(-np.inf).to_numpy().astype(np.float32)
+    return pl.Series("time", np.maximum(time, np.nextafter(asked_at, np.float32(np.inf))))
+
+
+def _write_task(writer: PreparedFolderWriter, task: TaskInfo, rows: pl.DataFrame, dropped: Counter[str]) -> None:
+    rows = rows.with_columns(prediction_time=pl.col("time").cast(pl.Float32))
+    seen = rows.filter(pl.col("first") <= pl.col("prediction_time"))
+    dropped[f"labels of {task.name} before the first event of a known code"] = rows.height - seen.height
+    apart = seen.sort("subject_id", "time").unique(
+        ["subject_id", "prediction_time"], keep="first", maintain_order=True
+    )
+    dropped[f"labels of {task.name} too close to another to tell apart"] = seen.height - apart.height
+    for split in SPLITS:
+        chosen = apart.filter(pl.col("split") == split)
+        writer.write_task(
+            task, split, chosen.select(pl.col("subject_id").cast(pl.String).alias("record_id"), *task.schema.names[1:])
+        )
+
+
+def _metadata(raw: Path) -> dict[str, Any]:
+    """The content of metadata/dataset.json; empty where there is none."""
+    path = raw / "metadata" / "dataset.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, found {type(content).__name__}")
+    return content
