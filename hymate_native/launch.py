@@ -8,9 +8,9 @@ from torch import Tensor
 from hymate_native.library import CHUNK, DTYPES, ConvolutionArguments, ScanArguments, call, pointer, rows, threads
 
 
-def states_shape(batch: int, length: int, inner: int, state: int) -> tuple[int, int, int, int]:
-    """Shape of the states that a training forward keeps for its backward, one at each chunk's start."""
-    return batch, (length + CHUNK - 1) // CHUNK, state, (inner + 15) // 16 * 16
+def states_size(batch: int, length: int, inner: int, state: int) -> int:
+    """Number of floats of the states that a training forward keeps for its backward, one at each chunk's start."""
+    return batch * ((length + CHUNK - 1) // CHUNK) * state * ((inner + 15) // 16 * 16)
 
 
 def _dense_rows(tensor: Any) -> Any:
@@ -45,7 +45,7 @@ def scan_forward(
     state = A.shape[1]
     y = torch.empty((batch, length, inner), dtype=u.dtype)
     final_state = torch.empty((batch, inner, state) if return_final_state else 0)
-    states = torch.empty(states_shape(batch, length, inner, state) if keep_states else 0)
+    states = torch.empty(states_size(batch, length, inner, state) if keep_states else 0)
     arguments = ScanArguments(
         *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, threads()),
         *map(rows, (u, delta, z, B, C)),

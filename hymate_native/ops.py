@@ -64,11 +64,11 @@ def _scan(
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state, return_final_state, keep_states):
     batch, length, inner = u.shape
     state = A.shape[1]
-    states_shape = launch.states_shape(batch, length, inner, state)
+    states_size = launch.states_size(batch, length, inner, state)
     return (
         u.new_empty((batch, length, inner)),
         A.new_empty((batch, inner, state) if return_final_state else 0),
-        A.new_empty(states_shape if keep_states else 0),
+        A.new_empty(states_size if keep_states else 0),
     )
 
 
@@ -243,7 +243,7 @@ def _(
         return rows((batch, length, inner)), rows(0), rows(0), rows(0), A.new_empty(0)
     return (
         *(rows((batch, length, width)) for width in (inner, inner, x_proj_weight.shape[0], inner)),
-        A.new_empty(launch.states_shape(batch, length, inner, state)),
+        A.new_empty(launch.states_size(batch, length, inner, state)),
     )
 
 
