@@ -1,19 +1,22 @@
 """`hymate evaluate`: figures with intervals, plots and attention shares of a fine-tuned model on a split."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hymate_training.collation import ExampleDataset, TaskCollator, load_task
+from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, load_task
 from hymate_training.loop import write_json
 from hymate_training.metrics import format_report, report, subgroup_report
 from hymate_training.plots import save_plots
 from hymate_training.predict import BATCH_SIZE, label_names, load_checkpoint, predict_examples
 from hymate_training.records import TaskInfo, read_info, split_fingerprint
+from hymate_training.utility import UTILITIES, add_utility, best_threshold
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
+EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation on the validation split
 AGE_BANDS = (45, 65, 80)
 MAX_SUBGROUPS = 10
 NUM_SHOWN_VARIABLES = 10
@@ -36,7 +39,15 @@ def run(args: argparse.Namespace) -> str:
     model, extractor = load_checkpoint(args.checkpoint)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate(
-        model, extractor, args.data, args.task, args.split, args.output, args.batch_size, args.max_events
+        model,
+        extractor,
+        args.data,
+        args.task,
+        args.split,
+        args.output,
+        args.batch_size,
+        args.max_events,
+        stored_threshold(args.checkpoint, args.task),
     )
     return f"{format_evaluation(evaluation)}\n\n{args.output}"
 
@@ -50,8 +61,12 @@ def evaluate(
     output: Path,
     batch_size: int = BATCH_SIZE,
     max_events: int | None = None,
+    threshold: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model on a split of a task; writes the JSON `output` and plots beside it.
+
+    Where the data set defines what an alarm is worth (`DatasetInfo.extra["utility"]`), the normalized utility is
+    added, at the given `threshold`, or else at the one that is best on the validation split, whatever `split` is.
 
     Returns:
         The JSON's content: `metrics`, `confidence_intervals`, `n` and what else `metrics.report` tells, `subgroups`,
@@ -63,12 +78,16 @@ def evaluate(
     info = read_info(data)
     task_info = info.task(task)
     check_task(model, task_info)
-    dataset = load_task(data, task, split, extractor.variables)
     collator = TaskCollator(extractor, max_events)
-    predicted = predict_examples(model, dataset, collator, batch_size, progress=f"evaluate {split}")
-    values = np.empty_like(predicted.values)
-    values[predicted.indices] = predicted.values
-    predictions = task_predictions(values, task_info)
+
+    def predict(name: str) -> tuple[TaskDataset, np.ndarray, np.ndarray]:
+        dataset = load_task(data, task, name, extractor.variables)
+        predicted = predict_examples(model, dataset, collator, batch_size, progress=f"evaluate {name}")
+        values = np.empty_like(predicted.values)
+        values[predicted.indices] = predicted.values
+        return dataset, task_predictions(values, task_info), predicted.variable_shares
+
+    dataset, predictions, shares = predict(split)
     evaluation = report(
         task_info.problem_type,
         dataset.labels,
@@ -77,11 +96,21 @@ def evaluate(
         label_names=None if task_info.problem_type == "binary" else task_info.label_names,
         split_fingerprint=split_fingerprint(data, task, split),
     )
+    if utility := info.extra.get("utility", {}).get(task):
+        if threshold is None:
+            chosen, probabilities, _ = predict("validation") if split != "validation" else (dataset, predictions, None)
+            threshold = {
+                "value": best_threshold(alarm_gains(utility, chosen), probabilities),
+                "chosen_for": "normalized_utility",
+                "chosen_on": "validation",
+                "split_fingerprint": split_fingerprint(data, task, "validation"),
+            }
+        add_utility(evaluation, alarm_gains(utility, dataset), predictions, dataset.record_ids, threshold)
     subgroups = {
         name: subgroup_report(task_info.problem_type, dataset.labels, predictions, groups, groups=dataset.record_ids)
         for name, groups in subgroup_columns(dataset).items()
     }
-    shares = predicted.variable_shares / max(1, len(dataset))
+    shares = shares / max(1, len(dataset))
     ranked = np.argsort(-shares, kind="stable")
     plots = save_plots(task_info.problem_type, dataset.labels, predictions, output.parent, output.stem)
     evaluation |= {
@@ -94,6 +123,22 @@ def evaluate(
     }
     write_json(output, evaluation)
     return evaluation
+
+
+def alarm_gains(utility: str, dataset: TaskDataset) -> np.ndarray:
+    """What an alarm earns over silence in each example; ValueError for a utility that this release does not know."""
+    if utility not in UTILITIES:
+        raise ValueError(f"the data set names the utility {utility!r}; known: {', '.join(UTILITIES)}")
+    return UTILITIES[utility](dataset.record_ids, dataset.prediction_times, dataset.labels)
+
+
+def stored_threshold(checkpoint: Path, task: str) -> dict[str, Any] | None:
+    """The threshold chosen for a task when the checkpoint was fine-tuned, as its evaluation keeps it; None without."""
+    path = checkpoint / EVALUATION_FILE
+    if not path.is_file():
+        return None
+    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    return evaluation.get("threshold") if evaluation.get("task") == task else None
 
 
 def task_predictions(values: np.ndarray, task: TaskInfo) -> np.ndarray:
@@ -135,10 +180,13 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     shares = list(evaluation["variable_shares"].items())[:NUM_SHOWN_VARIABLES]
     width = max((len(name) for name, _ in shares), default=0)
     lines = [f"{name:<{width}}  {share:6.1%}" for name, share in shares]
+    threshold = evaluation.get("threshold")
+    decisions = [f"alarm from {threshold['value']:.4g} on, chosen on the validation split"] if threshold else []
     return "\n".join(
         [
             f"{evaluation['task']}, {evaluation['split']} split of {evaluation['source']}",
             format_report(evaluation),
+            *decisions,
             "",
             "variables by mean share of the attention",
             *lines,

@@ -13,7 +13,7 @@ import torch
 from hymate_training import loop
 from hymate_training.cards import write_model_card
 from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, fit_feature_extractor, load_task
-from hymate_training.evaluate import evaluate, format_evaluation, task_predictions
+from hymate_training.evaluate import EVALUATION_FILE, evaluate, format_evaluation, task_predictions
 from hymate_training.metrics import compute_metrics
 from hymate_training.options import add_option_flags, option, read_options
 from hymate_training.predict import load_checkpoint, predict_examples
@@ -33,7 +33,6 @@ SELECTION = {
     "multilabel": {"auroc_macro": 1, "auprc_macro": 1},
     "regression": {"rmse": -1},
 }
-EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass

@@ -55,6 +55,11 @@ _PACKAGES = ("hymate", "torch", "transformers", "numpy", "scikit-learn")
 Interval = tuple[float, float]
 
 
+def metric_titles(problem_type: str) -> dict[str, str]:
+    """Metric -> the name it is printed under, the ones that only some tasks have (utility.py) included."""
+    return METRICS[problem_type] | {"normalized_utility": "normalized utility"}
+
+
 class CalibrationBins(NamedTuple):
     """Bins of equal mass, lowest probabilities first, each array (bins,); empty bins are left out."""
 
@@ -259,7 +264,7 @@ def bootstrap_samples(
     same resamples, whatever the predictions, so their differences are paired.
     """
     labels, predictions = check_inputs(problem_type, labels, predictions)
-    record, num_records = _records(groups, len(labels))
+    record, num_records = number_records(groups, len(labels))
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     evaluate = EVALUATORS[problem_type](labels, predictions)
@@ -275,8 +280,8 @@ def bootstrap_samples(
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in METRICS[problem_type]}
 
 
-def _records(groups: ArrayLike | None, n: int) -> tuple[np.ndarray, int]:
-    """Number the records of `groups`: the index of each row's record (n,), and how many there are."""
+def number_records(groups: ArrayLike | None, n: int) -> tuple[np.ndarray, int]:
+    """Number the records of `groups` (n,): the index of each row's record (n,), and how many there are."""
     if groups is None:
         return np.arange(n), n
     names, index = np.unique(_names("groups", groups, n), return_inverse=True)
@@ -343,7 +348,7 @@ def paired_difference(
         samples.append(
             bootstrap_samples(problem_type, labels, predictions, groups=groups, num_samples=num_samples, seed=seed)
         )
-    alone = _records(groups, len(np.asarray(labels)))[1] < 2
+    alone = number_records(groups, len(np.asarray(labels)))[1] < 2
     differences: dict[str, dict[str, Any]] = {}
     for name in METRICS[problem_type]:
         a, b = points[0][name], points[1][name]
@@ -352,7 +357,9 @@ def paired_difference(
             "a": a,
             "b": b,
             "difference": None if a is None or b is None else a - b,
-            "interval": None if undefined or alone else _interval(samples[0][name] - samples[1][name], level),
+            "interval": None
+            if undefined or alone
+            else percentile_interval(samples[0][name] - samples[1][name], level),
         }
     return differences
 
@@ -362,7 +369,8 @@ def _check_level(level: float) -> None:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
 
 
-def _interval(values: np.ndarray, level: float) -> list[float] | None:
+def percentile_interval(values: np.ndarray, level: float) -> list[float] | None:
+    """The middle `level` of the resamples' values; None where fewer than half of them are defined (not NaN)."""
     defined = values[~np.isnan(values)]
     if len(defined) < len(values) / 2:
         return None
@@ -384,7 +392,7 @@ def _estimates(
     labels, predictions = check_inputs(problem_type, labels, predictions)
     undefined = undefined_metrics(problem_type, labels, predictions)
     samples = bootstrap_samples(problem_type, labels, predictions, groups=groups, num_samples=num_samples, seed=seed)
-    num_records = _records(groups, len(labels))[1]
+    num_records = number_records(groups, len(labels))[1]
     return {
         "problem_type": problem_type,
         "n": len(labels),
@@ -392,7 +400,7 @@ def _estimates(
         **({"positives": int(labels.sum())} if problem_type == "binary" else {}),
         "metrics": compute_metrics(problem_type, labels, predictions),
         "confidence_intervals": {
-            name: None if name in undefined or num_records < 2 else _interval(values, level)
+            name: None if name in undefined or num_records < 2 else percentile_interval(values, level)
             for name, values in samples.items()
         },
         "undefined": undefined,
@@ -496,7 +504,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     size = f"{n:,} rows" if n == num_records else f"{n:,} rows of {num_records:,} records"
     if positives is not None:
         size += f", {positives:,} positive ({positives / n:.1%})"
-    titles = METRICS[report["problem_type"]]
+    titles = metric_titles(report["problem_type"])
     rows = [("metric", "value", f"{100 * report['bootstrap']['level']:.4g}% interval")]
     for name, value in report["metrics"].items():
         interval = report["confidence_intervals"][name]

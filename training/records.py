@@ -101,7 +101,8 @@ class DatasetInfo:
     """What a prepared folder holds, kept as its metadata.json.
 
     `dropped` counts what the reader left out, by reason. `extra` is the source's own: `description` (Markdown for the
-    card), `units` (variable -> unit) and, for simulated data, `drivers` (task -> what the outcome depends on).
+    card), `units` (variable -> unit), `utility` (task -> what its alarms are worth, one of `utility.UTILITIES`) and,
+    for simulated data, `drivers` (task -> what the outcome depends on).
     """
 
     source: str

@@ -328,8 +328,8 @@ def _parse(bodies: list[tuple[str, bytes]], first: int) -> pl.DataFrame:
         "ICULOS must be a number of hours": pl.col("ICULOS").is_null() | (pl.col("ICULOS") < 0),
         "ICULOS must grow from row to row": same & (pl.col("ICULOS") <= pl.col("ICULOS").shift()),
         "SepsisLabel is missing": label.is_null(),
-        "SepsisLabel must stay 1 once it is": same & (label < label.shift()),
         **{f"{name} must be 0 or 1": (pl.col(name) != 0) & (pl.col(name) != 1) for name in FLAGS},
+        "SepsisLabel must stay 1 once it is": same & (label < label.shift()),
     }
     wrong = rows.select(check.fill_null(False).alias(rule) for rule, check in checks.items())
     for rule in checks:
