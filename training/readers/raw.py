@@ -89,17 +89,29 @@ def _batches(
         yield from reader
 
 
-def split_at_random(names: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+def split_at_random(
+    names: Iterable[str], fractions: Mapping[str, float], seed: int, strata: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Name (of a patient, or of a record that is one) -> split; each split gets its fraction of the names.
 
-    The order of the names is without effect. Raises ValueError where there are too few for every split.
+    With `strata` (name -> stratum, such as an outcome) it gets that fraction of each stratum, and one name at least
+    where there are enough: what is rare is then in every split. The order of the names is without effect. Raises
+    ValueError where there are too few for every split.
     """
-    unique = sorted(set(names))
+    members: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        members.setdefault(strata[name] if strata else "", []).append(name)
     wanted = [split for split, fraction in fractions.items() if fraction > 0]
-    if len(unique) < len(wanted):
-        raise ValueError(f"{len(unique)} patient(s) are too few for the splits {', '.join(wanted)}")
-    ends = np.rint(np.cumsum([fractions[split] for split in wanted]) * len(unique)).astype(int)
-    for index in range(len(wanted)):  # no split is empty
-        ends[index] = np.clip(ends[index], index + 1, len(unique) - len(wanted) + index + 1)
-    order = np.random.default_rng(seed).permutation(len(unique))
-    return {unique[at]: wanted[np.searchsorted(ends, rank, side="right")] for rank, at in enumerate(order)}
+    shares = np.cumsum([fractions[split] for split in wanted])
+    generator = np.random.default_rng(seed)
+    assigned = {}
+    for _, stratum in sorted(members.items()):
+        ends = np.rint(shares * len(stratum)).astype(int)
+        spare = max(len(stratum) - len(wanted), 0)
+        for index in range(len(wanted)):
+            ends[index] = min(np.clip(ends[index], index + 1, spare + index + 1), len(stratum))
+        for rank, at in enumerate(generator.permutation(len(stratum))):
+            assigned[stratum[at]] = wanted[np.searchsorted(ends, rank, side="right")]
+    if empty := sorted(set(wanted) - set(assigned.values())):
+        raise ValueError(f"{len(assigned)} patient(s) are too few: none is left for the split(s) {', '.join(empty)}")
+    return assigned
