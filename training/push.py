@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import get_relative_imports
 
 import modeling_hymate
+from hymate_training.cards import PLACE
 
 REQUIRED = ("config.json", "preprocessor_config.json")
 WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors")
@@ -162,7 +163,7 @@ def push(api: HfApi, plan: Plan, folder: Path, repo: str, private: bool) -> str:
             api.create_repo(repo, private=private, exist_ok=True)
         if private and exists_publicly:
             raise ValueError(f"{repo} exists and is public: make it private in its settings, or choose another --repo")
-        operations = [CommitOperationAdd(name, folder / name) for name in plan.uploaded]
+        operations = [CommitOperationAdd(name, _content(folder / name, repo)) for name in plan.uploaded]
         return str(api.create_commit(repo, operations, commit_message="Upload a HyMaTE checkpoint").commit_url)
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
@@ -173,6 +174,13 @@ def push(api: HfApi, plan: Plan, folder: Path, repo: str, private: bool) -> str:
         raise ValueError(_broken(repo, error)) from error
     except (HTTPError, OSError, RuntimeError) as error:
         raise ValueError(_broken(repo, error)) from error
+
+
+def _content(path: Path, repo: str) -> Path | bytes:
+    """A file as it is, but a card whose example names the repository."""
+    if path.name != "README.md":
+        return path
+    return PLACE.sub(f"place = {json.dumps(repo)}", path.read_text(encoding="utf-8")).encode()
 
 
 def _broken(repo: str, error: Exception) -> str:

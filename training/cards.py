@@ -1,0 +1,493 @@
+"""Model cards: everything a card says about a model comes from the files that its run left in the folder.
+
+`training_run.json` is the account that pretraining and fine-tuning leave, `evaluation*.json` are the reports of
+`hymate evaluate` that lie beside it. A section whose data is missing says so. The text around the figures is the
+template `model_card.md.j2` of the package hymate_model_cards.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from hymate_training.loop import RUN_FILE
+from hymate_training.metrics import METRICS, metric_titles
+from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
+from modeling_hymate.feature_extraction_hymate import CLIP_PERCENTILES
+
+TEMPLATE = "model_card.md.j2"
+EVALUATION_FILES = "evaluation*.json"
+# the line of the card's example that names the model; a push puts the repository's name there
+PLACE = re.compile(r'^place = ".*"  # the folder of this card$', re.MULTILINE)
+LICENSE = "apache-2.0"  # of the code and, unless you say otherwise in your repository, of the weights
+SHOWN_SUBGROUP_METRICS = {
+    "binary": ("auroc", "auprc", "expected_calibration_error"),
+    "multiclass": ("accuracy", "auroc_macro"),
+    "multilabel": ("auroc_macro", "auprc_macro"),
+    "regression": ("mae", "rmse"),
+}
+SMALLEST_GROUP = 10  # records; figures of fewer could tell about a single patient
+SHOWN_SHARES = 10
+LISTED_VARIABLES = 200
+PIPELINE_TAGS = {"regression": "tabular-regression", None: "feature-extraction"}
+# our names of metrics -> those of the metrics on the Hub, where there is one
+HUB_METRICS = {
+    "auroc": "roc_auc",
+    "auroc_macro": "roc_auc",
+    "auroc_micro": "roc_auc",
+    "auprc": "average_precision",
+    "auprc_macro": "average_precision",
+    "brier": "brier_score",
+    "r2": "r_squared",
+    "spearman": "spearmanr",
+}
+OUTPUTS = {
+    "binary": "probabilities of {labels}",
+    "multiclass": "probabilities of {labels}, which sum to one",
+    "multilabel": "a probability for each of {labels}",
+    "regression": "numbers: {labels}",
+}
+
+
+def write_model_card(folder: str | Path) -> Path:
+    """Writes README.md into a checkpoint's folder, from what lies in it; returns its path.
+
+    The YAML header holds the figures in `model-index` form. An earlier card is replaced.
+
+    Raises:
+        ValueError: if the folder is no checkpoint, or a file in it is not what it should be.
+    """
+    folder = Path(folder)
+    text = str(model_card(folder))
+    incoming = folder / ".README.md.incoming"
+    incoming.write_text(text, encoding="utf-8")
+    os.replace(incoming, folder / "README.md")
+    return folder / "README.md"
+
+
+def model_card(folder: str | Path) -> ModelCard:
+    """The card of the checkpoint in `folder`; see `write_model_card`."""
+    folder = Path(folder)
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a checkpoint: it lacks {name}")
+    config = HyMaTEConfig.from_pretrained(folder)
+    extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
+    run = _read(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
+    evaluations = [_read(path) for path in sorted(folder.glob(EVALUATION_FILES))]
+    for evaluation in evaluations:
+        if "metrics" not in evaluation or evaluation.get("problem_type") not in METRICS:
+            raise ValueError(f"{folder}: an {EVALUATION_FILES} is not what `hymate evaluate` writes")
+    task, data = run.get("task") or {}, run.get("data") or {}
+    problem_type = task.get("problem_type")
+    title = _title(task, data)
+    labels = ", ".join(map(_code, task.get("label_names", [])))
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
+    )
+    template = environment.from_string(
+        resources.files("hymate_model_cards").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    )
+    text = template.render(
+        card_data=_card_data(title, problem_type, evaluations).to_yaml(),
+        title=title,
+        size=f", with {run['parameters']:,} parameters" if run.get("parameters") else "",
+        purpose=_purpose(task, config),
+        snippet=_snippet(folder.resolve().name, config, extractor, evaluations),
+        variables=_variables(extractor),
+        intended_use=(
+            f"Research on {_code(task['name'])}, a {problem_type} task: benchmarking, method development, and the "
+            f"study of what a model attends to. It returns {OUTPUTS[task['problem_type']].format(labels=labels)}."
+            if task
+            else "A starting point for fine-tuning (`hymate finetune --checkpoint`), and a source of representations "
+            "of records for research. It has no head for any clinical question."
+        ),
+        data=_data(run),
+        preprocessing=_preprocessing(extractor),
+        training=_training(run),
+        evaluations=[_evaluation(evaluation, folder, run) for evaluation in evaluations],
+        forecast=_forecast(run),
+        citation=data.get("citation"),
+    )
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, not {type(content).__name__}")
+    return content
+
+
+def _card_data(title: str, problem_type: str | None, evaluations: Sequence[Mapping]) -> ModelCardData:
+    results = [result for evaluation in evaluations for result in _eval_results(evaluation)]
+    return ModelCardData(
+        license=LICENSE,
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAGS.get(problem_type, "tabular-classification"),
+        tags=["hymate", "mamba", "electronic-health-records", "clinical-time-series", "custom_code"],
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=title,
+        eval_results=results or None,
+    )
+
+
+def _eval_results(evaluation: Mapping) -> Iterable[EvalResult]:
+    source = str(evaluation.get("source", "unknown data"))
+    for name, value in evaluation["metrics"].items():
+        if value is None:
+            continue
+        interval = evaluation["confidence_intervals"].get(name)
+        bootstrap = evaluation.get("bootstrap", {})
+        shown = metric_titles(evaluation["problem_type"])[name]
+        yield EvalResult(
+            task_type="tabular-regression" if evaluation["problem_type"] == "regression" else "tabular-classification",
+            task_name=evaluation.get("task"),
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-"),
+            dataset_name=source,
+            dataset_config=evaluation.get("task"),
+            dataset_split=evaluation.get("split"),
+            dataset_args={"fingerprint": evaluation["split_fingerprint"]}
+            if evaluation.get("split_fingerprint")
+            else None,
+            metric_type=HUB_METRICS.get(name, name),
+            metric_name=shown if interval is None else f"{shown} ({_level(bootstrap)} interval {_interval(interval)})",
+            metric_value=_rounded(value),
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- sections
+
+
+def _title(task: Mapping, data: Mapping) -> str:
+    subject = task.get("name", "pretrained encoder")
+    return f"HyMaTE, {subject}" + (f", {data['source']}" if data.get("source") else "")
+
+
+def _purpose(task: Mapping, config: HyMaTEConfig) -> str:
+    if not task:
+        is_classifier = "HyMaTEForSequenceClassification" in (config.architectures or [])
+        return (
+            "How it was trained is not recorded." if is_classifier else "It was pretrained to forecast measurements."
+        )
+    description = str(task.get("description") or task["name"]).strip()
+    return f"It predicts: {description[:1].lower()}{description[1:].rstrip('.')}."
+
+
+def _snippet(
+    name: str, config: HyMaTEConfig, extractor: HyMaTEFeatureExtractor, evaluations: Sequence[Mapping]
+) -> str:
+    """Code that runs on a record made up of the training data's typical values."""
+    ranked = [name for evaluation in evaluations[:1] for name in evaluation.get("variable_shares", {})]
+    known = [name for name in ranked if name in extractor.variables] or extractor.variables
+    ids = [extractor.variables.index(name) for name in known[:3]]
+    typical = extractor.destandardize(np.array(ids, dtype=np.int64), np.zeros(len(ids)))
+    record = {
+        "time": [round(1.5 * at, 1) for at in range(len(ids))],
+        "variable": known[:3],
+        "value": [_significant(value) for value in typical],
+    }
+    static = {
+        column["name"]: column["categories"][0] if "categories" in column else _significant(column["mean"])
+        for column in extractor.static_columns
+        if column.get("categories", True)
+    }
+    lines = [f"    {json.dumps(key)}: {json.dumps(column, ensure_ascii=False)}," for key, column in record.items()]
+    example = ["record = {", *lines, "}"]
+    if static:
+        example.append(f"static = {json.dumps(static, ensure_ascii=False)}")
+    arguments = "record, static" if static else "record"
+    place = f"place = {json.dumps(name, ensure_ascii=False)}  # the folder of this card"
+    if "HyMaTEForSequenceClassification" in (config.architectures or []):
+        return "\n".join(
+            [
+                "from transformers import pipeline",
+                "",
+                place,
+                'classify = pipeline("ehr-classification", model=place, trust_remote_code=True)',
+                *example,
+                f"result = classify({arguments})",
+                'print(result["scores"])  # and "top_events", "top_variables": where the model looked',
+            ]
+        )
+    return "\n".join(
+        [
+            "from transformers import AutoFeatureExtractor, AutoModel",
+            "",
+            place,
+            "extractor = AutoFeatureExtractor.from_pretrained(place, trust_remote_code=True)",
+            "model = AutoModel.from_pretrained(place, trust_remote_code=True).eval()",
+            *example,
+            f"representation = model(**extractor({arguments})).pooler_output  # (records, width)",
+        ]
+    )
+
+
+def _variables(extractor: HyMaTEFeatureExtractor) -> str:
+    sentences = []
+    if extractor.variables:
+        listed = ", ".join(map(_code, extractor.variables))
+        named = (
+            f": {listed}" if len(extractor.variables) <= LISTED_VARIABLES else ", listed in preprocessor_config.json"
+        )
+        sentences.append(f"The model knows {len(extractor.variables):,} variables{named}.")
+    columns = [
+        f"{_code(column['name'])} ({', '.join(map(str, column.get('categories', ['number'])))})"
+        for column in extractor.static_columns
+    ]
+    if columns:
+        sentences.append(f"Static columns: {', '.join(columns)}; any may be missing.")
+    return " ".join(sentences)
+
+
+def _data(run: Mapping) -> list[str]:
+    data = run.get("data") or {}
+    if not data:
+        return []
+    paragraphs = [f"{data['source']}. Licence: {_code(data.get('license') or 'not recorded')}."]
+    paragraphs += [data[name] for name in ("description", "split_description") if data.get(name)]
+    columns = {
+        "records": run.get("num_records") or {},
+        "examples": run.get("num_examples") or {},
+        "fingerprint": run.get("split_fingerprints") or {},
+    }
+    columns = {name: column for name, column in columns.items() if column}
+    if columns:
+        splits = list(dict.fromkeys(split for column in columns.values() for split in column))
+        rows = [[split, *(_shown(column.get(split)) for column in columns.values())] for split in splits]
+        paragraphs.append(_table(["split", *columns], rows))
+    if "fingerprint" in columns:
+        paragraphs.append(
+            "A fingerprint is 16 hex digits of a SHA-256 over a split's predictions and labels: where it is the same, "
+            "the split is."
+        )
+    if data.get("dropped"):
+        counted = "; ".join(f"{reason} ({count:,})" for reason, count in data["dropped"].items())
+        paragraphs.append(f"Left out when the data were prepared: {counted}.")
+    return paragraphs
+
+
+def _preprocessing(extractor: HyMaTEFeatureExtractor) -> str:
+    if not extractor.variables:
+        return ""
+    logarithmic = sum(median is not None for median in extractor.value_medians)
+    return (
+        "Values are clipped to their variable's range in the training records (percentiles "
+        f"{CLIP_PERCENTILES[0]} to {CLIP_PERCENTILES[1]}), put on a logarithmic scale for {logarithmic} of "
+        f"{len(extractor.variables)} variables, whose skew that cuts, and standardized. Times are divided by "
+        f"{extractor.time_scale:.4g} hours. Static columns become {len(extractor.static_feature_names)} features, "
+        "indicators of missing values among them. All of it was fitted on the training split and lies in "
+        "`preprocessor_config.json`."
+    )
+
+
+def _training(run: Mapping) -> list[str]:
+    if not run:
+        return []
+    paragraphs = []
+    if run.get("command"):
+        paragraphs.append(f"```bash\n{_without_folders(run['command'])}\n```")
+    sentences = []
+    if "epochs" in run:
+        sentences.append(f"{run['epochs']} epochs with seed {run.get('seed', 'not recorded')}.")
+    if run.get("best_step"):
+        score = run.get("best_score")
+        shown = "" if score is None else f" (selection score on the validation split {score:.4f})"
+        sentences.append(f"The weights are those of step {run['best_step']:,}{shown}.")
+    if run.get("checkpoint"):
+        sentences.append(f"It started from the pretrained weights {_code(run['checkpoint'])}.")
+    elif run.get("kind") == "finetune":
+        sentences.append("It started from random weights.")
+    seconds = [entry["seconds"] for entry in run.get("history", []) if entry.get("seconds") is not None]
+    if seconds:
+        sentences.append(f"An epoch took {np.mean(seconds):,.1f} s on average.")
+    if sentences:
+        paragraphs.append(" ".join(sentences))
+    for name in ("hardware", "versions"):
+        if run.get(name):
+            shown = ", ".join(f"{key} {value}" for key, value in run[name].items() if value is not None)
+            paragraphs.append(f"{name.capitalize()}: {shown}.")
+    if run.get("recipe"):
+        options = yaml.safe_dump(dict(run["recipe"]), sort_keys=False, allow_unicode=True).strip()
+        paragraphs.append(f"<details><summary>Options</summary>\n\n```yaml\n{options}\n```\n\n</details>")
+    return paragraphs
+
+
+def _forecast(run: Mapping) -> str:
+    """What a pretraining run measured: its forecast against the two that anyone can make."""
+    history = [entry for entry in run.get("history", []) if entry.get("forecast_error") is not None]
+    if not history:
+        return ""
+    best = max(history, key=lambda entry: entry["score"])
+    shown = {
+        "forecast": best["forecast_error"],
+        "last value carried forward": best.get("carried_forward_error"),
+        "the training data's mean": best.get("mean_error"),
+    }
+    figures = "; ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None)
+    return (
+        "Not evaluated on a clinical task. Masked mean squared error of the forecast on the validation split, in "
+        f"standardized units: {figures}."
+    )
+
+
+def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, Any]:
+    problem_type = evaluation["problem_type"]
+    parts = [evaluation.get("task"), f"{evaluation['split']} split" if evaluation.get("split") else None]
+    title = ", ".join(part for part in (*parts, evaluation.get("source")) if part)
+    plots = [name for name in evaluation.get("plots", []) if (folder / name).is_file()]
+    images = {name: f"![{_plot_title(name)}]({name})" for name in plots}
+    calibration = [image for name, image in images.items() if "reliability" in name]
+    error = evaluation["metrics"].get("expected_calibration_error")
+    if calibration and error is not None:
+        calibration.insert(0, f"Expected calibration error {_estimate(evaluation, 'expected_calibration_error')}.")
+    figures = [_size(evaluation), _metrics_table(evaluation), _method(evaluation)]
+    undefined = [
+        f"{metric_titles(problem_type)[name]}: {reason}" for name, reason in evaluation.get("undefined", {}).items()
+    ]
+    if undefined:
+        figures.append(f"Not defined: {'; '.join(undefined)}.")
+    if evaluation.get("split") == "validation" and run.get("best_step"):
+        figures.append(
+            "This split also chose the weights, so its figures are somewhat better than those of new records."
+        )
+    if evaluation.get("per_label"):
+        figures.append("Each label against the rest:")
+        figures.append(_reports_table("label", evaluation["per_label"], "binary"))
+    figures += [image for name, image in images.items() if "reliability" not in name]
+    subgroups = [
+        _reports_table(name, groups, problem_type) for name, groups in (evaluation.get("subgroups") or {}).items()
+    ]
+    if subgroups:
+        subgroups.append(
+            "Intervals of small groups are wide, and a group in which all outcomes are the same has no ranking metric."
+        )
+    shares = list(evaluation.get("variable_shares", {}).items())[:SHOWN_SHARES]
+    return {
+        "title": title or "Figures",
+        "figures": [paragraph for paragraph in figures if paragraph],
+        "calibration": calibration,
+        "subgroups": subgroups,
+        "shares": shares
+        and "Variables by mean share of the attention:\n\n"
+        + _table(["variable", "share"], [[_code(name), f"{share:.1%}"] for name, share in shares]),
+    }
+
+
+def _size(report: Mapping) -> str:
+    parts = [f"{report['n']:,} examples"]
+    if report.get("num_records") not in (None, report["n"]):
+        parts[0] += f" of {report['num_records']:,} records"
+    if report.get("positives") is not None:
+        parts.append(f"{report['positives']:,} positive ({report['positives'] / report['n']:.1%})")
+    if report.get("split_fingerprint"):
+        parts.append(f"fingerprint {_code(report['split_fingerprint'])}")
+    return ", ".join(parts) + "."
+
+
+def _metrics_table(evaluation: Mapping) -> str:
+    """The model beside its baselines."""
+    reports = {"HyMaTE": evaluation, **(evaluation.get("baselines") or {})}
+    titles = metric_titles(evaluation["problem_type"])
+    rows = [
+        [titles[name], *(_estimate(report, name) for report in reports.values())]
+        for name in titles
+        if name in evaluation["metrics"]
+    ]
+    return _table(["metric", *reports], rows)
+
+
+def _method(evaluation: Mapping) -> str:
+    bootstrap = evaluation.get("bootstrap") or {}
+    method = (
+        f"In brackets: {_level(bootstrap)} intervals from {bootstrap['num_samples']:,} bootstrap samples of "
+        f"{bootstrap.get('resampled', 'records')}."
+        if bootstrap.get("num_samples")
+        else ""
+    )
+    baselines = "" if evaluation.get("baselines") else "Baselines: not evaluated."
+    return " ".join(part for part in (method, baselines) if part)
+
+
+def _reports_table(heading: str, reports: Mapping[str, Mapping], problem_type: str) -> str:
+    """A row a report. Groups of few records are hidden, and with them the positives, which sums would give away."""
+    names = SHOWN_SUBGROUP_METRICS[problem_type]
+    hidden = {group for group, report in reports.items() if report["num_records"] < SMALLEST_GROUP}
+    counted = not hidden and all(report.get("positives") is not None for report in reports.values())
+    head = [heading, "n", *(["positive"] if counted else []), *(METRICS[problem_type][name] for name in names)]
+    rows = []
+    for group, report in reports.items():
+        figures = [_estimate(report, name) for name in names]
+        if group in hidden:
+            rows.append([group, f"fewer than {SMALLEST_GROUP} records", *("not shown" for _ in names)])
+        else:
+            rows.append([group, f"{report['n']:,}", *([_shown(report["positives"])] if counted else []), *figures])
+    return _table(head, rows)
+
+
+# -------------------------------------------------------------------------------------------------------- formatting
+
+
+def _estimate(report: Mapping, name: str) -> str:
+    value = report.get("metrics", {}).get(name)
+    if value is None:
+        return "not defined" if name in report.get("undefined", {}) else "-"
+    interval = report.get("confidence_intervals", {}).get(name)
+    return _figure(value) if interval is None else f"{_figure(value)} [{_interval(interval)}]"
+
+
+def _interval(interval: Sequence[float]) -> str:
+    return f"{_figure(interval[0])} to {_figure(interval[1])}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def _level(bootstrap: Mapping) -> str:
+    return f"{100 * bootstrap.get('level', 0.95):.4g} %"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _significant(value: float) -> float:
+    return float(f"{float(value):.3g}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else _code(value)
+
+
+def _code(text: Any) -> str:
+    return f"`{text}`"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+def _plot_title(name: str) -> str:
+    return Path(name).stem.replace("_", " ")
+
+
+def _without_folders(command: str) -> str:
+    """The command with absolute paths cut to their last part: where a machine keeps its files is nobody's business."""
+    return re.sub(r"(?<![\w.~-])~?/(?:[^\s/]+/)*([^\s/]+)/?", r"\1", command)
