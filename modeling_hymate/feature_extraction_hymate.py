@@ -185,9 +185,10 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             "value_mask": has_value,
         }
         features: dict[str, np.ndarray] = {"attention_mask": mask}
+        places = np.flatnonzero(mask)  # found once for all columns
         for name, column in columns.items():
             features[name] = np.zeros(mask.shape, column.dtype)
-            features[name][mask] = column
+            features[name].ravel()[places] = column
         if self.static_columns:
             features["static_values"] = self.encode_static(events.static, len(events))
         ordered = {name: features[name] for name in self.model_input_names if name in features}
@@ -242,15 +243,9 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             name = column["name"]
             found = static.get(name, np.full(num_records, None, object))
             if "categories" in column:
-                position = {category: index for index, category in enumerate(column["categories"])}
-                missing = np.array([is_missing(item) or item == "" for item in found], dtype=bool)
-                one_hot = np.zeros((num_records, len(position)))
-                for row in np.flatnonzero(~missing):
-                    if str(found[row]) not in position:
-                        known = ", ".join(map(repr, position))
-                        raise ValueError(f"static column {name!r}: {found[row]!r} is not one of {known}")
-                    one_hot[row, position[str(found[row])]] = 1
-                features.append(one_hot)
+                positions = _category_positions(found, column["categories"], name)
+                missing = positions < 0
+                features.append(positions[:, None] == np.arange(len(column["categories"])))
             else:
                 numbers = _static_numbers(found, name)
                 missing = np.isnan(numbers)
@@ -272,11 +267,28 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         )
 
 
+def _category_positions(column: np.ndarray, categories: Sequence[str], name: str) -> np.ndarray:
+    """Index of each item among the categories; -1 where it is missing."""
+    index = {category: position for position, category in enumerate(categories) if category != ""}
+    positions = np.array([index.get(item, -1) if isinstance(item, str) else -1 for item in column], dtype=np.int64)
+    for row in np.flatnonzero(positions < 0):  # missing, or something whose text is a category
+        if is_missing(column[row]) or column[row] == "":
+            continue
+        if str(column[row]) not in index:
+            known = ", ".join(map(repr, index))
+            raise ValueError(f"static column {name!r}: {column[row]!r} is not one of {known}")
+        positions[row] = index[str(column[row])]
+    return positions
+
+
 def _static_numbers(column: np.ndarray, name: str) -> np.ndarray:
-    try:
-        numbers = np.array([np.nan if is_missing(item) else item for item in column], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"static column {name!r} must hold numbers, got {list(column[:3])}") from None
+    if column.dtype.kind == "f":
+        numbers = column.astype(np.float64)
+    else:
+        try:
+            numbers = np.array([np.nan if is_missing(item) else item for item in column], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"static column {name!r} must hold numbers, got {list(column[:3])}") from None
     if np.isinf(numbers).any():
         raise ValueError(f"static column {name!r} must hold finite numbers, or missing ones")
     return numbers

@@ -147,6 +147,8 @@ def read_events(folder: str | Path, split: str, variables: Sequence[str]) -> Eve
 
 
 def _static_array(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_floating(column.type):
+        return column.to_numpy()  # NaN where unknown
     return np.array(column.to_pylist(), dtype=object)
 
 
