@@ -42,11 +42,8 @@ class ChannelIndex:
     def sum(self, states: torch.Tensor) -> torch.Tensor:
         """Sums events into their channels: (batch, length, width) -> (batch, channels, width)."""
         batch, num_channels = self.channel_ids.shape
-        # in float32, since a long sum of small shares stands still in half precision
-        dtype = torch.promote_types(states.dtype, torch.float32)
-        total = states.new_zeros(batch * num_channels, states.shape[-1], dtype=dtype)
-        total = total.index_add(0, self._flat_slots, states.flatten(0, 1).to(dtype))
-        return total.view(batch, num_channels, -1).to(states.dtype)
+        total = states.new_zeros(batch * num_channels, states.shape[-1])
+        return total.index_add(0, self._flat_slots, states.flatten(0, 1)).view(batch, num_channels, -1)
 
     def gather(self, states: torch.Tensor) -> torch.Tensor:
         """Hands each event what its channel holds: (batch, channels, width) -> (batch, length, width)."""

@@ -113,9 +113,14 @@ def use_native(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in NATIVE_DTYPES and native_available()
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def native_available() -> bool:
     """Whether the compiled CPU kernels are there; says once how to get them where they are not."""
+    return _find_native()
+
+
+@functools.cache
+def _find_native() -> bool:
     available = hymate_native is not None and hymate_native.is_available()
     if not available:
         logger.warning(

@@ -312,9 +312,9 @@ def test_backend_names(monkeypatch):
 @pytest.fixture
 def no_native(monkeypatch):
     monkeypatch.setattr(scan_module, "hymate_native", None)
-    scan_module.native_available.cache_clear()
+    scan_module._find_native.cache_clear()
     yield
-    scan_module.native_available.cache_clear()
+    scan_module._find_native.cache_clear()
 
 
 @pytest.mark.usefixtures("no_native")
