@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 from transformers import Pipeline
 
 TASK = "ehr-classification"
@@ -71,10 +71,11 @@ class HyMaTEPipeline(Pipeline):
         """
         if kwargs.get("batch_size") is None:
             kwargs["batch_size"] = self._batch_size or BATCH_SIZE
-        if isinstance(records, Iterator | Dataset | IterableDataset):
+        if isinstance(records, Iterator | Dataset):
             if static is not None:
                 raise ValueError("static cannot be given beside a generator or data set: put it into the records")
-            return super().__call__((record for record in records), **kwargs)
+            lazy = records if isinstance(records, Dataset) else (record for record in records)
+            return super().__call__(lazy, **kwargs)
         events = self.feature_extractor.parse(records, static)
         order = np.argsort(events.lengths, kind="stable")  # equal lengths together: less padding
         results = super().__call__([events.take(order[at : at + 1]) for at in range(len(order))], **kwargs)

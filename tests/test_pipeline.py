@@ -94,7 +94,7 @@ def test_every_shape_of_input_gives_the_same_answers(classify):
             return len(records)
 
         def __getitem__(self, index):
-            return records[index]
+            return records[index % len(records)]  # it knows its length, and needs no IndexError to end
 
     assert_same(classify(pl.from_pandas(FRAME), pl.from_pandas(STATIC)), expected)
     assert_same(classify(records), expected)
