@@ -425,6 +425,17 @@ def test_missing_mixers_are_initialized_from_the_meta_device(tmp_path):
         assert parameter.isfinite().all(), name
 
 
+def test_a_partly_missing_mixer_keeps_what_was_loaded(tmp_path):
+    # transformers initializes a module again as soon as one of its parameters is missing
+    model = make_model()
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("mixer.D")}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    loaded = HyMaTEModel.from_pretrained(tmp_path).state_dict()
+    for name, tensor in kept.items():
+        assert torch.equal(loaded[name], tensor), name
+    assert all((tensor == 1).all() for name, tensor in loaded.items() if name not in kept)
+
+
 def test_initialization_is_set_by_the_seed_and_sensible():
     models = []
     for seed in (3, 3, 4):
