@@ -5,10 +5,11 @@ Each offers `prepare(...) -> DatasetInfo` (None where only a part of the work wa
 `seed` and `overwrite` itself.
 """
 
-from hymate_training.readers import eicu, meds, mimic_iv, physionet2012, physionet2019, synthetic
+from hymate_training.readers import eicu, frame, meds, mimic_iv, physionet2012, physionet2019, synthetic
 
 READERS = {
     "eicu": eicu,
+    "frame": frame,
     "meds": meds,
     "mimic-iv": mimic_iv,
     "physionet2012": physionet2012,

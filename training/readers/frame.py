@@ -1,0 +1,354 @@
+"""Events of your own, in CSV or Parquet files: long format, with tables of static columns and of labels.
+
+`--events`, a row an event:
+    record_id   a stay, visit or patient; any text or whole number
+    time        hours since the record's start, 0 or more
+    variable    name of what was measured or happened
+    value       a number; empty where the event carries none, such as a diagnosis code
+`--static`, optional, a row a record: `record_id` and any other columns. Numbers are numeric, text and true/false are
+categorical, an empty cell is unknown. Two names have a meaning of their own: `patient_id` (records of one patient go
+to one split) and `split` (train, validation or test, where the split is already made).
+`--labels`, optional, files of labels, a task each, named after the file or given as NAME=FILE, a row a prediction:
+    record_id
+    prediction_time   hours; events at or before it are seen; without the column it is the record's last event
+    the label         one column, by its name in MEDS (boolean_value, categorical_value, float_value, integer_value) or
+                      by its type under any name: true/false is binary, text is multiclass, numbers are regression;
+                      several columns of true/false are multilabel
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from hymate_training.readers.raw import split_at_random
+from hymate_training.records import (
+    LABEL_COLUMNS,
+    SPLITS,
+    DatasetInfo,
+    PreparedFolderWriter,
+    StaticColumn,
+    TaskInfo,
+    nest_events,
+)
+
+EVENT_COLUMNS = ("record_id", "time", "variable", "value")
+BEGINS, ENDS = "hours to the first event", "hours to the last event"  # beside columns of the user's
+MAX_CATEGORIES = 100
+RECORDS_A_SHARD = 20_000
+PROBLEM_OF = {name: problem for problem, names in LABEL_COLUMNS.items() for name in names}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = "CSV (also .csv.gz) or Parquet"
+    parser.add_argument(
+        "--events", type=Path, required=True, help=f"{kinds}: record_id, time (hours), variable, value"
+    )
+    parser.add_argument(
+        "--static", type=Path, help=f"{kinds}: record_id, a row a record; may hold patient_id and split"
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        default=(),
+        metavar="[NAME=]FILE",
+        help=f"{kinds}, a task each: record_id, prediction_time (hours) and the label",
+    )
+    parser.add_argument(
+        "--fractions",
+        nargs=3,
+        type=float,
+        default=(0.8, 0.1, 0.1),
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="of the patients, unless the static table holds a split (default: 0.8 0.1 0.1)",
+    )
+
+
+def prepare(
+    events: str | Path,
+    output: str | Path,
+    *,
+    static: str | Path | None = None,
+    labels: Sequence[str] = (),
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> DatasetInfo:
+    """Read tables of events, of static columns and of labels into the prepared folder `output`.
+
+    The tables are described in the module; `labels` are files, or NAME=FILE; `seed` shuffles patients. Raises
+    ValueError naming the file, the column and where it can the row that is wrong.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"--fractions must be three numbers from 0 on that sum to 1, train above 0; got {fractions}")
+    events = Path(events)
+    with PreparedFolderWriter(output, overwrite=overwrite) as writer:
+        dropped: dict[str, int] = {}
+        rows, variables = _read_events(events)
+        records = rows.group_by("record_id").agg(pl.col("time").min().alias(BEGINS), pl.col("time").max().alias(ENDS))
+        records = records.sort("record_id")
+        records, static_columns, group = _add_static(records, None if static is None else Path(static), dropped)
+        assigned, split_description = _assign(records, group, fractions, seed)
+        records = records.with_columns(split=assigned)
+        tasks = {}
+        for name, path in _named_files(labels).items():
+            task, frame = _read_labels(name, path, records, dropped)
+            tasks[task] = frame
+        for split in SPLITS:
+            members = records.filter(pl.col("split") == split)
+            for shard in members.iter_slices(RECORDS_A_SHARD):
+                chosen = rows.join(shard.select("record_id"), on="record_id", how="semi")
+                described = shard.select("record_id", *(column.name for column in static_columns))
+                writer.write_records(split, nest_events(chosen, described))
+            for task, frame in tasks.items():
+                chosen = frame.join(members.select("record_id"), on="record_id", how="semi", maintain_order="left")
+                if chosen.height:
+                    writer.write_task(task, split, chosen)
+        info = DatasetInfo(
+            source=events.name.split(".")[0],
+            variables=variables,
+            static_columns=static_columns,
+            tasks=tuple(tasks),
+            dropped={reason: count for reason, count in dropped.items() if count},
+            split_description=split_description,
+            license="other",
+            citation="Not published.",
+            seed=None if group == "given_split" else seed,
+        )
+        writer.finish(info)
+    return info
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _read(path: Path) -> pl.DataFrame:
+    """The table, `record_id` and `patient_id` as text; in a CSV an empty cell is unknown."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        if path.suffix == ".parquet":
+            frame = pl.read_parquet(path)
+        elif path.name.endswith((".csv", ".csv.gz")):
+            text = ("record_id", "patient_id", "variable", "split")
+            frame = pl.read_csv(path, infer_schema_length=None, schema_overrides=dict.fromkeys(text, pl.String))
+        else:
+            raise ValueError(f"{path}: the name must end in .csv, .csv.gz or .parquet")
+    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if "record_id" not in frame.columns:
+        raise ValueError(f"{path} lacks the column 'record_id'; it has {', '.join(frame.columns) or 'none'}")
+    if not frame.height:
+        raise ValueError(f"{path} has no rows")
+    for name in ("record_id", "patient_id"):
+        if name in frame.columns:
+            if not (frame.schema[name].is_integer() or frame.schema[name] in (pl.String, pl.Categorical)):
+                raise ValueError(f"{path}: {name} must be text or whole numbers, not {frame.schema[name]}")
+            frame = frame.with_columns(pl.col(name).cast(pl.String))
+    _refuse(path, frame["record_id"].is_null(), "record_id is missing")
+    return frame
+
+
+def _refuse(path: Path, wrong: pl.Series, problem: str, shown: pl.Series | None = None) -> None:
+    """ValueError for the first row at which `wrong` is true; rows count from 1, without the header."""
+    if wrong.any():
+        at = int(wrong.arg_max() or 0)
+        found = "" if shown is None else f", found {shown[at]!r}"
+        raise ValueError(f"{path}: row {at + 1}: {problem}{found}")
+
+
+def _numbers(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
+    """The column as numbers, NaN as null; ValueError where it holds something else."""
+    column = frame[name]
+    if column.dtype == pl.Null:
+        return column.cast(pl.Float64)
+    if column.dtype == pl.String:
+        numbers = column.str.strip_chars().cast(pl.Float64, strict=False)
+        _refuse(path, numbers.is_null() & column.is_not_null(), f"{name} must be a number", column)
+        column = numbers
+    if column.dtype.is_temporal():
+        raise ValueError(f"{path}: {name} must be in hours since the record's start, not {column.dtype}")
+    if not column.dtype.is_numeric():
+        raise ValueError(f"{path}: {name} must be numbers, not {column.dtype}")
+    numbers = column.cast(pl.Float64).fill_nan(None)
+    _refuse(path, numbers.is_infinite().fill_null(False), f"{name} must be finite", column)
+    return numbers
+
+
+def _named_files(labels: Sequence[str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for text in labels:
+        name, equals, path = str(text).partition("=")
+        file = Path(path if equals else name)
+        task = name if equals else file.name.split(".")[0]
+        if task in named:
+            raise ValueError(f"--labels: two tasks are called {task!r}; name one as NAME=FILE")
+        named[task] = file
+    return named
+
+
+# ---------------------------------------------------------------------------------------------------- what they hold
+
+
+def _read_events(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Events with the variables numbered, and the variables by name."""
+    frame = _read(path)
+    if missing := [name for name in EVENT_COLUMNS if name not in frame.columns]:
+        raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
+    if surplus := [name for name in frame.columns if name not in EVENT_COLUMNS]:
+        raise ValueError(
+            f"{path}: unexpected column {surplus[0]!r}; events have {', '.join(EVENT_COLUMNS)}, and what is known "
+            "once a record belongs into the static table"
+        )
+    time, value = _numbers(path, frame, "time"), _numbers(path, frame, "value")
+    _refuse(path, time.is_null(), "time is missing")
+    _refuse(path, time < 0, "time must be hours since the record's start, 0 or more", time)
+    variable = frame["variable"].cast(pl.String)
+    _refuse(path, (variable.str.strip_chars() == "").fill_null(True), "variable is missing")
+    names = variable.unique().sort()
+    index = variable.replace_strict(names, pl.int_range(len(names), dtype=pl.Int32, eager=True))
+    return pl.DataFrame([frame["record_id"], time, index.alias("variable"), value]), tuple(names)
+
+
+def _add_static(
+    records: pl.DataFrame, path: Path | None, dropped: dict[str, int]
+) -> tuple[pl.DataFrame, tuple[StaticColumn, ...], str]:
+    """The records with their static columns, what those are, and the column by which they are split."""
+    if path is None:
+        return records, (), "record_id"
+    frame = _read(path)
+    _refuse(path, frame["record_id"].is_duplicated(), "record_id occurs twice", frame["record_id"])
+    without = records.join(frame, on="record_id", how="anti")
+    if without.height:
+        raise ValueError(
+            f"{path} has no row for {without.height} record(s) with events, {without['record_id'][0]!r} first"
+        )
+    dropped["rows of the static table whose record has no events"] = frame.height - records.height
+    columns = []
+    for name in frame.columns:
+        if name in ("record_id", "patient_id", "split"):
+            continue
+        if name in EVENT_COLUMNS:
+            raise ValueError(f"{path}: {name!r} is no name for a static column; choose another")
+        kind = frame.schema[name]
+        if kind.is_numeric() or kind == pl.Null:
+            frame = frame.with_columns(_numbers(path, frame, name).alias(name))
+            columns.append(StaticColumn(name, "numeric"))
+        elif kind in (pl.String, pl.Boolean, pl.Categorical):
+            frame = frame.with_columns(pl.col(name).cast(pl.String).str.strip_chars().replace("", None))
+            categories = tuple(frame[name].drop_nulls().unique().sort())
+            if len(categories) > MAX_CATEGORIES:
+                raise ValueError(
+                    f"{path}: {name!r} has {len(categories)} categories, more than {MAX_CATEGORIES}: drop it"
+                )
+            columns.append(StaticColumn(name, "categorical", categories))
+        else:
+            raise ValueError(f"{path}: {name!r} must hold numbers, text or true/false, not {kind}")
+    for name in ("patient_id", "split"):
+        if name in frame.columns:
+            _refuse(path, frame[name].is_null(), f"{name} is missing")
+    if "split" in frame.columns:
+        _refuse(path, ~frame["split"].is_in(SPLITS), f"split must be one of {', '.join(SPLITS)}", frame["split"])
+        frame = frame.rename({"split": "given_split"})
+    joined = records.join(frame, on="record_id", how="left", maintain_order="left")
+    if "given_split" in frame.columns:
+        if "patient_id" in frame.columns:
+            several = (
+                joined.group_by("patient_id").agg(pl.col("given_split").n_unique().alias("n")).filter(pl.col("n") > 1)
+            )
+            if several.height:
+                raise ValueError(f"{path}: patient {several['patient_id'].sort()[0]!r} has records in several splits")
+        return joined, tuple(columns), "given_split"
+    return joined, tuple(columns), "patient_id" if "patient_id" in frame.columns else "record_id"
+
+
+def _assign(records: pl.DataFrame, group: str, fractions: Sequence[float], seed: int) -> tuple[pl.Series, str]:
+    if group == "given_split":
+        return records["given_split"], "As given by the column split."
+    assigned = split_at_random(records[group], dict(zip(SPLITS, fractions, strict=True)), seed)
+    shares = ", ".join(f"{share:.0%} {split}" for split, share in zip(SPLITS, fractions, strict=True))
+    split_by = {"patient_id": "patient", "record_id": "record"}[group]
+    return records[group].replace_strict(assigned, return_dtype=pl.String), f"By {split_by}, seed {seed}: {shares}."
+
+
+def _read_labels(
+    name: str, path: Path, records: pl.DataFrame, dropped: dict[str, int]
+) -> tuple[TaskInfo, pl.DataFrame]:
+    """The task that the columns tell of, and its rows; rows that cannot be asked are dropped and counted."""
+    frame = _read(path)
+    columns = [column for column in frame.columns if column not in ("record_id", "prediction_time")]
+    if not columns:
+        raise ValueError(f"{path} has no label column beside record_id and prediction_time")
+    task, labels = _labels(name, path, frame, columns)
+    rows = frame.select("record_id").with_columns(labels)
+    known = records.select("record_id", BEGINS, ENDS)
+    if "prediction_time" in frame.columns:
+        rows = rows.with_columns(_numbers(path, frame, "prediction_time"))
+        _refuse(path, rows["prediction_time"].is_null(), "prediction_time is missing")
+    else:
+        last = rows.join(known, on="record_id", how="left", maintain_order="left")[ENDS]
+        rows = rows.with_columns(last.alias("prediction_time"))
+    keys = rows.select("record_id", "prediction_time")
+    _refuse(path, keys.is_duplicated(), "this record and prediction_time occur twice", rows["record_id"])
+    labelled = rows.drop_nulls(list(task.label_columns))
+    recorded = labelled.join(known, on="record_id", how="inner", maintain_order="left")
+    asked = recorded.filter(pl.col("prediction_time").cast(pl.Float32) >= pl.col(BEGINS).cast(pl.Float32))
+    for reason, before, after in (
+        ("without a label", rows, labelled),
+        ("of a record without events", labelled, recorded),
+        ("before the record's first event", recorded, asked),
+    ):
+        if before.height > after.height:
+            dropped[f"predictions of {name} {reason}"] = before.height - after.height
+    if not asked.height:
+        raise ValueError(f"{path}: no prediction is left; are its record_id those of the events?")
+    return task, asked.select("record_id", "prediction_time", *task.label_columns)
+
+
+def _labels(name: str, path: Path, frame: pl.DataFrame, columns: list[str]) -> tuple[TaskInfo, list[pl.Series]]:
+    """The task and its label columns, by name or by type."""
+    if len(columns) > 1:
+        if named := [column for column in columns if column in PROBLEM_OF]:
+            raise ValueError(f"{path}: {named[0]} must be the only label column; found {', '.join(columns)}")
+        labels = [_booleans(path, frame, column) for column in columns]
+        description = f"Several yes or no questions: {', '.join(columns)}."
+        return TaskInfo(name, description, "multilabel", tuple(columns), tuple(columns)), labels
+    column = columns[0]
+    kind = frame.schema[column]
+    by_type = {pl.Boolean: "boolean_value", pl.String: "categorical_value", pl.Categorical: "categorical_value"}
+    if column in PROBLEM_OF:
+        label = column
+    elif kind.is_numeric():
+        label = "integer_value" if kind.is_integer() else "float_value"
+    elif kind in (pl.Boolean, pl.String, pl.Categorical):
+        label = by_type[kind.base_type()]
+    else:
+        raise ValueError(f"{path}: {column} must hold true/false, text or numbers, not {kind}")
+    what = name if column in PROBLEM_OF else column
+    described = f"{column} of {path.name}."
+    if label == "boolean_value":
+        values = _booleans(path, frame, column)
+        return TaskInfo(name, described, "binary", (label,), (f"no {what}", what)), [values.alias(label)]
+    if label == "categorical_value":
+        values = frame[column].cast(pl.String)
+        classes = tuple(values.drop_nulls().unique().sort())
+        if not 2 <= len(classes) <= MAX_CATEGORIES:
+            raise ValueError(f"{path}: {column} has {len(classes)} classes; a task needs 2 to {MAX_CATEGORIES}")
+        return TaskInfo(name, described, "multiclass", (label,), classes), [values.alias(label)]
+    values = _numbers(path, frame, column)
+    if label == "integer_value":
+        _refuse(path, (values != values.floor()).fill_null(False), f"{column} must be whole numbers", values)
+        values = values.cast(pl.Int64)
+    return TaskInfo(name, described, "regression", (label,), (what,)), [values.alias(label)]
+
+
+def _booleans(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
+    """The column as true and false, 1 and 0 alike."""
+    if frame.schema[name] == pl.Boolean:
+        return frame[name]
+    if not frame.schema[name].is_numeric():
+        raise ValueError(f"{path}: {name} must hold true/false or 1/0, not {frame.schema[name]}")
+    values = _numbers(path, frame, name)
+    _refuse(path, ~values.is_in([0.0, 1.0]).fill_null(True), f"{name} must be true/false or 1/0", values)
+    return values.cast(pl.Boolean)
