@@ -209,9 +209,15 @@ class TaskCollator:
 class ForecastCollator:
     """Examples of records -> the arguments of `HyMaTEForPreTraining.forward`.
 
-    Each record is cut at a time drawn uniformly between `min_observed_hours` and its last event. Input is what came
-    until then; to be forecast is the first value of each variable in the `forecast_hours` after (STraTS, section 4.2).
-    Attributes else as `TaskCollator`. With `fixed_cuts` the cut depends on the record alone, not on the epoch.
+    Each record is cut at a random time between `min_observed_hours` and its last event. Input is what came until then,
+    with `max_events` the latest of it, so that a long record shows another window each epoch; to be forecast is the
+    first value of each variable in the `forecast_hours` after (STraTS, section 4.2).
+
+    Attributes: those of `TaskCollator`, and
+        cut_by: `"time"` draws the cut uniformly over the hours. `"event"` draws one of the events uniformly and cuts
+            at most `forecast_hours` before it, so that there is something to forecast: for records of years, most of
+            whose hours are empty.
+        fixed_cuts: the cut depends on the record alone, not on the epoch.
     """
 
     feature_extractor: HyMaTEFeatureExtractor
@@ -220,18 +226,30 @@ class ForecastCollator:
     max_events: int | None = None
     variable_dropout: float = 0.0
     seed: int = 0
+    cut_by: str = "time"
     fixed_cuts: bool = False
 
     def __call__(self, examples: Examples) -> BatchFeature:
         events = examples.events
-        epoch = 0 if self.fixed_cuts else examples.epoch
-        drawn = np.array([np.random.default_rng([self.seed, epoch, index]).random() for index in examples.indices])
-        cuts = self.min_observed_hours + drawn * (examples.prediction_times - self.min_observed_hours)
+        cuts = self._cuts(examples)
         cut_of_event = np.repeat(cuts, events.lengths)
         features = encode_events(self, events.select(events.times <= cut_of_event), examples)
         ahead = (events.times > cut_of_event) & (events.times <= cut_of_event + self.forecast_hours)
         features["forecast_values"], features["forecast_mask"] = self._targets(events.select(ahead))
         return features
+
+    def _cuts(self, examples: Examples) -> np.ndarray:
+        """Hours at which each record is cut, `(examples,)`."""
+        epoch = 0 if self.fixed_cuts else examples.epoch
+        generators = (np.random.default_rng([self.seed, epoch, index]) for index in examples.indices)
+        place, shift = np.array([generator.random(2) for generator in generators]).T
+        start = self.min_observed_hours
+        if self.cut_by == "time":
+            return start + place * (examples.prediction_times - start)
+        events = examples.events
+        late = np.bincount(events.rows[events.times > start], minlength=len(events))
+        chosen = events.times[events.offsets[1:] - late + (place * late).astype(np.int64)]
+        return np.maximum(start, chosen - (1 - shift) * self.forecast_hours)
 
     def _targets(self, ahead: Events) -> tuple[torch.Tensor, torch.Tensor]:
         extractor = self.feature_extractor

@@ -23,8 +23,14 @@ class PretrainOptions(loop.LoopOptions):
     min_observed_hours: float = option(12.0, "a record is cut after at least this time")
     forecast_hours: float = option(2.0, "the values to forecast lie within this time after the cut")
 
+    cut_by: str = option(
+        "time", "what the cut is uniform over: 'time', or 'event' for records of years with long gaps"
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.cut_by not in ("time", "event"):
+            raise ValueError(f"cut_by must be 'time' or 'event', got {self.cut_by!r}")
         if self.min_observed_hours < 0:
             raise ValueError(f"min_observed_hours must not be negative, got {self.min_observed_hours}")
         if not self.forecast_hours > 0:
@@ -55,6 +61,7 @@ def run(args: argparse.Namespace) -> str:
         options.forecast_hours,
         options.max_events,
         seed=options.seed,
+        cut_by=options.cut_by,
     )
 
     def validate(candidate: HyMaTEForPreTraining) -> dict[str, float]:
