@@ -1,0 +1,112 @@
+"""Prepares every public source that is at hand and writes what came of it into docs/data.md.
+
+    python -m benchmarks.data_sources --data ../shared/data
+
+A source whose folder is missing keeps the text that docs/data.md has for it.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hymate_training.records import DatasetInfo, read_info, summary_tables
+
+PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader is given: a folder below --data, and the version of the data in it."""
+
+    reader: str
+    folder: str
+    version: str
+
+
+SOURCES = (
+    Source("physionet2012", "physionet2012", "1.0.0, sets b and c"),
+    Source("physionet2019", "physionet2019", "1.0.0, 7,000 patients of hospital B"),
+    Source("mimic-iv", "mimic-iv-demo-2.2", "demo 2.2"),
+    Source("meds", "mimic-iv-demo-meds", "MIMIC-IV demo in MEDS 0.4"),
+    Source("eicu", "eicu-demo", "demo 2.0.1, without bedside vitals"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
+    parser.add_argument("--only", nargs="+", choices=[source.reader for source in SOURCES], help="these sources alone")
+    args = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    for source in SOURCES:
+        raw = args.data / source.folder
+        if args.only and source.reader not in args.only:
+            continue
+        if not raw.is_dir():
+            print(f"{source.reader}: {raw} is missing, left as it is")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "prepared"
+            seconds, mebibytes = prepare(source, raw, output)
+            print(f"{source.reader}: {seconds:.1f} s, {mebibytes:,.0f} MiB")
+            text = "\n".join(describe(source, output, read_info(output), seconds, mebibytes))
+        page = replace_block(page, source.reader, text)
+    incoming = PAGE.with_suffix(".incoming")
+    incoming.write_text(page, encoding="utf-8")
+    os.replace(incoming, PAGE)
+
+
+def prepare(source: Source, raw: Path, output: Path) -> tuple[float, float]:
+    """Runs `hymate prepare` in a process of its own; seconds and peak memory in MiB."""
+    command = [sys.executable, "-m", "hymate_training", "prepare", source.reader, "--raw", str(raw)]
+    start = time.perf_counter()
+    process = subprocess.Popen([*command, "--output", str(output)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def describe(source: Source, folder: Path, info: DatasetInfo, seconds: float, mebibytes: float) -> list[str]:
+    """The generated part of a source's section: what it holds, and its three tables."""
+    tables = summary_tables(folder, info)
+    static = ", ".join(f"`{column.name}`" for column in info.static_columns) or "none"
+    names = [f"`{name}`" for name in info.variables]
+    variables = ", ".join(names) if len(names) <= 50 else f"{', '.join(names[:8])} and {len(names) - 8:,} more"
+    lines = [
+        f"Version: {source.version}. License: {info.license}. {len(info.variables):,} variables: {variables}. "
+        f"Static columns: {static}.",
+        "",
+        f"Splits: {info.split_description}",
+        "",
+        *(f"- `{task.name}`: {task.description}" for task in info.tasks),
+        "",
+    ]
+    for rows in tables.values():
+        if len(rows) > 1:
+            lines += [*markdown(rows), ""]
+    return [*lines, f"Prepared in {seconds:.1f} s with {mebibytes:,.0f} MiB of memory at its peak."]
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return [head, "|" + "---|" * len(rows[0]), *body]
+
+
+def replace_block(page: str, name: str, text: str) -> str:
+    """The page with the text between the comments `<!-- begin NAME -->` and `<!-- end NAME -->` replaced."""
+    pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    if not pattern.search(page):
+        raise SystemExit(f"{PAGE} lacks the comments <!-- begin {name} --> and <!-- end {name} -->")
+    return pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page)
+
+
+if __name__ == "__main__":
+    main()
