@@ -189,12 +189,13 @@ HYMATE_INLINE Vector scale(Vector x, Vector rounded) {
 #endif
 
 // 2^(a b) for |a b| < 2^50: zero where that underflows, infinite (AVX-512) or about 2^127 where it overflows.
+// Without AVX-512's scaling instruction, the bits of 1.0 minus 127 exponents are those of zero.
 HYMATE_INLINE Vector exp2_product(Vector a, Vector b) {
 #if defined(HYMATE_AVX512)
     const Vector whole = (a * b + kRounder) - kRounder;
     return scale(exp2_fraction(a * b - whole), whole);
 #else
-    const Vector x = minimum(maximum(a * b, broadcast(-126.0f)), broadcast(127.0f));
+    const Vector x = minimum(maximum(a * b, broadcast(-127.0f)), broadcast(127.0f));
     const Vector shifted = x + kRounder;
     return float_of(bits_of(exp2_fraction(x - (shifted - kRounder))) + (bits_of(shifted) << 23));
 #endif
@@ -298,15 +299,24 @@ HYMATE_INLINE Pack<U> log1p_unit(Pack<U> w) {
     return (p * w + 0.9999999700547058f) * w;
 }
 
+// e^-|x|, exactly zero for |x| > 87: no step at all is not a very small step.
+template <int U>
+HYMATE_INLINE Pack<U> exponential_of_magnitude(Pack<U> x) {
+    x = negative_magnitude(x);
+    Pack<U> w = exponential(x);
+    HYMATE_EACH w.v[i] = float_of(bits_of(w.v[i]) & (x.v[i] >= -87.0f));
+    return w;
+}
+
 template <int U>
 HYMATE_INLINE Pack<U> softplus(Pack<U> x) {
-    return log1p_unit(exponential(negative_magnitude(x))) + maximum(x, 0.0f);
+    return log1p_unit(exponential_of_magnitude(x)) + maximum(x, 0.0f);
 }
 
 // softplus(x), and its derivative into `slope`.
 template <int U>
 HYMATE_INLINE Pack<U> softplus(Pack<U> x, Pack<U>& slope) {
-    const Pack<U> w = exponential(negative_magnitude(x));
+    const Pack<U> w = exponential_of_magnitude(x);
     slope = reciprocal(w + 1.0f);
     HYMATE_EACH slope.v[i] *= select(x.v[i] >= 0.0f, broadcast(1.0f), w.v[i]);
     return log1p_unit(w) + maximum(x, 0.0f);

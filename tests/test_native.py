@@ -1,0 +1,395 @@
+"""The native CPU kernels against float64 references: outputs, every gradient, every build, every data type."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hymate_native
+from modeling_hymate import selective_scan
+
+BUILDS = hymate_native.runnable_builds()
+TOLERANCE = 2e-6  # of the largest entry
+OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+
+pytestmark = pytest.mark.skipif(not BUILDS, reason="the native kernels are not built: no C++ compiler")
+
+
+@pytest.fixture(params=BUILDS)
+def build(request, monkeypatch):
+    """Each build that this processor runs, in turn."""
+    monkeypatch.setenv("HYMATE_NATIVE_ISA", request.param)
+    return request.param
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scan_inputs(batch, length, inner, state, seed=0, without=()):
+    inputs = {
+        "u": normal(batch, length, inner, seed=seed),
+        "delta": normal(batch, length, inner, seed=seed + 1),
+        "A": -8 * torch.rand(inner, state, generator=torch.Generator().manual_seed(seed)),
+        "B": normal(batch, length, state, seed=seed + 2),
+        "C": normal(batch, length, state, seed=seed + 3),
+        "D": normal(inner, seed=seed + 4),
+        "z": normal(batch, length, inner, seed=seed + 5),
+        "delta_bias": normal(inner, seed=seed + 6),
+        "initial_state": normal(batch, inner, state, seed=seed + 7),
+    }
+    return {name: tensor for name, tensor in inputs.items() if name not in without}
+
+
+def with_gradients(function, inputs, dtype=None):
+    """The outputs of `function(**inputs)` and the gradients of all inputs under a fixed random weighting."""
+    leaves = {name: tensor.to(dtype or tensor.dtype).detach().requires_grad_() for name, tensor in inputs.items()}
+    outputs = function(**leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    loss = sum((output * normal(*output.shape, seed=9 + i).to(output)).sum() for i, output in enumerate(outputs))
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    return {f"output {i}": output.detach() for i, output in enumerate(outputs)} | dict(
+        zip(leaves, gradients, strict=True)
+    )
+
+
+def assert_close(found, expected, tolerance=TOLERANCE):
+    for name, wanted in expected.items():
+        assert found[name].isfinite().all(), name
+        largest = wanted.abs().max().item() if wanted.numel() else 0.0
+        error = (found[name].double() - wanted).abs().max().item() if wanted.numel() else 0.0
+        assert error <= tolerance * largest, f"{name}: {error:.2e} of {largest:.2e}"
+
+
+def assert_scan_agrees(inputs, tolerance=TOLERANCE, **options):
+    found = with_gradients(
+        lambda **leaves: hymate_native.selective_scan(**leaves, **options, return_final_state=True), inputs
+    )
+    expected = with_gradients(
+        lambda **leaves: selective_scan(**leaves, **options, return_final_state=True, backend="reference"),
+        inputs,
+        torch.float64,
+    )
+    assert_close(found, expected, tolerance)
+
+
+# ------------------------------------------------------------------------------------------------- scan
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "inner", "state"),
+    [
+        (1, 1, 1, 1),
+        (2, 333, 64, 16),
+        (3, 37, 19, 7),
+        (1, 50, 33, 64),
+        (2, 18, 5, 128),
+        (5, 16, 16, 8),
+        (1, 40, 100, 3),
+    ],
+)
+def test_scan_agrees_with_float64(build, batch, length, inner, state):
+    assert_scan_agrees(
+        scan_inputs(batch, length, inner, state), lengths=None if batch == 1 else lengths_of(batch, length)
+    )
+
+
+def lengths_of(batch, length):
+    """Full, empty, one step, and something between."""
+    return torch.tensor([length, 0, 1, length // 2 + 1, length])[:batch]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    length=st.integers(1, 40),
+    inner=st.integers(1, 40),
+    state=st.integers(1, 20),
+    without=st.sets(st.sampled_from(OPTIONAL)),
+    delta_softplus=st.booleans(),
+    padded=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_scan_agrees_whatever_is_absent(batch, length, inner, state, without, delta_softplus, padded, seed):
+    inputs = scan_inputs(batch, length, inner, state, seed, without)
+    if not delta_softplus:  # a step size of the caller's own
+        inputs["delta"] = inputs["delta"].abs()
+        inputs["delta_bias"] = inputs.get("delta_bias", torch.zeros(inner)).abs()
+    lengths = torch.randint(length + 1, (batch,), generator=torch.Generator().manual_seed(seed)) if padded else None
+    assert_scan_agrees(inputs, lengths=lengths, delta_softplus=delta_softplus)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 30.0, 1e4, 1e8])
+def test_scan_survives_extreme_step_sizes(build, scale):
+    inputs = scan_inputs(2, 30, 20, 5)
+    inputs["delta"] *= scale
+    assert_scan_agrees(inputs)
+
+
+@pytest.mark.parametrize("shift", [-30.0, 30.0])
+def test_scan_keeps_relative_precision_where_all_steps_are_tiny_or_huge(build, shift):
+    inputs = scan_inputs(2, 30, 20, 5, without=("D", "initial_state"))
+    inputs["delta_bias"] = torch.full((20,), shift)
+    assert_scan_agrees(inputs)
+
+
+def test_scan_stays_exact_over_many_slow_steps(build):
+    inputs = scan_inputs(1, 6000, 4, 2)
+    inputs["A"] = -torch.tensor([1e-3, 1e-2]).expand(4, 2)
+    inputs["delta"] = 0.1 * inputs["delta"] - 3
+    assert_scan_agrees(inputs, tolerance=1e-5)  # the float32 recurrence itself rounds 6000 times
+
+
+def test_growing_states_do_not_turn_into_garbage(build):
+    inputs = scan_inputs(1, 20, 4, 2)
+    inputs["A"] = torch.full((4, 2), 0.5)
+    assert_scan_agrees(inputs)
+
+
+def test_padding_is_never_read(build):
+    """A record's padding may hold anything, NaN included, and its gradient is exactly zero."""
+    inputs = scan_inputs(3, 21, 18, 4)
+    lengths = torch.tensor([21, 7, 0])
+    clean = with_gradients(lambda **leaves: hymate_native.selective_scan(**leaves, lengths=lengths), inputs)
+    for name in ("u", "delta", "B", "C", "z"):
+        for row, length in enumerate(lengths):
+            inputs[name][row, length:] = math.nan
+    dirty = with_gradients(lambda **leaves: hymate_native.selective_scan(**leaves, lengths=lengths), inputs)
+    for name, tensor in clean.items():
+        assert torch.equal(tensor, dirty[name]), name
+    assert not dirty["output 0"][1, 7:].any()
+    assert not dirty["delta"][1, 7:].any()
+    assert not dirty["B"][2].any()
+
+
+def test_a_record_gives_the_same_bits_alone_and_in_any_batch(build):
+    inputs = scan_inputs(3, 50, 24, 16, without=("initial_state",))
+    lengths = torch.tensor([50, 23, 9])
+    together = hymate_native.selective_scan(**inputs, lengths=lengths)
+    for row, length in enumerate(lengths):
+        alone = {name: t[row : row + 1, :length] if t.dim() == 3 else t for name, t in inputs.items()}
+        assert torch.equal(hymate_native.selective_scan(**alone)[0], together[row, :length])
+
+
+def test_the_final_state_carries_a_sequence_on(build):
+    inputs = scan_inputs(2, 40, 20, 6)
+    whole, final = hymate_native.selective_scan(**inputs, return_final_state=True)
+    first = {name: t[:, :17] if name in ("u", "delta", "B", "C", "z") else t for name, t in inputs.items()}
+    second = {name: t[:, 17:] if name in ("u", "delta", "B", "C", "z") else t for name, t in inputs.items()}
+    start, second["initial_state"] = hymate_native.selective_scan(**first, return_final_state=True)
+    end, last = hymate_native.selective_scan(**second, return_final_state=True)
+    torch.testing.assert_close(torch.cat([start, end], 1), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, final, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_float32_arithmetic_between_rounded_rows(build, dtype):
+    """With the state in float32, nothing but the rounding of inputs and outputs may differ: not by one bit."""
+    inputs = scan_inputs(2, 37, 21, 7)
+    rows = ("u", "delta", "B", "C", "z")
+    half = {name: tensor.to(dtype) if name in rows else tensor for name, tensor in inputs.items()}
+    rounded = {name: tensor.float() for name, tensor in half.items()}
+    weights = normal(2, 37, 21, seed=5).to(dtype)
+
+    def run(leaves, weights):
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
+        output = hymate_native.selective_scan(**leaves)
+        return output, *torch.autograd.grad(output, list(leaves.values()), weights)
+
+    for low, full in zip(run(half, weights), run(rounded, weights.float()), strict=True):
+        assert torch.equal(low, full.to(low.dtype))
+
+
+def test_strides_are_read_in_place_and_give_the_same_bits(build):
+    inputs = scan_inputs(2, 30, 20, 6)
+    wide = torch.cat([inputs["u"], inputs["z"], inputs["B"], inputs["C"]], dim=-1)
+    u, z, B, C = wide.split([20, 20, 6, 6], dim=-1)
+    delta = inputs["delta"].transpose(0, 1).contiguous().transpose(0, 1)
+    strided = inputs | {"u": u, "z": z, "B": B, "C": C, "delta": delta}
+    assert not any(strided[name].is_contiguous() for name in ("u", "z", "B", "C", "delta"))
+    dense = with_gradients(hymate_native.selective_scan, inputs)
+    for name, tensor in with_gradients(hymate_native.selective_scan, strided).items():
+        assert torch.equal(tensor, dense[name]), name
+    transposed = inputs | {"B": inputs["B"].transpose(1, 2).contiguous().transpose(1, 2)}  # its last stride is not 1
+    assert torch.equal(hymate_native.selective_scan(**transposed), hymate_native.selective_scan(**inputs))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_results_repeat_bit_for_bit_and_hold_for_any_number_of_threads(threads, batch):
+    inputs = scan_inputs(batch, 70, 70, 9)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        first, second = (with_gradients(hymate_native.selective_scan, inputs) for _ in range(2))
+        for name, tensor in first.items():
+            assert torch.equal(tensor, second[name]), name
+        assert_scan_agrees(inputs)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])
+def test_nothing_in_gives_nothing_out(batch, length):
+    inputs = scan_inputs(batch, length, 5, 3, without=("initial_state",))
+    results = with_gradients(hymate_native.selective_scan, inputs)
+    assert results["output 0"].shape == (batch, length, 5)
+    assert not any(tensor.any() for tensor in results.values())
+
+
+# ------------------------------------------------------------------------------------------ convolution
+
+
+def reference_convolution(x, weight, bias=None, activation="silu", lengths=None):
+    y = F.conv1d(F.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0)), weight.unsqueeze(1), bias, groups=x.shape[2])
+    y = y.transpose(1, 2) if activation is None else F.silu(y).transpose(1, 2)
+    if lengths is None:
+        return y
+    return y * (torch.arange(x.shape[1]) < lengths.unsqueeze(1)).unsqueeze(-1)
+
+
+@pytest.mark.parametrize("activation", ["silu", None])
+@pytest.mark.parametrize(
+    ("batch", "length", "inner", "kernel"),
+    [(2, 333, 64, 4), (1, 1, 1, 1), (3, 21, 19, 8), (4, 3, 40, 4), (2, 40, 7, 2)],
+)
+def test_convolution_agrees_with_float64(build, batch, length, inner, kernel, activation):
+    inputs = {
+        "x": normal(batch, length, inner),
+        "weight": normal(inner, kernel, seed=1),
+        "bias": normal(inner, seed=2),
+    }
+    if activation is None:
+        del inputs["bias"]
+    options = {"activation": activation, "lengths": lengths_of(batch, length)}
+    found = with_gradients(lambda **leaves: hymate_native.causal_conv1d(**leaves, **options), inputs)
+    expected = with_gradients(lambda **leaves: reference_convolution(**leaves, **options), inputs, torch.float64)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_half_number_survives_reading_and_writing(build, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    back = hymate_native.causal_conv1d(every.reshape(-1, 1, 32), torch.ones(32, 1), activation=None)
+    if dtype == torch.bfloat16:  # its subnormals are subnormal in float32 too, and count as zero
+        every = torch.where(every.abs() < torch.finfo(dtype).tiny, torch.zeros_like(every), every)
+    torch.testing.assert_close(back.flatten(), every, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_writing_half_numbers_rounds_as_pytorch_does(build, dtype):
+    x = torch.cat([normal(4000) * 10.0**exponent for exponent in range(-8, 6)])
+    weight = (1 + 2**-9) * torch.ones(32, 1)
+    half = x.to(dtype).reshape(-1, 1, 32)
+    found = hymate_native.causal_conv1d(half, weight, activation=None)
+    assert torch.equal(found, (half.float() * weight.flatten()).to(dtype))
+
+
+# ------------------------------------------------------------------------------------------- the whole
+
+
+def inner_inputs(batch=3, length=45, inner=24, state=5, rank=3, kernel=4):
+    return {
+        "projected_states": normal(batch, length, 2 * inner),
+        "conv_weight": normal(inner, 1, kernel, seed=1),
+        "conv_bias": normal(inner, seed=2),
+        "x_proj_weight": normal(rank + 2 * state, inner, seed=3) / 5,
+        "dt_proj_weight": normal(inner, rank, seed=4),
+        "dt_proj_bias": normal(inner, seed=5),
+        "A": -1 - 7 * torch.rand(inner, state, generator=torch.Generator().manual_seed(6)),
+        "D": normal(inner, seed=7),
+    }
+
+
+def reference_inner(
+    projected_states, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A, D, lengths=None
+):
+    (_inner, state), rank = A.shape, dt_proj_weight.shape[1]
+    x, gate = projected_states.chunk(2, -1)
+    x = reference_convolution(x, conv_weight.squeeze(1), conv_bias, lengths=lengths)
+    time_step, B, C = (x @ x_proj_weight.T).split([rank, state, state], -1)
+    delta = time_step @ dt_proj_weight.T
+    return selective_scan(x, delta, A, B, C, D, gate, dt_proj_bias, lengths=lengths, backend="reference")
+
+
+@pytest.mark.parametrize("lengths", [None, (45, 0, 20)])
+@pytest.mark.parametrize("without", [(), ("conv_bias", "dt_proj_bias")])
+def test_the_inner_block_agrees_with_float64(build, lengths, without):
+    inputs = {name: tensor for name, tensor in inner_inputs().items() if name not in without}
+    options = {"lengths": lengths and torch.tensor(lengths)} | dict.fromkeys(without)
+    found = with_gradients(lambda **leaves: hymate_native.mamba_inner(**leaves, **options), inputs)
+    expected = with_gradients(lambda **leaves: reference_inner(**leaves, **options), inputs, torch.float64)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_inner_block_in_half_precision(dtype):
+    inputs = inner_inputs()
+    half = {name: tensor if name in ("A", "D") else tensor.to(dtype) for name, tensor in inputs.items()}
+    found = with_gradients(hymate_native.mamba_inner, half)
+    assert all(found[name].dtype == tensor.dtype for name, tensor in half.items())
+    expected = with_gradients(reference_inner, half, torch.float64)
+    for name, wanted in expected.items():
+        error = (found[name].double() - wanted).norm() / wanted.norm()
+        assert error < (0.04 if dtype == torch.bfloat16 else 0.005), name
+
+
+def test_autocast_runs_the_inner_block_in_its_data_type_and_returns_float32_gradients():
+    inputs = inner_inputs()
+
+    def under_autocast(**leaves):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = hymate_native.mamba_inner(**leaves)
+        assert output.dtype == torch.bfloat16
+        return output.float()
+
+    found = with_gradients(under_autocast, inputs)
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    for name, wanted in with_gradients(reference_inner, inputs, torch.float64).items():
+        assert (found[name] - wanted).norm() / wanted.norm() < 0.04, name
+
+
+# --------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("delta", torch.zeros(2, 9, 8), r"delta must have the shape \(2, 10, 8\), got \(2, 9, 8\)"),
+        ("A", torch.zeros(7, 3), r"A must have the shape \(8, 3\)"),
+        ("B", torch.zeros(2, 10, 4), r"B must have the shape \(2, 10, 3\)"),
+        ("initial_state", torch.zeros(2, 3, 8), r"initial_state must have the shape \(2, 8, 3\)"),
+        ("u", torch.zeros(2, 10, 8).double(), "float32, bfloat16 or float16, got torch.float64"),
+        ("z", torch.zeros(2, 10, 8, device="meta"), "z must be on the CPU, got meta"),
+        ("lengths", torch.tensor([1.0, 2.0]), "lengths must be integers, got torch.float32"),
+        ("lengths", torch.tensor([1]), r"lengths must have the shape \(2,\), got \(1,\)"),
+    ],
+)
+def test_wrong_arguments_are_named(name, wrong, message):
+    inputs = scan_inputs(2, 10, 8, 3)
+    if name == "A":
+        inputs["initial_state"] = torch.zeros(2, 8, 3)
+    with pytest.raises(ValueError, match=message):
+        hymate_native.selective_scan(**inputs | {name: wrong})
+
+
+def test_wrong_convolutions_are_named():
+    with pytest.raises(ValueError, match="weight must have 1 to 8 columns, got 9"):
+        hymate_native.causal_conv1d(torch.zeros(1, 5, 4), torch.zeros(4, 9))
+    with pytest.raises(ValueError, match='activation must be "silu" or None'):
+        hymate_native.causal_conv1d(torch.zeros(1, 5, 4), torch.zeros(4, 3), activation="gelu")
+
+
+def test_a_second_derivative_is_refused():
+    inputs = {name: tensor.requires_grad_() for name, tensor in scan_inputs(1, 5, 4, 2).items()}
+    (gradient,) = torch.autograd.grad(hymate_native.selective_scan(**inputs).sum(), inputs["u"], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivative.*HYMATE_SCAN_BACKEND=reference"):
+        gradient.sum().backward()
+
+
+def test_subnormal_numbers_mean_the_same_after_a_kernel_as_before():
+    hymate_native.selective_scan(**scan_inputs(2, 10, 8, 3))
+    assert (torch.tensor([1e-40]) * 0.5).item() > 0

@@ -1,0 +1,256 @@
+"""The native kernels inside PyTorch and Python: compiling, exporting, forking, threads, missing builds, installing."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch.export import Dim
+
+import hymate_native
+from hymate_native import library
+
+ROOT = Path(__file__).resolve().parents[1]
+
+needs_kernels = pytest.mark.skipif(not hymate_native.runnable_builds(), reason="no C++ compiler built the kernels")
+
+
+class Mixer(torch.nn.Module):
+    """The three operators in one module."""
+
+    def __init__(self, inner=6, state=3, rank=2):
+        super().__init__()
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter
+        self.conv_weight = parameter(torch.randn(inner, 1, 4))
+        self.conv_bias = parameter(torch.randn(inner))
+        self.x_proj_weight = parameter(torch.randn(rank + 2 * state, inner) / 3)
+        self.dt_proj_weight = parameter(torch.randn(inner, rank))
+        self.dt_proj_bias = parameter(torch.randn(inner))
+        self.A_log = parameter(torch.randn(inner, state))
+        self.D = parameter(torch.randn(inner))
+
+    def forward(self, projected_states, lengths):
+        A = -self.A_log.exp()
+        block = hymate_native.mamba_inner(
+            *(projected_states, self.conv_weight, self.conv_bias, self.x_proj_weight, self.dt_proj_weight),
+            *(self.dt_proj_bias, A, self.D, lengths),
+        )
+        x, gate = projected_states.chunk(2, -1)
+        x = hymate_native.causal_conv1d(x, self.conv_weight.squeeze(1), self.conv_bias, lengths=lengths)
+        B, C = x[..., :3], x[..., 3:]
+        scan, final = hymate_native.selective_scan(
+            x, block, A, B, C, self.D, gate, self.dt_proj_bias, lengths=lengths, return_final_state=True
+        )
+        return scan + final.sum()
+
+
+@pytest.fixture
+def mixer_and_inputs():
+    return Mixer(), (torch.randn(3, 20, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([20, 4, 0]))
+
+
+@needs_kernels
+def test_compiles_without_a_graph_break(mixer_and_inputs):
+    mixer, (states, lengths) = mixer_and_inputs
+    states.requires_grad_()
+    eager = mixer(states, lengths)
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")(states, lengths)
+    torch.testing.assert_close(compiled, eager)
+    parameters = [states, *mixer.parameters()]
+    for found, expected in zip(
+        torch.autograd.grad(compiled.sin().sum(), parameters),
+        torch.autograd.grad(eager.sin().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@needs_kernels
+def test_exports_with_a_free_batch_and_length(mixer_and_inputs):
+    mixer, inputs = mixer_and_inputs
+    batch, length = Dim("batch", min=2, max=64), Dim("length", min=2, max=4096)
+    program = torch.export.export(mixer, inputs, dynamic_shapes=({0: batch, 1: length}, {0: batch}))
+    for other in (inputs, (torch.randn(5, 33, 12), torch.tensor([33, 1, 2, 0, 30]))):
+        torch.testing.assert_close(program.module()(*other), mixer(*other))
+
+
+@needs_kernels
+@pytest.mark.parametrize("given", [True, False])
+def test_operators_keep_pytorchs_rules(given):
+    def normal(*shape):
+        return torch.randn(*shape, requires_grad=True)
+
+    optional = {
+        "D": normal(5) if given else None,
+        "z": normal(2, 7, 5) if given else None,
+        "bias": normal(5) if given else None,
+        "lengths": torch.tensor([7, 3]) if given else None,
+        "initial": normal(2, 5, 3) if given else None,
+    }
+    A = (-torch.rand(5, 3)).requires_grad_()
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    scan = (normal(2, 7, 5), normal(2, 7, 5), A, normal(2, 7, 3), normal(2, 7, 3), optional["D"], optional["z"])
+    scan += (optional["bias"], True, optional["lengths"], optional["initial"], given, True)
+    torch.library.opcheck(torch.ops.hymate.scan.default, scan, test_utils=tests)
+    convolution = (normal(2, 7, 5), normal(5, 4), optional["bias"], given, optional["lengths"])
+    torch.library.opcheck(torch.ops.hymate.causal_conv1d.default, convolution, test_utils=tests)
+    inner = (normal(2, 7, 10), normal(5, 4), optional["bias"], normal(8, 5), normal(5, 2), optional["bias"], A)
+    inner += (normal(5), optional["lengths"], True)
+    torch.library.opcheck(torch.ops.hymate.mamba_inner.default, inner, test_utils=tests)
+
+
+# ------------------------------------------------------------------------------------- processes, threads
+
+
+def run_python(code, timeout=120, **environment):
+    """Runs `code` in a fresh process; what it prints. A hang fails the test."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+    ).stdout
+
+
+@needs_kernels
+def test_a_forked_data_loader_worker_neither_hangs_nor_crashes():
+    printed = run_python(
+        """
+        import torch
+        from torch.utils.data import DataLoader, Dataset
+        import hymate_native
+
+        torch.set_num_threads(2)
+        row = torch.randn(4, 40, 32, generator=torch.Generator().manual_seed(0))
+        A = -torch.rand(32, 4)
+
+        def scan():
+            return hymate_native.selective_scan(row, row, A, row[..., :4], row[..., 4:8])
+
+        class Scans(Dataset):
+            def __len__(self):
+                return 4
+
+            def __getitem__(self, index):
+                torch.set_num_threads(2)  # as a careless data set might
+                return scan()
+
+        expected = scan()  # the parent's OpenMP threads now exist
+        for batch in DataLoader(Scans(), num_workers=2, multiprocessing_context="fork", timeout=60):
+            assert torch.equal(batch[0], expected)
+        print("done")
+        """
+    )
+    assert printed == "done\n"
+
+
+@needs_kernels
+def test_only_pytorchs_openmp_is_in_the_process():
+    printed = run_python(
+        """
+        import hymate_native, torch
+        assert hymate_native.is_available()
+        mapped = {line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line or "libomp" in line}
+        print(*mapped, sep="\\n")
+        """
+    )
+    assert len(printed.split()) == 1
+
+
+def test_threads_follow_pytorch_except_in_a_forked_child(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert library.threads() == 3
+        monkeypatch.setattr(library, "_process", os.getpid() + 1)
+        assert library.threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------ missing builds
+
+
+@pytest.fixture
+def builds_in(monkeypatch):
+    """`builds_in(folder)` looks for the builds in that folder only."""
+
+    def clear():
+        for cached in (library._open, library._choose, library.runnable_builds):
+            cached.cache_clear()
+
+    def look(folder):
+        monkeypatch.setattr(library, "_path", lambda build: folder / f"kernels-{build}.so")
+        monkeypatch.delenv("HYMATE_NATIVE_ISA", raising=False)
+        clear()
+
+    yield look
+    monkeypatch.undo()
+    clear()
+
+
+def test_without_builds_the_reason_says_how_to_get_them(builds_in, tmp_path):
+    builds_in(tmp_path)
+    assert not hymate_native.is_available()
+    assert "C++ compiler" in hymate_native.unavailable_reason()
+    assert "install hymate again" in hymate_native.unavailable_reason()
+    rows = torch.zeros(1, 2, 3)
+    with pytest.raises(RuntimeError, match="Install a C\\+\\+ compiler"):
+        hymate_native.selective_scan(rows, rows, torch.zeros(3, 1), rows[..., :1], rows[..., :1])
+
+
+def test_a_build_for_another_machine_is_named(builds_in, tmp_path):
+    (tmp_path / "kernels-portable.so").write_text("not a library")
+    builds_in(tmp_path)
+    assert not hymate_native.is_available()
+    assert "do not load" in hymate_native.unavailable_reason()
+
+
+@needs_kernels
+def test_a_build_that_does_not_exist_cannot_be_asked_for(monkeypatch):
+    monkeypatch.setenv("HYMATE_NATIVE_ISA", "z80")
+    with pytest.raises(ValueError, match=r"HYMATE_NATIVE_ISA is 'z80', but the builds that run here are: .*portable"):
+        hymate_native.is_available()
+
+
+@needs_kernels
+def test_there_is_nothing_to_explain_where_the_kernels_run():
+    assert hymate_native.unavailable_reason() is None
+    assert hymate_native.selected_build() == hymate_native.runnable_builds()[0]
+
+
+# ------------------------------------------------------------------------------------------------ installing
+
+
+def test_without_a_compiler_the_wheel_builds_pure_and_says_so(tmp_path):
+    built = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "setup.py",
+                "egg_info",
+                "--egg-base",
+                tmp_path,
+                "build",
+                "--build-base",
+                tmp_path / "build",
+            ),
+            *("bdist_wheel", "--bdist-dir", tmp_path / "wheel", "--dist-dir", tmp_path / "dist"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"CC": "no-such-compiler", "CXX": "no-such-compiler"},
+    )
+    assert "install a C++ compiler and install hymate again" in built.stdout + built.stderr
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
