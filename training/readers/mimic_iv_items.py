@@ -36,9 +36,8 @@ SAME_AS = {223761: 223762, 226531: 226512, 226707: 226730}
 ITEM_UNITS = {223761: "°F", 223762: "°C", 226531: "lbs", 226512: "kg", 226707: "inch", 226730: "cm", 51249: "g/dL"}
 PERCENTAGES = (223835, 50816)  # inspired oxygen, sometimes written as a fraction
 
-# what the variable measures: items, lowest and highest value believed, after conversion of units. Bounds are wide: a
-# value outside them is an error of entry or of the device, not a sick patient. Vital signs, weight, height and pH are
-# those of Harutyunyan et al. (Multitask learning and benchmarking with clinical time series data, 2019).
+# what is measured and its unit: items, lowest and highest value believed, after conversion of units. The bounds are
+# ours and wide: what lies outside is an error of entry or of the device, not a sick patient.
 PLAUSIBLE = {
     "heart rate, bpm": ((220045,), 0, 350),
     "systolic pressure, mmHg": ((220050, 220179, 225309, 227243, 224167), 0, 375),
@@ -74,7 +73,11 @@ PLAUSIBLE = {
     "platelets, K/uL": ((227457, 51265), 0, 3000),
     "bilirubin, mg/dL": ((225690, 50885), 0, 100),
 }
-BOUNDS = {item: (float(low), float(high)) for items, low, high in PLAUSIBLE.values() for item in items}
+BOUNDS = {
+    item: (measure.rpartition(", ")[2].lower(), float(low), float(high))
+    for measure, (items, low, high) in PLAUSIBLE.items()
+    for item in items
+}
 OUTPUT_BOUND = 20_000.0  # mL in one entry
 FILLER = 999_999
 
@@ -153,7 +156,8 @@ def resolve_variables(keys: Keys, items: pl.DataFrame) -> tuple[dict[str, str], 
         if number_of_units[variable] > 1:
             name += f" [{spelled or 'no unit'}]"
         units[name] = spelled or ""
-        rows.append((key, name, factor, offset, *_bounds(source, item), item in PERCENTAGES))
+        low, high = _bounds(source, item, spelled if number_of_units[variable] > 1 else None)
+        rows.append((key, name, factor, offset, low, high, item in PERCENTAGES))
     position = {name: index for index, name in enumerate(sorted(units))}
     table = pl.DataFrame(
         [(key, position[name], *rest) for key, name, *rest in rows],
@@ -186,8 +190,9 @@ def _fold(unit: str | None) -> str:
     return (unit or "").lower()
 
 
-def _bounds(source: str, item: int) -> tuple[float, float]:
-    """Lowest and highest value believed."""
+def _bounds(source: str, item: int, unit: str | None) -> tuple[float, float]:
+    """Lowest and highest value believed; `unit` where the item has several, for `PLAUSIBLE` speaks of one of them."""
     if source in ("chartevents", "labevents"):
-        return BOUNDS.get(item, (1.0 - FILLER, FILLER - 1.0))
+        stated, low, high = BOUNDS.get(item, (None, 1.0 - FILLER, FILLER - 1.0))
+        return (low, high) if unit is None or _fold(unit) == stated else (1.0 - FILLER, FILLER - 1.0)
     return 0.0, OUTPUT_BOUND if source == "outputevents" else FILLER - 1.0
