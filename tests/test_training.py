@@ -97,6 +97,8 @@ def test_run_leaves_everything_a_checkpoint_needs(finetuned):
         "evaluation.json",
         "last",
     } <= names
+    assert "state" not in names
+    assert load_file(finetuned / "last" / "model.safetensors").keys() == weights(finetuned).keys()
     assert not [name for name in names if name.startswith(".")]
     evaluation = json.loads((finetuned / "evaluation.json").read_text())
     low, high = evaluation["confidence_intervals"]["auroc"]
@@ -151,7 +153,7 @@ def test_killed_run_resumes_from_its_last_saved_state(synthetic_folder, tmp_path
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not (killed / "last").is_dir() and process.poll() is None and time.monotonic() < deadline:
+    while not (killed / "state").is_dir() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
@@ -163,7 +165,7 @@ def test_two_processes_train_and_evaluate_every_record_once(synthetic_folder, tm
     output = tmp_path / "run"
     result = hymate(
         *["finetune", "--data", synthetic_folder, "--task", TASK, "--output", output, "--epochs", "1", *TINY],
-        launcher=["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
+        launcher=["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
         ACCELERATE_USE_CPU="true",
         OMP_NUM_THREADS="1",
     )
@@ -292,6 +294,10 @@ def test_nothing_after_the_cut_reaches_the_forecaster(synthetic_folder):
         (["finetune", "--data", "{data}", "--task", "recovery", "--output", "run"], "recovery"),
         (["finetune", "--data", "{data}", "--task", TASK, "--output", "run", "--recipe", "best"], "best"),
         (["finetune", "--data", "{data}", "--task", TASK, "--output", "run", "--model", "hiden_size=8"], "hiden_size"),
+        (
+            ["finetune", "--data", "{data}", "--task", TASK, "--output", "run", "--model", "hidden_size=7"],
+            "hidden_size",
+        ),
         (["finetune", "--data", "{data}", "--task", TASK, "--output", "run", "--learning-rate", "0"], "learning_rate"),
         (["finetune", "--data", "{data}", "--task", TASK, "--output", "run", "--resume"], "resume"),
         (["finetune", "--data", "{data}", "--task", TASK, "--output", "{data}"], "not empty"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hymate_training import loop
 from hymate_training.cards import write_model_card
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> str:
             "score": selection_score(figures, task)
         }
 
-    def save_best(candidate: HyMaTEForSequenceClassification, folder: Path):
+    def save(candidate: HyMaTEForSequenceClassification, folder: Path):
         candidate.save_pretrained(folder)
         extractor.save_pretrained(folder)
 
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> str:
         datasets["train"],
         collator(variable_dropout=options.variable_dropout),
         validate,
-        save_best,
+        save,
         options,
         args.output,
         args.resume,
@@ -114,6 +115,7 @@ def run(args: argparse.Namespace) -> str:
         options.max_events,
     )
     write_model_card(args.output)
+    loop.finish(args.output)
     return f"{format_evaluation(evaluation)}\n\n{args.output}"
 
 
@@ -167,7 +169,7 @@ def build_model(
     else:
         try:
             model = HyMaTEForSequenceClassification.from_pretrained(checkpoint, **fields)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, StrictDataclassError) as error:
             raise ValueError(f"{checkpoint} does not fit the model options {options.model}: {error}") from error
     bias = prior_bias(task, labels, len(task.label_names))
     if bias is not None:
@@ -185,9 +187,11 @@ def make_config(extractor: HyMaTEFeatureExtractor, fields: dict[str, Any]) -> Hy
     unknown = [name for name in fields if not hasattr(HyMaTEConfig(), name)]
     if unknown:
         raise ValueError(f"HyMaTEConfig has no field {unknown[0]!r}")
-    return HyMaTEConfig(
-        num_variables=extractor.num_variables, num_static_features=len(extractor.static_feature_names), **fields
-    )
+    sizes = {"num_variables": extractor.num_variables, "num_static_features": len(extractor.static_feature_names)}
+    try:
+        return HyMaTEConfig(**sizes, **fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"model options: {error}") from error
 
 
 def positive_weight(given: str | None, task: TaskInfo, labels: np.ndarray) -> float | list[float] | None:

@@ -32,7 +32,8 @@ from hymate_training.records import replace_folder
 
 logger = logging.getLogger(__name__)
 
-STATE_FOLDER = "last"
+STATE_FOLDER = "state"  # of a run that is not over: optimizer, random states, progress
+LAST_FOLDER = "last"  # checkpoint of a run that is over, as the last epoch left it
 RUN_FILE = "training_run.json"
 MEGA_BATCH = 32  # batches whose examples are sorted by length together
 
@@ -131,7 +132,7 @@ def prepare_output(output: Path, resume: bool):
     """
     has_state = (output / STATE_FOLDER).is_dir()
     if resume and not has_state:
-        raise ValueError(f"--resume: {output} holds no training state ({STATE_FOLDER}/)")
+        raise ValueError(f"--resume: {output} holds no interrupted run ({STATE_FOLDER}/)")
     if not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
         hint = "; --resume continues the run in it" if has_state else ""
         raise ValueError(f"{output} exists and is not empty: choose another --output{hint}")
@@ -144,7 +145,7 @@ def train(
     dataset: ExampleDataset,
     collator: Callable,
     validate: Callable[..., dict[str, float]],
-    save_best: Callable[..., None],
+    save: Callable[..., None],
     options: LoopOptions,
     output: Path,
     resume: bool = False,
@@ -157,9 +158,10 @@ def train(
         dataset: training examples.
         collator: turns a batch of them into the model's arguments.
         validate: returns figures, among them `score`, of which more is better. Called in every process.
-        save_best: writes a complete checkpoint into a folder; called in the main process.
+        save: writes a complete checkpoint into a folder; called in the main process.
         options: hyper-parameters.
-        output: the run's folder: the best checkpoint and, in `last/`, the training state.
+        output: the run's folder: the best checkpoint, in `state/` what `resume` needs, and once it is over the last
+            checkpoint in `last/`. The caller ends with `finish`.
         resume: continue the run whose state lies in `output`, exactly where it stopped.
 
     Returns:
@@ -194,7 +196,7 @@ def train(
             progress.best_score, progress.best_step = figures["score"], progress.step
             progress.epochs_without_improvement = 0
             if accelerator.is_main_process:
-                write_checkpoint(candidate, save_best, output)
+                write_checkpoint(candidate, save, output)
         else:
             progress.epochs_without_improvement += 1
         return figures
@@ -258,6 +260,8 @@ def train(
                 accelerator.log({f"validation/{name}": value for name, value in figures.items()}, progress.step)
             save_state(accelerator, output)
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_checkpoint(averaged.module if averaged else trained, save, output / LAST_FOLDER)
     # without freeing first, processes at times hang here
     accelerator.free_memory()
     accelerator.end_training()
@@ -328,9 +332,13 @@ class EpochLoader:
         self.dataset.set_epoch(epoch)
         remaining = self.batches(epoch)[batches_seen:]
         group = []
-        for position, batch in enumerate(
-            DataLoader(self.dataset, batch_sampler=remaining, collate_fn=self.collator), start=1
-        ):
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=remaining,
+            collate_fn=self.collator,
+            generator=torch.Generator(),  # it draws a number, which must not come from the one behind dropout
+        )
+        for position, batch in enumerate(loader, start=1):
             group.append(batch)
             if len(group) == self.options.gradient_accumulation_steps or position == len(remaining):
                 yield group
@@ -379,6 +387,11 @@ def save_state(accelerator: Accelerator, output: Path):
     if accelerator.is_main_process:
         replace_folder(incoming, output / STATE_FOLDER)
     accelerator.wait_for_everyone()
+
+
+def finish(output: Path):
+    """Removes the training state of a run whose results all stand."""
+    shutil.rmtree(output / STATE_FOLDER, ignore_errors=True)
 
 
 @dataclass

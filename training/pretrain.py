@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> str:
         )
         return errors | {"score": -errors["forecast_error"]}
 
-    def save_best(candidate: HyMaTEForPreTraining, folder: Path):
+    def save(candidate: HyMaTEForPreTraining, folder: Path):
         candidate.save_pretrained(folder)
         extractor.save_pretrained(folder)
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> str:
         datasets["train"],
         collator(variable_dropout=options.variable_dropout),
         validate,
-        save_best,
+        save,
         options,
         args.output,
         args.resume,
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> str:
     }
     loop.write_json(args.output / loop.RUN_FILE, account)
     write_model_card(args.output)
+    loop.finish(args.output)
     best = max(progress.history, key=lambda figures: figures["score"])
     return (
         f"masked squared error of the forecast, validation split: {best['forecast_error']:.4f} "
