@@ -65,7 +65,7 @@ SPLIT_NAMES = {
     "validation": "validation",
     "test": "test",
 }
-SPLIT_SHARES = (0.8, 0.9, 1.0)
+SPLIT_SHARES = (0.8, 0.9)  # where validation begins, and test
 SUBJECT_SPLITS = Path("metadata", "subject_splits.parquet")
 MAX_CATEGORIES = 50
 RESERVED = {"age", *(field.name for field in EVENT_FIELDS)}
@@ -211,9 +211,9 @@ def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed:
         origin=pl.col("time").filter(~is_birth).min(), birth=pl.col("time").filter(is_birth).min()
     )
     if splits is None:
-        shares = pl.Series(_share(subjects["subject_id"].to_list(), seed))
-        found = shares.cut(list(SPLIT_SHARES[:-1]), labels=list(SPLITS), left_closed=True).cast(pl.String)
-        subjects = subjects.with_columns(found.alias("split"))
+        shares = _share(subjects["subject_id"].to_list(), seed)
+        names = [SPLITS[index] for index in np.searchsorted(SPLIT_SHARES, shares, side="right")]
+        subjects = subjects.with_columns(split=pl.Series(names, dtype=pl.String))
     else:
         subjects = subjects.join(splits, on="subject_id", how="left")
     years = (pl.col("origin") - pl.col("birth")).dt.total_seconds() / (365.25 * 24 * 3600)

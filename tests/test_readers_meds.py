@@ -1,0 +1,322 @@
+"""MEDS: a small data set with known answers, shard by shard, every way it can be broken, and the real demo."""
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from leakage import check_leakage
+
+from hymate_training.collation import read_events
+from hymate_training.readers import meds
+from hymate_training.records import SPLITS, read_info, read_records, read_task
+
+START = datetime(2000, 1, 1)
+NUM_SUBJECTS = 24
+SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+
+
+def subject_rows(subject: int) -> list[tuple]:
+    """Born 50 years before; a heart rate every other hour, a diagnosis at hour 5 and a code of one's own."""
+    start = START + timedelta(days=subject)
+    rows = [
+        (subject, None, f"GENDER//{'FM'[subject % 2]}", None),
+        (subject, None, "HEIGHT", 150.0 + subject),
+        (subject, None, "ALLERGY//nuts", None),
+        (subject, None, "ALLERGY//cats", None),
+        (subject, start - timedelta(days=50 * 365.25), "MEDS_BIRTH", None),
+    ]
+    rows += [(subject, start + timedelta(hours=hour), "HR", 60.0 + hour) for hour in range(0, 12, 2)]
+    rows += [(subject, start + timedelta(hours=5), "ICD//I10", None)]
+    return [*rows, (subject, start + timedelta(hours=6), f"ONCE//{subject}", 1.0)]
+
+
+def make(raw: Path, splits: bool = True, num_shards: int = 6) -> Path:
+    for shard in range(num_shards):
+        rows = [row for subject in range(shard, NUM_SUBJECTS, num_shards) for row in subject_rows(subject)]
+        path = raw / "data" / "any" / f"{shard}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(path)
+    (raw / "metadata").mkdir(exist_ok=True)
+    if splits:
+        names = ["train"] * 16 + ["tuning"] * 4 + ["held_out"] * 3 + ["sealed"]
+        frame = pl.DataFrame({"subject_id": range(NUM_SUBJECTS), "split": names})
+        frame.write_parquet(raw / "metadata" / "subject_splits.parquet")
+    (raw / "metadata" / "dataset.json").write_text(json.dumps({"dataset_name": "tiny", "meds_version": "0.4.0"}))
+    return raw
+
+
+def make_labels(folder: Path, column: str, value: Callable[[int], object], hours: tuple[float, ...] = (5.0,)) -> Path:
+    folder.mkdir(parents=True)
+    for part in range(2):
+        rows = [
+            (subject, START + timedelta(days=subject, hours=hour), value(subject))
+            for subject in range(part, NUM_SUBJECTS, 2)
+            for hour in hours
+        ]
+        pl.DataFrame(rows, schema=["subject_id", "prediction_time", column], orient="row").write_parquet(
+            folder / f"{part}.parquet"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("meds"))
+
+
+def record(folder: Path, split: str, record_id: str) -> dict:
+    return next(row for row in read_records(folder, split).to_pylist() if row["record_id"] == record_id)
+
+
+def same(one: Path, other: Path) -> bool:
+    return read_info(one) == read_info(other) and all(
+        read_records(one, split).equals(read_records(other, split)) for split in SPLITS
+    )
+
+
+def test_records_hold_events_codes_and_static_columns(raw, tmp_path):
+    info = meds.prepare(raw, tmp_path / "out", min_subjects=2)
+    assert info.variables[0] == "HR"  # the most frequent first
+    assert set(info.variables) == {"HR", "ICD//I10", "ALLERGY//nuts", "ALLERGY//cats"}
+    assert [(c.name, c.kind, c.categories) for c in info.static_columns] == [
+        ("age", "numeric", ()),
+        ("HEIGHT", "numeric", ()),
+        ("GENDER", "categorical", ("F", "M")),
+    ]
+    first = record(tmp_path / "out", "train", "3")
+    assert first["age"] == pytest.approx(50)
+    assert (first["HEIGHT"], first["GENDER"]) == (153, "M")
+    events = [
+        (time, info.variables[variable], value)
+        for time, variable, value in zip(first["time"], first["variable"], first["value"], strict=True)
+    ]
+    assert {(0.0, "ALLERGY//nuts", None), (5.0, "ICD//I10", None), (10.0, "HR", 70.0)} < set(events)
+    assert len(events) == 9  # no birth, no code of one subject
+    assert info.dropped == {
+        "subjects without a split": 1,
+        "events of codes that fewer than 2 training subjects have": NUM_SUBJECTS - 1,
+    }
+    assert len(read_records(tmp_path / "out", "validation")) == 4
+    assert info.tasks == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_labels_of_every_kind(raw, tmp_path):
+    folders = [
+        make_labels(tmp_path / "labels" / "death", "boolean_value", lambda subject: subject % 2 == 0, (3.0, 5.0)),
+        make_labels(tmp_path / "labels" / "unit", "categorical_value", lambda subject: "abc"[subject % 3]),
+        make_labels(tmp_path / "labels" / "days", "float_value", float),
+        make_labels(tmp_path / "labels" / "visits", "integer_value", int, (-1.0, 5.0)),
+    ]
+    info = meds.prepare(raw, tmp_path / "out", labels=folders, min_subjects=2)
+    assert [task.problem_type for task in info.tasks] == ["binary", "multiclass", "regression", "regression"]
+    assert info.task("unit").label_names == ("a", "b", "c")
+    assert info.dropped["labels of death of subjects without a record"] == 2
+    assert info.dropped["labels of visits before the first event of a known code"] == NUM_SUBJECTS - 1
+    rows = read_task(tmp_path / "out", "death", "test").to_pylist()
+    assert {(row["record_id"], row["prediction_time"], row["boolean_value"]) for row in rows} == {
+        (str(subject), hour, subject % 2 == 0) for subject in (20, 21, 22) for hour in (3.0, 5.0)
+    }
+    for task in info.tasks:
+        assert check_leakage(tmp_path / "out", task.name) > 0
+
+
+def test_an_event_just_after_a_prediction_decades_in_stays_unseen(tmp_path):
+    """After 40 years single precision cannot tell a minute; the record's events must stay on their side."""
+    raw = make(tmp_path / "raw")
+    predicted = START + timedelta(days=40 * 365, minutes=1)
+    shard = raw / "data" / "any" / "0.parquet"
+    late = [(0, predicted, "HR", 1.0), (0, predicted + timedelta(seconds=1), "HR", 2.0)]
+    pl.concat([pl.read_parquet(shard), pl.DataFrame(late, schema=SCHEMA, orient="row")]).write_parquet(shard)
+    folder = tmp_path / "labels" / "late"
+    folder.mkdir(parents=True)
+    label = {
+        "subject_id": [0, 1],
+        "prediction_time": [predicted, START + timedelta(days=2)],
+        "boolean_value": [True, False],
+    }
+    pl.DataFrame(label).write_parquet(folder / "0.parquet")
+    meds.prepare(raw, tmp_path / "out", labels=[folder], min_subjects=2)
+    found = record(tmp_path / "out", "train", "0")
+    [limit] = [
+        r["prediction_time"] for r in read_task(tmp_path / "out", "late", "train").to_pylist() if r["record_id"] == "0"
+    ]
+    seen = [value for time, value in zip(found["time"], found["value"], strict=True) if time <= limit]
+    assert np.float32(limit) == np.float32(40 * 365 * 24 + (1 + 1 / 60) / 60)  # the plain cast would show it
+    assert 1.0 in seen
+    assert 2.0 not in seen
+
+
+def test_parts_put_together_are_the_whole(raw, tmp_path):
+    meds.prepare(raw, tmp_path / "whole", min_subjects=2)
+    for part in ("2/3", "1/3", "3/3"):
+        assert meds.prepare(raw, tmp_path / "parts", min_subjects=2, shard=part) is None
+        assert not (tmp_path / "parts").exists()
+    meds.prepare(raw, tmp_path / "parts", min_subjects=2, workers=3)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
+
+
+def test_an_interrupted_run_goes_on_with_the_shards_left(raw, tmp_path, monkeypatch):
+    read = meds._read_shard
+    done: list[str] = []
+
+    def interrupted(source, *args, **kwargs):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(source.name)
+        read(source, *args, **kwargs)
+
+    monkeypatch.setattr(meds, "_read_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        meds.prepare(raw, tmp_path / "out", min_subjects=2)
+    assert not (tmp_path / "out").exists()
+    again: list[str] = []
+    monkeypatch.setattr(
+        meds, "_read_shard", lambda source, *a, **k: (again.append(source.name), read(source, *a, **k))
+    )
+    meds.prepare(raw, tmp_path / "out", min_subjects=2)
+    assert len(again) == 3
+    assert not set(again) & set(done)
+    meds.prepare(raw, tmp_path / "straight", min_subjects=2)
+    assert same(tmp_path / "out", tmp_path / "straight")
+
+
+def test_subjects_without_a_split_file_are_divided_by_a_hash(tmp_path, caplog):
+    raw = make(tmp_path / "raw", splits=False)
+    info = meds.prepare(raw, tmp_path / "out", min_subjects=2, seed=1)
+    assert "subject_splits.parquet is missing" in caplog.text
+    ids = [set(read_records(tmp_path / "out", split)["record_id"].to_pylist()) for split in SPLITS]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == NUM_SUBJECTS
+    assert len(ids[0]) > NUM_SUBJECTS / 2
+    assert info.seed == 1
+
+
+def spoil(**columns: pl.Expr) -> Callable[[Path], None]:
+    def apply(raw: Path):
+        path = raw / "data" / "any" / "2.parquet"
+        pl.read_parquet(path).with_columns(**columns).write_parquet(path)
+
+    return apply
+
+
+def drop_code(raw: Path):
+    path = raw / "data" / "any" / "2.parquet"
+    pl.read_parquet(path).drop("code").write_parquet(path)
+
+
+def cut(raw: Path):
+    path = raw / "data" / "any" / "2.parquet"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def repeat_shard(raw: Path):
+    (raw / "data" / "any" / "7.parquet").write_bytes((raw / "data" / "any" / "2.parquet").read_bytes())
+
+
+def repeat_split(raw: Path):
+    path = raw / "metadata" / "subject_splits.parquet"
+    frame = pl.read_parquet(path)
+    pl.concat([frame, frame.head(1)]).write_parquet(path)
+
+
+BROKEN = {
+    "truncated": (cut, "2.parquet"),
+    "missing column": (drop_code, r"2.parquet .*code"),
+    "wrong type": (spoil(time=pl.lit("yesterday")), "2.parquet"),
+    "null code": (spoil(code=pl.lit(None, pl.String)), "2.parquet: code is null"),
+    "infinite value": (spoil(numeric_value=pl.lit(np.inf, pl.Float32)), "2.parquet: subject 2 has an infinite"),
+    "subject in two shards": (repeat_shard, "2.parquet and .*7.parquet"),
+    "subject in two splits": (repeat_split, "subject_splits.parquet: subject 0"),
+    "no JSON": (lambda raw: (raw / "metadata" / "dataset.json").write_text("{"), "dataset.json"),
+    "no data": (lambda raw: (raw / "data").rename(raw / "events"), "not a MEDS data set"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_data_set_is_named_and_leaves_nothing(tmp_path, broken):
+    damage, message = BROKEN[broken]
+    raw = make(tmp_path / "raw")
+    damage(raw)
+    with pytest.raises(ValueError, match=message):
+        meds.prepare(raw, tmp_path / "out", min_subjects=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_bad_options_are_named(raw, tmp_path):
+    for options, message in (
+        ({"shard": "0/3"}, "2/8"),
+        ({"shard": "half"}, "2/8"),
+        ({"min_subjects": 0}, "--min-subjects"),
+        ({"min_subjects": 99}, "lower --min-subjects"),
+        ({"workers": 0}, "--workers"),
+        ({"labels": [tmp_path]}, "no Parquet file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            meds.prepare(raw, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_must_be_one_column_without_gaps(raw, tmp_path):
+    folder = make_labels(tmp_path / "two", "boolean_value", lambda subject: True)
+    frame = pl.read_parquet(folder / "1.parquet")
+    for spoiled, message in (
+        (frame.with_columns(float_value=pl.lit(1.0)), "exactly one of"),
+        (frame.with_columns(boolean_value=pl.lit(None, pl.Boolean)), "boolean_value is null"),
+        (pl.concat([frame, frame.head(1)]), "predicted twice"),
+    ):
+        spoiled.write_parquet(folder / "1.parquet")
+        with pytest.raises(ValueError, match=message):
+            meds.prepare(raw, tmp_path / "out", labels=[folder])
+
+
+def test_our_small_data_set_is_valid_meds(raw):
+    standard = pytest.importorskip("meds", reason="needs the package meds")
+    for path in (raw / "data").rglob("*.parquet"):
+        standard.DataSchema.validate(standard.DataSchema.align(pq.read_table(path)))
+    standard.SubjectSplitSchema.validate(
+        standard.SubjectSplitSchema.align(pq.read_table(raw / standard.subject_splits_filepath))
+    )
+    assert standard.birth_code == meds.BIRTH
+
+
+def test_data_of_meds_testing_helpers(tmp_path):
+    helpers = pytest.importorskip("meds_testing_helpers", reason="needs the package meds-testing-helpers")
+    dataset = pytest.importorskip("meds_testing_helpers.dataset").MEDSDataset
+    sample = Path(helpers.__file__).parent / "static_sample_data" / "simple_static_sharded_by_split_with_tasks.yaml"
+    if not sample.is_file():
+        pytest.skip(f"this version of meds-testing-helpers has no {sample.name}")
+    written = dataset.from_yaml(sample).write(tmp_path / "raw")
+    labels = [written.task_root_dir / name for name in written.task_names]
+    info = meds.prepare(tmp_path / "raw", tmp_path / "out", labels=labels, min_subjects=1)
+    rows = [row for shard in written.data_shards.values() for row in shard.to_pylist()]
+    timed = [row for row in rows if row["time"] is not None and row["code"] in info.variables]
+    events = [read_events(tmp_path / "out", split, info.variables) for split in SPLITS]
+    assert sum(len(part.times) for part in events) == len(timed)
+    assert {record_id for part in events for record_id in part.record_ids} == {str(row["subject_id"]) for row in timed}
+    assert {"age", "HEIGHT", "EYE_COLOR"} == {column.name for column in info.static_columns}
+    asked = sum(len(read_task(tmp_path / "out", task.name, split)) for task in info.tasks for split in SPLITS)
+    left_out = sum(count for reason, count in info.dropped.items() if reason.startswith("labels of"))
+    shards = [shard for task in written.task_labels.values() for shard in task.values()]
+    assert asked + left_out == sum(shard.num_rows for shard in shards) > 0
+
+
+def test_the_real_demo(shared_data, tmp_path):
+    raw = shared_data("mimic-iv-demo-meds")
+    info = meds.prepare(raw, tmp_path / "out", min_subjects=1, workers=2)
+    counts = {split: len(read_records(tmp_path / "out", split)) for split in SPLITS}
+    assert counts == {"train": 80, "validation": 10, "test": 10}
+    train = pl.read_parquet(raw / "data" / "train" / "0.parquet")
+    timed = train.filter(pl.col("time").is_not_null() & (pl.col("code") != "MEDS_BIRTH"))
+    events = read_events(tmp_path / "out", "train", info.variables)
+    assert len(events.times) == timed.height
+    assert set(info.variables) == set(timed["code"])
+    lengths = dict(timed.group_by("subject_id").len().iter_rows())
+    assert dict(zip(map(int, events.record_ids), events.lengths, strict=True)) == lengths
+    assert np.isnan(events.values).sum() == timed["numeric_value"].is_null().sum()
+    assert [column.name for column in info.static_columns] == ["age", "GENDER"]
