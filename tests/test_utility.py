@@ -139,7 +139,7 @@ def test_the_interval_holds_the_value_and_resamples_records():
 @pytest.fixture(scope="module")
 def sepsis_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sepsis-data")
-    physionet2019.prepare(write_hospital(folder / "raw", "B", make_hospital("B", 60)), folder / "out")
+    physionet2019.prepare(write_hospital(folder / "raw", "B", make_hospital("B", 40)), folder / "out")
     return folder / "out"
 
 
@@ -148,7 +148,7 @@ def trained(sepsis_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sepsis") / "run"
     model = ["--model", "hidden_size=8", "num_mamba_layers=1", "num_attention_heads=2", "num_pooling_queries=2"]
     arguments = ["finetune", "--data", sepsis_folder, "--task", "sepsis_onset", "--output", folder, "--epochs", "1"]
-    assert main([*map(str, arguments), *model, "state_size=4"]) == 0
+    assert main([*map(str, arguments), *model, "state_size=4", "--batch-size", "128"]) == 0
     return folder
 
 
