@@ -12,6 +12,7 @@ COMMANDS = {
     "finetune": "fine-tune a classifier on a task",
     "evaluate": "evaluate a fine-tuned model on a split",
     "predict": "predict the records of a file of events",
+    "explain": "show what predictions rest on, and whether that can be trusted",
     "push": "push a checkpoint to the Hugging Face Hub",
 }
 
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 module = importlib.import_module(f"hymate_training.{name}")
             except ModuleNotFoundError as error:
-                print(f"hymate {name} needs {error.name}: pip install 'hymate[train]'", file=sys.stderr)
+                extras = "train,explain" if name == "explain" else "train"
+                print(f"hymate {name} needs {error.name}: pip install 'hymate[{extras}]'", file=sys.stderr)
                 return 2
             module.add_arguments(command)
     parsed = parser.parse_args(arguments)

@@ -1,0 +1,477 @@
+"""Which events and variables a prediction rests on: the model's attention, integrated gradients and occlusion.
+
+What is explained is the score of one output: the log-odds of a class or label, or the regressed number. Attributions
+of the signed methods are in that unit, positive where something raises the score. Attention has no sign: its
+attributions are shares that sum to one a record.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from captum.attr import IntegratedGradients
+from torch import nn
+from tqdm.auto import tqdm
+
+from hymate_training.predict import label_names
+from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate.modeling_hymate import canonical_order
+
+METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
+UNSIGNED = ("attention",)
+BATCH_SIZE = 64
+EVENTS_AT_ONCE = 1 << 19  # events of altered records that are held at a time
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Attributions of some records' predictions, as frames in clinical units.
+
+    Attributes:
+        method: one of `METHODS`.
+        label: name of the output that is explained.
+        records: `record_id`, `prediction` (probability or number), `score` (log-odds or number).
+        events: `record_id`, `time` (hours), `variable`, `value` (null: no number) and `attribution`, a row an event.
+        variables: `record_id`, `variable`, `events` (their number) and `attribution`: the sum over the events or, by
+            occlusion, the effect of removing them all at once.
+        hours: `record_id`, `hour` (start), `hours` (width), `events`, `attribution`, likewise a window of time.
+    """
+
+    method: str
+    label: str
+    records: pl.DataFrame
+    events: pl.DataFrame
+    variables: pl.DataFrame
+    hours: pl.DataFrame
+
+    @property
+    def signed(self) -> bool:
+        """Whether attributions say in which direction they move the score."""
+        return self.method not in UNSIGNED
+
+
+class Explainer:
+    """A classifier, its feature extractor and the output to be explained.
+
+    Args:
+        model: a fine-tuned classifier; it is put into evaluation mode.
+        extractor: its feature extractor.
+        label: name of the output; may be left out for binary tasks (the second class) and for a single number.
+        batch_size: records at a time.
+
+    Raises:
+        ValueError: for a label that the model does not predict, or none where there are several.
+    """
+
+    def __init__(
+        self,
+        model: HyMaTEForSequenceClassification,
+        extractor: HyMaTEFeatureExtractor,
+        label: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ):
+        names = label_names(model)
+        classes = model.config.problem_type in ("single_label_classification", None) and len(names) > 1
+        if label is None:
+            if len(names) > 2 or (len(names) == 2 and not classes):
+                raise ValueError(f"name the label to be explained; the model predicts {', '.join(names)}")
+            label = names[-1]
+        if label not in names:
+            raise ValueError(f"the model does not predict {label!r}; it predicts {', '.join(names)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model = model.eval()
+        self.extractor = extractor
+        self.label = label
+        self.batch_size = batch_size
+        self._index = names.index(label)
+        self._classes = classes
+        self._is_number = model.config.problem_type == "regression" or len(names) == 1
+
+    def score(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-odds of the label, or the number: (batch, num_labels) -> (batch,)."""
+        chosen = logits[:, self._index].float()
+        if not self._classes:
+            return chosen
+        others = [index for index in range(logits.shape[1]) if index != self._index]
+        return chosen - logits[:, others].float().logsumexp(1)
+
+    def predictions(self, scores: np.ndarray) -> np.ndarray:
+        """Scores -> probabilities of the label, or the numbers themselves."""
+        return scores if self._is_number else np.exp(-np.logaddexp(0, -scores))
+
+    @property
+    def predicts_probability(self) -> bool:
+        return not self._is_number
+
+    def encode(self, events: Events) -> dict[str, torch.Tensor]:
+        """Tensors of a batch, on the model's device."""
+        features = self.extractor.encode(events)
+        return {name: tensor.to(self.model.device) for name, tensor in features.items()}
+
+    def batches(self, events: Events, progress: str | None = None, batch_size: int | None = None) -> Iterator:
+        """Goes through the records, those of equal length together: yields their positions and the batch."""
+        order = np.argsort(events.lengths, kind="stable")
+        starts = range(0, len(order), batch_size or self.batch_size)
+        for start in tqdm(starts, desc=progress, unit="batch", disable=progress is None, leave=False):
+            rows = order[start : start + (batch_size or self.batch_size)]
+            yield rows, events.take(rows)
+
+    @torch.no_grad()
+    def scores(self, events: Events, progress: str | None = None) -> np.ndarray:
+        """Score of each record, `(records,)`. Records may be empty."""
+        scores = np.zeros(len(events))
+        for rows, batch in self.batches(events, progress):
+            scores[rows] = self.score(self.model(**self.encode(batch)).logits).cpu().numpy()
+        return scores
+
+
+def explain(
+    model: HyMaTEForSequenceClassification,
+    extractor: HyMaTEFeatureExtractor,
+    records: Any,
+    static: Any = None,
+    *,
+    method: str = "attention",
+    label: str | None = None,
+    window_hours: float = 6.0,
+    steps: int = 32,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = False,
+) -> Explanation:
+    """Explains the predictions of one record or many.
+
+    Args:
+        model: a fine-tuned classifier.
+        extractor: its feature extractor.
+        records: `Events`, or anything the feature extractor takes, in clinical units.
+        static: static columns where `records` does not hold them, as for the feature extractor.
+        method:
+            - `"attention"`: each event's share of the attention, `event_weights` of the model;
+            - `"integrated_gradients"`: along the straight line on which every event's value turns into its variable's
+              mean in the training data and its variable's embedding into the mean over all variables; a record's
+              attributions sum to the difference of the two ends' scores (Sundararajan et al., arXiv 1703.01365);
+            - `"occlusion"`: the score less that without some events. Events are removed by variable within a window
+              of hours and share the effect equally; `variables` and `hours` are removed as a whole.
+        label: name of the output to be explained; see `Explainer`.
+        window_hours: width of occlusion's windows.
+        steps: points on the path of integrated gradients.
+        batch_size: records at a time.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: for an unknown method or label, bad records, and records without events.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not window_hours > 0:
+        raise ValueError(f"window_hours must be positive, got {window_hours}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    explainer = Explainer(model, extractor, label, batch_size)
+    events = records if isinstance(records, Events) else extractor.parse(records, static)
+    check_events(events)
+    bar = METHODS[method] if progress else None
+    scores = explainer.scores(events)
+    variables = hours = None
+    if method == "attention":
+        attributions = _attention(explainer, events, bar)
+    elif method == "integrated_gradients":
+        attributions = _integrated_gradients(explainer, events, steps, bar)
+    else:
+        windows = np.floor(events.times / window_hours).astype(np.int64)
+        cells = events.variable_ids * (windows.max() + 1) + windows
+        attributions = _removal_effects(explainer, events, scores, cells, bar)
+        attributions = attributions / _group_sizes(events, cells)
+        variables = _removal_effects(explainer, events, scores, events.variable_ids, bar)
+        hours = _removal_effects(explainer, events, scores, windows, bar)
+    return _frames(explainer, method, events, scores, attributions, variables, hours, window_hours)
+
+
+def check_events(events: Events):
+    """Raises ValueError naming the first record that has no events, or a name that two records share."""
+    if (events.lengths == 0).any():
+        raise ValueError(f"record {events.record_ids[int(np.argmin(events.lengths))]!r} has no events to explain")
+    repeated = pl.Series(events.record_ids).is_duplicated()
+    if repeated.any():
+        raise ValueError(f"record_id {events.record_ids[repeated.arg_max() or 0]!r} appears more than once")
+
+
+def _positions(events: Events, rows: np.ndarray) -> np.ndarray:
+    """Where the events of `events.take(rows)` stand in `events`."""
+    lengths = events.lengths[rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return np.repeat(events.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+
+
+@torch.no_grad()
+def _attention(explainer: Explainer, events: Events, progress: str | None) -> np.ndarray:
+    attributions = np.zeros(len(events.times))
+    for rows, batch in explainer.batches(events, progress):
+        features = explainer.encode(batch)
+        weights = explainer.model(**features).event_weights
+        attributions[_positions(events, rows)] = weights[features["attention_mask"]].float().cpu().numpy()
+    return attributions
+
+
+def _integrated_gradients(explainer: Explainer, events: Events, steps: int, progress: str | None) -> np.ndarray:
+    embedding = explainer.model.hymate.embedding
+
+    def forward(value_embeds, variable_embeds, features):
+        times = features["times"].to(variable_embeds.dtype)
+
+        def replace(module, arguments, output):
+            return value_embeds + variable_embeds + module.time_embedding(times.unsqueeze(-1))
+
+        handle = embedding.register_forward_hook(replace)
+        try:
+            return explainer.score(explainer.model(**features).logits)
+        finally:
+            handle.remove()
+
+    def forward_tensors(value_embeds, variable_embeds, *tensors):
+        return forward(value_embeds, variable_embeds, dict(zip(names, tensors, strict=True)))
+
+    attributions = np.zeros(len(events.times))
+    # the steps of a few records fill a batch
+    at_once = max(1, explainer.batch_size // steps)
+    for rows, batch in explainer.batches(events, progress, at_once):
+        features, order = in_model_order(explainer.encode(batch))
+        names = tuple(features)
+        with torch.no_grad():
+            inputs, baselines = _embeds_and_baselines(embedding, features)
+        parts = IntegratedGradients(forward_tensors).attribute(
+            inputs,
+            baselines=baselines,
+            additional_forward_args=tuple(features.values()),
+            n_steps=steps,
+            internal_batch_size=max(explainer.batch_size, at_once),
+        )
+        found = sum(part.detach().float().sum(-1) for part in parts)
+        found = torch.zeros_like(found).scatter(1, order, found)
+        mask = features["attention_mask"]
+        given_mask = torch.zeros_like(mask).scatter(1, order, mask)
+        attributions[_positions(events, rows)] = found[given_mask].cpu().numpy()
+    return attributions
+
+
+def _embeds_and_baselines(embedding: nn.Module, features: dict[str, torch.Tensor]) -> tuple[tuple, tuple]:
+    """Value and variable embeddings of the events, each (batch, length, hidden_size), and what they start from."""
+    has_value = features["value_mask"].unsqueeze(-1)
+    dtype = embedding.missing_value.dtype
+    values = features["values"].to(dtype).unsqueeze(-1)
+    value_embeds, means = (
+        torch.where(has_value, embedding.value_embedding(numbers), embedding.missing_value)
+        for numbers in (values, torch.zeros_like(values))  # standardized: 0 is the mean
+    )
+    variable_embeds = embedding.variable_embedding(features["variable_ids"])
+    average = embedding.variable_embedding.weight.mean(0).expand_as(variable_embeds)
+    return (value_embeds, variable_embeds), (means, average)
+
+
+def in_model_order(features: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The features with their events in the order in which the model goes through them, and that order."""
+    values = features["values"].masked_fill(~features["value_mask"], torch.inf)
+    order = canonical_order(values, features["times"], features["variable_ids"], features["attention_mask"])
+    ordered = {
+        name: tensor if name == "static_values" else tensor.gather(1, order) for name, tensor in features.items()
+    }
+    return ordered, order
+
+
+def _groups(events: Events, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers the groups of events that share a key within a record: group of each event, first event of each."""
+    pairs = np.stack([events.rows, keys])
+    _, first, group = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
+    return group.ravel(), first
+
+
+def _group_sizes(events: Events, keys: np.ndarray) -> np.ndarray:
+    """Size of each event's group."""
+    group, _ = _groups(events, keys)
+    return np.bincount(group)[group]
+
+
+def _removal_effects(
+    explainer: Explainer, events: Events, scores: np.ndarray, keys: np.ndarray, progress: str | None
+) -> np.ndarray:
+    """For each event, by how much the score falls when the events of its record with its key are removed."""
+    group, first = _groups(events, keys)
+    row_of_group = events.rows[first]
+    effects = np.zeros(len(first))
+    # altered records are as long as the record, so chunks end where enough events are together
+    chunk_of_group = np.cumsum(events.lengths[row_of_group]) // EVENTS_AT_ONCE
+    chunks = np.split(np.arange(len(first)), np.flatnonzero(np.diff(chunk_of_group)) + 1)
+    with tqdm(total=len(first), desc=progress, unit="removal", disable=progress is None, leave=False) as bar:
+        for chunk in chunks:
+            rows = row_of_group[chunk]
+            altered = events.take(rows)
+            keep = group[_positions(events, rows)] != np.repeat(chunk, altered.lengths)
+            effects[chunk] = scores[rows] - explainer.scores(altered.select(keep))
+            bar.update(len(chunk))
+    return effects[group]
+
+
+def _frames(
+    explainer: Explainer,
+    method: str,
+    events: Events,
+    scores: np.ndarray,
+    attributions: np.ndarray,
+    variables: np.ndarray | None,
+    hours: np.ndarray | None,
+    window_hours: float,
+) -> Explanation:
+    names = np.array(explainer.extractor.variables, dtype=object)
+    width = 1.0 if hours is None else window_hours
+    frame = pl.DataFrame(
+        {
+            "record_id": pl.Series(events.record_ids)[events.rows],
+            "time": events.times.astype(np.float64),
+            "variable": pl.Series(names[events.variable_ids], dtype=pl.String),
+            "value": pl.Series(events.values.astype(np.float64)).fill_nan(None),
+            "attribution": attributions,
+            # the effect of a whole group stands at each of its events
+            "of_variable": attributions if variables is None else variables,
+            "of_hours": attributions if hours is None else hours,
+            "hour": np.floor(events.times.astype(np.float64) / width) * width,
+        }
+    )
+
+    def grouped(keys: list[str], column: str, whole: bool) -> pl.DataFrame:
+        total = pl.col(column).first() if whole else pl.col(column).sum()
+        return frame.group_by("record_id", *keys, maintain_order=True).agg(
+            events=pl.len().cast(pl.Int64), attribution=total
+        )
+
+    by_hour = grouped(["hour"], "of_hours", hours is not None).with_columns(hours=pl.lit(width))
+    return Explanation(
+        method=method,
+        label=explainer.label,
+        records=pl.DataFrame(
+            {"record_id": events.record_ids, "prediction": explainer.predictions(scores), "score": scores}
+        ),
+        events=frame.select("record_id", "time", "variable", "value", "attribution"),
+        variables=grouped(["variable"], "of_variable", variables is not None),
+        hours=by_hour.select("record_id", "hour", "hours", "events", "attribution"),
+    )
+
+
+@contextlib.contextmanager
+def eager_attention(model: HyMaTEForSequenceClassification) -> Iterator[None]:
+    """For the while, attention that returns its weights."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
+
+
+@torch.no_grad()
+def channel_attentions(explainer: Explainer, events: Events, progress: str | None = None) -> pl.DataFrame | None:
+    """The self-attention between variables, averaged over layers, heads and the records that hold both.
+
+    Returns:
+        A row a pair that some record holds: `variable`, `attended`, `weight` (share of the variable's attention),
+        `ratio` (to an even spread over the record's tokens) and `records`; None for a model without attention layers.
+    """
+    model = explainer.model
+    if not model.config.num_attention_layers:
+        return None
+    size = model.config.num_variables
+    weights, ratios, counts = (np.zeros((size, size)) for _ in range(3))
+    with eager_attention(model):
+        for _, batch in explainer.batches(events, progress):
+            features, _ = in_model_order(explainer.encode(batch))
+            outputs = model(**features, output_attentions=True)
+            attention = torch.stack([layer.float().mean(1) for layer in outputs.attentions]).mean(0)
+            if model.config.attention_axis == "channel":
+                ids = outputs.channel_ids
+            else:
+                ids = features["variable_ids"].masked_fill(~features["attention_mask"], -1)
+            belongs = nn.functional.one_hot(ids + 1, size + 1)[..., 1:].float()  # (batch, tokens, variables)
+            tokens = belongs.sum(1)
+            share = belongs.transpose(1, 2) @ (attention @ belongs) / tokens.clamp(min=1).unsqueeze(-1)
+            even = (tokens / tokens.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)
+            both = (tokens > 0).unsqueeze(2) & (tokens > 0).unsqueeze(1)
+            weights += share.where(both, 0).sum(0).cpu().numpy()
+            ratios += (share / even.clamp(min=1e-12)).where(both, 0).sum(0).cpu().numpy()
+            counts += both.sum(0).cpu().numpy()
+    query, key = np.nonzero(counts)
+    names = explainer.extractor.variables
+    return pl.DataFrame(
+        {
+            "variable": [names[index] for index in query],
+            "attended": [names[index] for index in key],
+            "weight": weights[query, key] / counts[query, key],
+            "ratio": ratios[query, key] / counts[query, key],
+            "records": counts[query, key].astype(np.int64),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How a prediction develops while events arrive.
+
+    Attributes:
+        predictions: `record_id`, `time` (hours), `prediction` from the events until then, `change` since the time
+            before (null at the first).
+        movers: events at the times of the largest changes: `record_id`, `time`, `variable`, `value` and `change`, the
+            prediction at that time less that without the event; largest first.
+    """
+
+    predictions: pl.DataFrame
+    movers: pl.DataFrame
+
+
+def risk_trajectory(explainer: Explainer, events: Events, max_times: int = 96, num_steps: int = 8) -> Trajectory:
+    """Recomputes the predictions of records at successive times, and finds the events that moved them most.
+
+    Args:
+        explainer: the model and the output that is followed.
+        events: the records.
+        max_times: times a record; where it has more, evenly chosen ones, the last among them.
+        num_steps: in how many of a record's steps, those of the largest change, to try its events one by one.
+
+    Raises:
+        ValueError: for records without events.
+    """
+    check_events(events)
+    parts = [_trajectory(explainer, events.take(np.array([row])), max_times, num_steps) for row in range(len(events))]
+    predictions, movers = (pl.concat(frames) for frames in zip(*parts, strict=True))
+    return Trajectory(predictions, movers)
+
+
+def _trajectory(explainer: Explainer, record: Events, max_times: int, num_steps: int):
+    times = np.unique(record.times)
+    if len(times) > max_times:
+        times = times[np.unique(np.linspace(0, len(times) - 1, max_times).round().astype(int))]
+    until = record.take(np.zeros(len(times), dtype=int))
+    predicted = explainer.predictions(explainer.scores(until.select(until.times <= np.repeat(times, until.lengths))))
+    changes = np.diff(predicted)
+    steps = 1 + np.argsort(-np.abs(changes), kind="stable")[:num_steps]
+    arrived = np.searchsorted(times, record.times)  # the first time at which each event is seen
+    moved = np.flatnonzero(np.isin(arrived, steps))
+    without = record.take(np.zeros(len(moved), dtype=int))
+    position = np.tile(np.arange(len(record.times)), len(moved))
+    seen = arrived[position] <= np.repeat(arrived[moved], len(record.times))
+    without = without.select(seen & (position != np.repeat(moved, len(record.times))))
+    change = predicted[arrived[moved]] - explainer.predictions(explainer.scores(without))
+    names = np.array(explainer.extractor.variables, dtype=object)
+    identifier = pl.lit(record.record_ids[0]).alias("record_id")
+    frame = pl.DataFrame({"time": times.astype(np.float64), "prediction": predicted, "change": [None, *changes]})
+    movers = pl.DataFrame(
+        {
+            "time": record.times[moved].astype(np.float64),
+            "variable": pl.Series(names[record.variable_ids[moved]], dtype=pl.String),
+            "value": pl.Series(record.values[moved].astype(np.float64)).fill_nan(None),
+            "change": change,
+        }
+    ).sort(pl.col("change").abs(), descending=True, maintain_order=True)
+    return frame.select(identifier, pl.all()), movers.select(identifier, pl.all())

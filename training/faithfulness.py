@@ -1,0 +1,261 @@
+"""Whether explanations can be trusted: what they say is held against what the model does.
+
+- Deletion and insertion (Petsiuk et al., arXiv 1806.07421): a record's events are removed, or handed over, in the
+  order in which a method ranks them, and the model predicts again and again. A faithful ranking moves the prediction
+  sooner than a random one.
+- Agreement: rank correlation between methods, event by event and variable by variable.
+- Randomized weights (Adebayo et al., arXiv 1810.03292): explanations of the same model with fresh weights should not
+  resemble those of the trained one; a method that passes over the weights explains the data, not the model.
+- True drivers: where the outcome was simulated, whether the variables that drive it come first.
+
+All figures are means over records with percentile bootstrap intervals over records.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from scipy.stats import rankdata
+from tqdm.auto import tqdm
+
+from hymate_training.attribution import Explainer, Explanation, explain
+from hymate_training.metrics import percentile_interval
+from modeling_hymate import Events, HyMaTEForSequenceClassification
+
+FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 0.85, 1.0)
+RANDOM = "random"
+RANDOM_RANKINGS = 3
+SANITY_RECORDS = 50  # of the randomized weights, which explain the records once more
+NUM_RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def mean_with_interval(values: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Mean over records of `values (records,)` with its bootstrap interval; NaN stands for no value.
+
+    Returns:
+        `mean`, `interval` (`[low, high]`) and `records`; the first two are None where there is nothing to say.
+    """
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return {"mean": None, "interval": None, "records": 0}
+    interval = percentile_interval(_resampled_means(defined[:, None], seed)[:, 0], LEVEL)
+    return {
+        "mean": float(defined.mean()),
+        "interval": interval if len(defined) > 1 else None,
+        "records": len(defined),
+    }
+
+
+def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
+    """Means of (records, columns) over resampled records, (resamples, columns)."""
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), NUM_RESAMPLES)
+    return counts @ values / len(values)
+
+
+def means_with_intervals(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over records of (records, columns), and the lower and upper ends of their intervals, (columns,) each."""
+    low, high = np.quantile(_resampled_means(values, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return values.mean(0), low, high
+
+
+def variable_shares(explanation: Explanation, variables: Sequence[str]) -> np.ndarray:
+    """Share of each variable in what a record's explanation says, `(records, len(variables))`.
+
+    The size of the variable's attribution over the sum of those of all variables; 0 where it was not observed.
+    """
+    shares = np.zeros((explanation.records.height, len(variables)))
+    row = {record_id: index for index, record_id in enumerate(explanation.records["record_id"])}
+    column = {name: index for index, name in enumerate(variables)}
+    frame = explanation.variables
+    rows = [row[record_id] for record_id in frame["record_id"]]
+    shares[rows, [column[name] for name in frame["variable"]]] = frame["attribution"].abs().to_numpy()
+    return shares / np.maximum(shares.sum(1, keepdims=True), np.finfo(float).tiny)
+
+
+# ---------------------------------------------------------------------------------------------- deletion and insertion
+
+
+def rank_events(events: Events, importance: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Place of each event in its record's ranking, `(events,)`: 0 for the most important; ties fall at random."""
+    ties = np.random.default_rng(seed).random(len(importance))
+    order = np.lexsort((ties, -importance, events.rows))
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order)) - np.repeat(events.offsets[:-1], events.lengths)
+    return places
+
+
+def perturbation_curves(
+    explainer: Explainer,
+    events: Events,
+    explanations: Mapping[str, Explanation],
+    seed: int = 0,
+    progress: str | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """How far predictions move while events are removed, or handed over, in the order of each method.
+
+    The movement counts from the prediction for the whole record towards that for none of its events, or the other way
+    round; so every curve of a record begins at 0 and ends at the same height. A signed method ranks first the events
+    that it says push in this direction, attention those with the largest shares.
+
+    Returns:
+        `{"deletion" | "insertion": {method or "random": (records, len(FRACTIONS))}}`, in units of the prediction.
+    """
+    whole = explainer.predictions(explainer.scores(events))
+    none = explainer.predictions(explainer.scores(events.select(np.zeros(len(events.times), dtype=bool))))
+    direction = np.where(whole >= none, 1.0, -1.0)
+    rankings = {}
+    for method, explanation in explanations.items():
+        importance = explanation.events["attribution"].to_numpy()
+        if explanation.signed:
+            importance = importance * direction[events.rows]
+        rankings[method] = [rank_events(events, importance, seed)]
+    same = np.zeros(len(events.times))
+    rankings[RANDOM] = [rank_events(events, same, seed + 1 + index) for index in range(RANDOM_RANKINGS)]
+
+    curves: dict[str, dict[str, np.ndarray]] = {"deletion": {}, "insertion": {}}
+    total = sum(len(places) for places in rankings.values()) * len(curves) * (len(FRACTIONS) - 2)
+    with tqdm(total=total, desc=progress, unit="curve point", disable=progress is None, leave=False) as bar:
+        for name, repeats in rankings.items():
+            for kind, by_name in curves.items():
+                moved = np.zeros((len(repeats), len(events), len(FRACTIONS)))
+                moved[..., -1] = np.abs(whole - none)
+                for repeat, places in enumerate(repeats):
+                    for point, fraction in enumerate(FRACTIONS[1:-1], start=1):
+                        chosen = places < np.ceil(fraction * np.repeat(events.lengths, events.lengths) - 1e-9)
+                        left = events.select(chosen if kind == "insertion" else ~chosen)
+                        predicted = explainer.predictions(explainer.scores(left))
+                        start = none if kind == "insertion" else whole
+                        towards = direction if kind == "insertion" else -direction
+                        moved[repeat, :, point] = towards * (predicted - start)
+                        bar.update()
+                by_name[name] = moved.mean(0)
+    return curves
+
+
+def summarize_curves(curves: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0) -> dict[str, Any]:
+    """Mean curves and their areas, alone and over the random ranking (paired by record), with intervals."""
+    summary: dict[str, Any] = {"fractions": list(FRACTIONS)}
+    for kind, by_name in curves.items():
+        areas = {name: np.trapezoid(curve, FRACTIONS, axis=1) for name, curve in by_name.items()}
+        summary[kind] = {}
+        for name, curve in by_name.items():
+            mean, low, high = means_with_intervals(curve, seed)
+            summary[kind][name] = {
+                "area": mean_with_interval(areas[name], seed),
+                "over_random": None if name == RANDOM else mean_with_interval(areas[name] - areas[RANDOM], seed),
+                "curve": {"mean": mean.tolist(), "low": low.tolist(), "high": high.tolist()},
+            }
+    return summary
+
+
+def verdict(summary: Mapping[str, Any], method: str) -> str:
+    """`"faithful"` if removing and handing over events in the method's order both beat a random one, by intervals
+    that exclude 0; `"unfaithful"` if both are no better than random; else `"partly faithful"`."""
+    better = []
+    for kind in ("deletion", "insertion"):
+        interval = summary[kind][method]["over_random"]["interval"]
+        better.append(interval is not None and interval[0] > 0)
+    return "faithful" if all(better) else "partly faithful" if any(better) else "unfaithful"
+
+
+# ----------------------------------------------------------------------------------------------------------- agreement
+
+
+def rank_correlations(first: pl.DataFrame, second: pl.DataFrame) -> np.ndarray:
+    """Spearman's correlation of the sizes of two methods' attributions inside each record, `(records,)`.
+
+    Both frames have `record_id` and `attribution`, in the same order. NaN where a record has fewer than 3 rows, or a
+    method tells none of them apart.
+    """
+    if not first["record_id"].equals(second["record_id"]):
+        raise ValueError("both frames must hold the same records in the same order")
+    ids = first["record_id"].rle_id().to_numpy()
+    sizes = np.bincount(ids)
+    bounds = np.cumsum(sizes)[:-1]
+    parts = [np.split(frame["attribution"].abs().to_numpy(), bounds) for frame in (first, second)]
+    correlations = np.full(len(sizes), np.nan)
+    for index, (one, other) in enumerate(zip(*parts, strict=True)):
+        if len(one) >= 3 and np.ptp(one) > 0 and np.ptp(other) > 0:
+            correlations[index] = np.corrcoef(rankdata(one), rankdata(other))[0, 1]
+    return correlations
+
+
+def agreement(explanations: Mapping[str, Explanation], seed: int = 0) -> list[dict[str, Any]]:
+    """Rank correlation of each pair of methods, over the events and over the variables of a record."""
+    return [
+        {
+            "methods": [first, second],
+            **{
+                level: mean_with_interval(
+                    rank_correlations(getattr(explanations[first], level), getattr(explanations[second], level)), seed
+                )
+                for level in ("events", "variables")
+            },
+        }
+        for first, second in combinations(explanations, 2)
+    ]
+
+
+def randomized(model: HyMaTEForSequenceClassification, seed: int = 0) -> HyMaTEForSequenceClassification:
+    """The same model with fresh weights; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(model)(model.config).to(model.device, model.dtype).eval()
+
+
+def randomization_check(
+    explainer: Explainer, events: Events, explanations: Mapping[str, Explanation], seed: int = 0, **options: Any
+) -> dict[str, dict[str, Any]]:
+    """Rank correlation of each method's explanations with those of the randomized model, over the first
+    `SANITY_RECORDS` records: method -> `events` and `variables`.
+
+    `options` go to `explain`, and should be those of `explanations`.
+    """
+    events = events.take(np.arange(min(SANITY_RECORDS, len(events))))
+    model = randomized(explainer.model, seed)
+    correlations = {}
+    for method, explanation in explanations.items():
+        other = explain(model, explainer.extractor, events, method=method, label=explainer.label, **options)
+        correlations[method] = {
+            "events": mean_with_interval(
+                rank_correlations(explanation.events.head(other.events.height), other.events), seed
+            ),
+            "variables": mean_with_interval(
+                rank_correlations(explanation.variables.head(other.variables.height), other.variables), seed
+            ),
+        }
+    return correlations
+
+
+# -------------------------------------------------------------------------------------------------------- true drivers
+
+
+def driver_precision(shares: np.ndarray, variables: Sequence[str], drivers: Sequence[str], seed: int = 0) -> dict:
+    """Where the true drivers stand when variables are ranked by their mean share, and record by record.
+
+    Args:
+        shares: as `variable_shares` returns them.
+        variables: names of the columns.
+        drivers: names of the variables that drive the outcome.
+
+    Returns:
+        `k` (number of drivers), `precision_at_k` of the ranking by mean share, `precision_at_k_by_record` with its
+        interval, `precision_by_chance`, and `ranks` (driver -> 1 for the largest mean share).
+    """
+    k = len(drivers)
+    is_driver = np.isin(variables, drivers)
+    ranked = np.argsort(-shares.mean(0), kind="stable")
+    first = np.argsort(-shares, axis=1, kind="stable")[:, :k]
+    place = {variables[index]: rank for rank, index in enumerate(ranked, start=1)}
+    return {
+        "k": k,
+        "precision_at_k": float(is_driver[ranked[:k]].mean()),
+        "precision_at_k_by_record": mean_with_interval(is_driver[first].mean(1), seed),
+        "precision_by_chance": float(is_driver.mean()),
+        "ranks": {name: place[name] for name in sorted(drivers, key=lambda name: place[name])},
+    }
