@@ -332,3 +332,22 @@ def test_recipes_hold_only_known_options():
         arguments = argparse.Namespace(recipe=recipe)
         assert read_options(PretrainOptions, "pretrain", arguments).model["hidden_size"] > 0
         assert read_options(FinetuneOptions, "finetune", arguments).epochs > 0
+
+
+def test_carrying_forward_takes_each_variables_last_value():
+    from hymate_training.pretrain import last_values  # noqa: PLC0415 - used here only
+
+    rng = np.random.default_rng(0)
+    shape = (6, 40)
+    features = {
+        "values": torch.from_numpy(rng.normal(size=shape).astype(np.float32)),
+        "variable_ids": torch.from_numpy(rng.integers(0, 4, size=shape)),
+        "attention_mask": torch.from_numpy(np.arange(40) < rng.integers(1, 40, size=(6, 1))),
+        "value_mask": torch.from_numpy(rng.random(shape) < 0.7),
+    }
+    expected = torch.zeros(6, 4)
+    for row in range(6):
+        for at in range(40):
+            if features["attention_mask"][row, at] and features["value_mask"][row, at]:
+                expected[row, features["variable_ids"][row, at]] = features["values"][row, at]
+    assert torch.equal(last_values(features, 4), expected)

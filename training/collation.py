@@ -258,9 +258,9 @@ class ForecastCollator:
         rows, variable_ids, standardized = ahead.rows[known], ahead.variable_ids[known], standardized[known]
         values = np.zeros((len(ahead), extractor.num_variables), dtype=np.float32)
         mask = np.zeros(values.shape, dtype=bool)
-        # written last to first, so that the first value of a variable is the one that stays
-        values[rows[::-1], variable_ids[::-1]] = standardized[::-1]
-        mask[rows, variable_ids] = True
+        _, first = np.unique(rows * extractor.num_variables + variable_ids, return_index=True)
+        values[rows[first], variable_ids[first]] = standardized[first]
+        mask[rows[first], variable_ids[first]] = True
         return torch.from_numpy(values), torch.from_numpy(mask)
 
 

@@ -129,7 +129,9 @@ def forecast_errors(model, dataset, collator, batch_size, accelerator) -> dict[s
 def last_values(features, num_variables: int) -> torch.Tensor:
     """Each variable's last value in the input, `(batch, num_variables)`; 0, the mean, where it has none."""
     last = np.zeros((len(features["values"]), num_variables), dtype=np.float32)
-    rows, columns = np.nonzero((features["attention_mask"] & features["value_mask"]).numpy())
-    # events stand in time order, and of several writes the last one stays
-    last[rows, features["variable_ids"].numpy()[rows, columns]] = features["values"].numpy()[rows, columns]
+    rows, from_end = np.nonzero((features["attention_mask"] & features["value_mask"]).numpy()[:, ::-1])
+    columns = features["values"].shape[1] - 1 - from_end  # each record's events from last to first
+    variable_ids = features["variable_ids"].numpy()[rows, columns]
+    _, latest = np.unique(rows * num_variables + variable_ids, return_index=True)
+    last[rows[latest], variable_ids[latest]] = features["values"].numpy()[rows[latest], columns[latest]]
     return torch.from_numpy(last)
