@@ -15,7 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from hymate_training.cli import main
-from hymate_training.collation import ForecastCollator, TaskCollator, fit_feature_extractor, load_forecast, load_task
+from hymate_training.collation import (
+    ExampleDataset,
+    ForecastCollator,
+    TaskCollator,
+    fit_feature_extractor,
+    load_forecast,
+    load_task,
+    read_events,
+)
 from hymate_training.loop import EpochLoader, LoopOptions
 
 TINY = [
@@ -199,6 +207,26 @@ def test_processes_share_out_each_epoch(synthetic_folder):
     assert all(np.array_equal(one, other) for one, other in zip(shares[0], again, strict=True))
     other_epoch = EpochLoader(dataset, None, options, Share(0)).batches(epoch=4)
     assert any(not np.array_equal(one, other) for one, other in zip(shares[0], other_epoch, strict=True))
+
+
+def test_an_epoch_draws_a_few_examples_of_each_record(synthetic_folder):
+    extractor = fit_feature_extractor(synthetic_folder)
+    events = read_events(synthetic_folder, "train", extractor.variables)
+    rows = np.repeat(np.arange(5), [1, 2, 9, 4, 7])
+    times = np.concatenate([np.linspace(5, 48, count) for count in (1, 2, 9, 4, 7)]).astype(np.float32)
+    dataset = ExampleDataset(events, rows, times)
+    assert dataset.lengths.tolist() == [
+        int((events.times[events.offsets[row] : events.offsets[row + 1]] <= time).sum())
+        for row, time in zip(rows, times, strict=True)
+    ]
+    accelerator = type("Alone", (), {"process_index": 0, "num_processes": 1})
+    loader = EpochLoader(dataset, None, LoopOptions(batch_size=4, examples_per_record=3), accelerator)
+    epochs = [np.concatenate(loader.batches(epoch)) for epoch in range(30)]
+    for drawn in epochs:
+        assert len(set(drawn.tolist())) == len(drawn)
+        assert np.bincount(rows[drawn]).tolist() == [1, 2, 3, 3, 3]
+    assert len(loader) == len(loader.batches(0)) == 3
+    assert set(np.concatenate(epochs).tolist()) == set(range(len(rows)))
 
 
 @pytest.mark.parametrize("task", ["length_of_stay", "phenotypes", "discharge_destination"])

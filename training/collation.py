@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,12 @@ class ExampleDataset(Dataset):
         """Record of each example."""
         return np.array(self.events.record_ids, dtype=object)[self.rows]
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
-        """Number of events of each example's record."""
-        return self.events.lengths[self.rows]
+        """Number of events that may be seen in each example, those up to its prediction time."""
+        starts, ends, times = self.events.offsets[self.rows], self.events.offsets[self.rows + 1], self.events.times
+        seen = zip(starts.tolist(), ends.tolist(), self.prediction_times, strict=True)
+        return np.array([times[start:end].searchsorted(time, "right") for start, end, time in seen], dtype=np.int64)
 
     def set_epoch(self, epoch: int):
         self.epoch = epoch

@@ -54,6 +54,7 @@ class LoopOptions:
     patience: int = option(10, "epochs without improvement before stopping early")
     variable_dropout: float = option(0.2, "share of a record's variables left out in training, as augmentation")
     max_events: int | None = option(None, "keep the latest events of longer records")
+    examples_per_record: int | None = option(None, "draw at most so many of a record's examples for each epoch")
     mixed_precision: str = option("no", "no, bf16 or fp16")
     seed: int = option(0, "of initialization, order of the examples, dropout and augmentation")
     save_steps: int | None = option(None, "save the training state every so many steps, besides every epoch")
@@ -61,8 +62,8 @@ class LoopOptions:
     model: dict = option({}, "fields of HyMaTEConfig")  # noqa: RUF009 - makes a field with a factory
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "examples_per_record"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("ema_decay", "variable_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -313,13 +314,27 @@ class EpochLoader:
             raise ValueError("the training data holds no example")
 
     def __len__(self) -> int:
-        return math.ceil(math.ceil(len(self.dataset) / self.options.batch_size) / self.world)
+        size = len(self._examples(np.random.default_rng(0)))
+        return math.ceil(math.ceil(size / self.options.batch_size) / self.world)
+
+    def _examples(self, rng: np.random.Generator) -> np.ndarray:
+        """The examples of an epoch in random order, of each record at most `options.examples_per_record`."""
+        order = rng.permutation(len(self.dataset))
+        most = self.options.examples_per_record
+        if most is None:
+            return order
+        rows = self.dataset.rows[order]
+        grouped = np.argsort(rows, kind="stable")
+        starts = np.flatnonzero(np.diff(rows[grouped], prepend=-1))
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[grouped] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+        return order[rank < most]
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices of the examples of each of this process's batches."""
         rng = np.random.default_rng([self.options.seed, epoch])
         lengths, size = self.dataset.lengths, self.options.batch_size
-        order = rng.permutation(len(self.dataset))
+        order = self._examples(rng)
         blocks = [order[at : at + MEGA_BATCH * size] for at in range(0, len(order), MEGA_BATCH * size)]
         order = np.concatenate([block[np.argsort(lengths[block], kind="stable")] for block in blocks])
         batches = [order[at : at + size].tolist() for at in range(0, len(order), size)]
