@@ -1,6 +1,7 @@
 """The temporal encoder's layer: a Mamba mixer (Gu and Dao, arXiv 2312.00752) that runs on CPUs and CUDA."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,9 @@ class HyMaTEMixer(nn.Module):
                 delta, delta_bias = F.linear(time_step, self.dt_proj.weight), self.dt_proj.bias
             else:
                 delta, delta_bias = self.dt_proj(time_step), None
-            states = selective_scan(states, delta, A, B, C, self.D, gate, delta_bias, lengths=lengths)
+            states = cast(
+                torch.Tensor, selective_scan(states, delta, A, B, C, self.D, gate, delta_bias, lengths=lengths)
+            )
         return self.out_proj(states)
 
     def _is_fusable(self) -> bool:

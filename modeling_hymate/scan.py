@@ -11,7 +11,7 @@
 import functools
 import math
 import os
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from transformers.utils import logging
 try:
     import hymate_native
 except ImportError:
-    hymate_native = None
+    hymate_native = None  # type: ignore[assignment]  # an optional package
 
 logger = logging.get_logger(__name__)
 
@@ -136,7 +136,7 @@ def _native_problem() -> str:
 
 
 @functools.cache
-def _mamba_ssm_scan(device: torch.device) -> Callable | None:
+def _mamba_ssm_scan(device: torch.device) -> Any:
     """mamba-ssm's CUDA scan where it works on `device`, else `None`, with one warning that says why.
 
     The function itself is tried, since some releases import well without the compiled extension and fail when called.

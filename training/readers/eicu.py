@@ -56,8 +56,10 @@ BEDSIDE_UNITS = {
     "gcs_verbal": "1-5",
     "gcs_motor": "1-6",
 }
-PERIODIC = ("heartrate", "respiration", "sao2", "temperature", "systemicsystolic", "systemicdiastolic", "systemicmean")
-PERIODIC += ("cvp", "etco2", "pasystolic", "padiastolic", "pamean", "icp")
+PERIODIC = (
+    *("heartrate", "respiration", "sao2", "temperature", "systemicsystolic", "systemicdiastolic", "systemicmean"),
+    *("cvp", "etco2", "pasystolic", "padiastolic", "pamean", "icp"),
+)
 APERIODIC = ("noninvasivesystolic", "noninvasivediastolic", "noninvasivemean", "paop", "cardiacoutput")
 CHARTED = {  # (nursingchartcelltypevallabel, nursingchartcelltypevalname) -> variable
     ("Heart Rate", "Heart Rate"): "heartrate",
