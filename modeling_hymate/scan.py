@@ -11,6 +11,7 @@
 import functools
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
