@@ -78,10 +78,9 @@ def main():
     parser.add_argument("data", type=Path, help="prepared folder")
     parser.add_argument("--windows", type=int, nargs="+", default=[512, 2048, 8192, 32768])
     args = parser.parse_args()
-    print(
-        f"{torch.get_num_threads()} threads\n\n"
-        "| events | distinct codes | vocabulary | inference, s | thousand events/s | memory, MB | forward and backward, s | memory, MB |\n|---|---|---|---|---|---|---|---|"
-    )
+    columns = ("events", "distinct codes", "vocabulary", "inference, s", "thousand events/s", "memory, MB")
+    columns += ("forward and backward, s", "memory, MB")
+    print(f"{torch.get_num_threads()} threads\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     windows = [*((size, 1) for size in args.windows), (None, 1), (2048, 10), (None, 10)]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for row in pool.imap(partial(measure, args.data), windows, chunksize=1):
