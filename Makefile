@@ -25,7 +25,7 @@ demo: install
 		--split test --output $(DEMO)/test.json
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
 
 lint: install
 	$(BIN)/ruff format --check .
