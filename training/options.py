@@ -65,7 +65,7 @@ def read_options(options: type[Options], section: str, args: argparse.Namespace)
 
 def read_recipe(name: str) -> dict[str, Any]:
     """A recipe by file name, or by the name of one that comes along."""
-    path = Path(name) if Path(name).exists() else _recipe_folder() / f"{name}.yaml"
+    path = Path(name) if Path(name).is_file() else _recipe_folder() / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"recipe {name!r} is neither a file nor one of {', '.join(shipped_recipes())}")
     try:
