@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,28 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic") / "prepared"
     synthetic.prepare(folder, num_records=200, seed=0)
     return folder
+
+
+class Deprecations(logging.Handler):
+    """Collects what libraries log about deprecated uses."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord):
+        if "deprecat" in record.getMessage().lower():
+            self.messages.append(f"{record.name}: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def _deprecations_are_errors() -> Iterator[None]:
+    """Fails a test in which one of Hugging Face's libraries logs a deprecation; see filterwarnings for warnings."""
+    handler = Deprecations()
+    loggers = [logging.getLogger(name) for name in ("transformers", "datasets", "accelerate", "huggingface_hub")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield
+    for logger in loggers:
+        logger.removeHandler(handler)
+    assert not handler.messages
