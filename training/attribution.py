@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from hymate_training.predict import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate.embedding import HyMaTEEmbedding
 from modeling_hymate.modeling_hymate import canonical_order
 
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
@@ -259,7 +260,7 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
     return attributions
 
 
-def _embeds_and_baselines(embedding: nn.Module, features: dict[str, torch.Tensor]) -> tuple[tuple, tuple]:
+def _embeds_and_baselines(embedding: HyMaTEEmbedding, features: dict[str, torch.Tensor]) -> tuple[tuple, tuple]:
     """Value and variable embeddings of the events, each (batch, length, hidden_size), and what they start from."""
     has_value = features["value_mask"].unsqueeze(-1)
     dtype = embedding.missing_value.dtype

@@ -20,10 +20,11 @@ from hymate_training.attribution import (
     explain,
     risk_trajectory,
 )
+from hymate_training.cards import SMALLEST_GROUP
 from hymate_training.collation import ExampleDataset, load_task
 from hymate_training.evaluate import check_task, subgroup_columns
+from hymate_training.explanation_figures import spoken
 from hymate_training.explanation_report import (
-    SMALLEST_GROUP,
     Cohort,
     cohort_pictures,
     cohort_tables,
@@ -117,7 +118,11 @@ def run(args: argparse.Namespace) -> str:
         replace_folder(incoming, args.output)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
-    words = [f"{finding['method']} {finding['text']}" for finding in findings(assessment)] if assessment else []
+    words = (
+        [f"{found['method']} {found['ranking']}. {found['areas']}" for found in findings(assessment)]
+        if assessment
+        else []
+    )
     return "\n".join([*words, str(args.output / "index.html")])
 
 
@@ -345,13 +350,10 @@ def write_patients(
             label=f"predicted probability of {explainer.label}" if probability else f"predicted {explainer.label}",
             prediction=f"{found['prediction']:.1%}" if probability else f"{found['prediction']:.4g}",
             outcome=None if patient.outcomes is None else patient.outcomes[0],
-            facts={key: describe(value, patient.units.get(key, "")) for key, value in static.items()},
-            findings=[
-                {"method": finding["method"], "words": finding["text"].split(". ")[0].removeprefix("ranks events ")}
-                for finding in (findings(assessment) if assessment else [])
-            ],
+            facts={spoken(key): describe(value, patient.units.get(key, "")) for key, value in static.items()},
+            findings=findings(assessment) if assessment else [],
             figures={key: picture.save(folder / f"{name}_figures") for key, picture in pictures.items()},
-            tables=patient_tables(explanations, trajectory, 100.0 if probability else 1.0),
+            tables=patient_tables(explanations, trajectory, probability),
             methods=[
                 {"name": method, "spoken": words, "text": TIMELINE_TEXTS[method]} for method, words in METHODS.items()
             ],

@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
@@ -205,10 +206,10 @@ def attention_map_figure(attentions: pl.DataFrame) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.7)
-    ticks = np.arange(-np.floor(limit), np.floor(limit) + 1)
+    ticks = np.arange(-np.floor(limit), np.floor(limit) + 1).tolist()
     bar.set_ticks(ticks, labels=[f"{2.0**tick:g}x" for tick in ticks])
     bar.set_label("times as much as an even spread", fontsize=TEXT)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -258,7 +259,7 @@ def timeline_figure(explanation: Explanation, units: Mapping[str, str]) -> Figur
         axes.spines["bottom"].set_visible(False)
     panels[-1].set_xlabel("hours since the record's start", fontsize=TEXT)
     panels[-1].set_xlim(0, max(float(events["time"].max()), 1.0) * 1.01)  # type: ignore[arg-type]
-    bar = figure.colorbar(_mappable(norm, cmap), ax=panels, shrink=min(1.0, 3.2 / len(names) + 0.2), aspect=25)
+    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=panels, shrink=min(1.0, 3.2 / len(names) + 0.2), aspect=25)
     bar.set_label(
         "share of the attention"
         if explanation.method in UNSIGNED
@@ -269,16 +270,8 @@ def timeline_figure(explanation: Explanation, units: Mapping[str, str]) -> Figur
     return figure
 
 
-def _two_ticks(values: np.ndarray):
-    from matplotlib.ticker import FixedLocator  # noqa: PLC0415
-
+def _two_ticks(values: np.ndarray) -> FixedLocator:
     return FixedLocator(sorted({float(values.min()), float(values.max())}) if len(values) else [])
-
-
-def _mappable(norm: Normalize, cmap: Any):
-    from matplotlib.cm import ScalarMappable  # noqa: PLC0415
-
-    return ScalarMappable(norm, cmap)
 
 
 def trajectory_figure(trajectory: Trajectory, label: str, probability: bool) -> Figure:

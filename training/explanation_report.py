@@ -16,15 +16,15 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from hymate_training import explanation_figures as figures
-from hymate_training.attribution import METHODS, Explanation, Trajectory
+from hymate_training.attribution import Explanation, Trajectory
 from hymate_training.cards import SMALLEST_GROUP
 from hymate_training.explanation_figures import MOVERS_SHOWN, TIMELINE_VARIABLES, capitalized, spoken
 from hymate_training.faithfulness import (
     RANDOM,
+    against_random,
     mean_with_interval,
     means_with_intervals,
     variable_shares,
-    verdict,
 )
 from modeling_hymate import Events
 
@@ -32,11 +32,6 @@ SHOWN_VARIABLES = 15
 GROUPED_VARIABLES = 8
 RESPONSE_VARIABLES = 6
 RESPONSE_BINS = 6
-VERDICTS = {
-    "faithful": "better than a random order in both tests",
-    "partly faithful": "better than a random order in one of the two tests",
-    "unfaithful": "no better than a random order",
-}
 
 
 @dataclass(frozen=True)
@@ -374,22 +369,28 @@ def _map_picture(attentions: pl.DataFrame) -> Picture | None:
 
 
 def findings(assessment: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What the deletion and insertion tests say of each method, in words."""
+    """What the deletion and insertion tests say of each method, in words: `method`, `verdict`, `ranking`, `areas`."""
     summary, scale = assessment["perturbation"], assessment["scale"]
     words = []
-    for method in METHODS:
-        if method not in summary["deletion"]:
-            continue
-        result = verdict(summary, method)
+    for method in assessment["verdicts"]:
+        outcomes = {kind: against_random(summary, method, kind) for kind in ("deletion", "insertion")}
+        if len(set(outcomes.values())) == 1:
+            ranking = f"ranks events {outcomes['deletion']} than a random order in both tests"
+        else:
+            ranking = (
+                f"ranks events {outcomes['deletion']} than a random order in the deletion test, "
+                f"{outcomes['insertion']} in the insertion test"
+            )
         deletion, insertion = (
             estimate(summary[kind][method]["over_random"], scale, sign=True) for kind in ("deletion", "insertion")
         )
         words.append(
             {
                 "method": capitalized(spoken(method)),
-                "verdict": result,
-                "text": f"ranks events {VERDICTS[result]}. Area over that of a random order, {assessment['unit']}: "
-                f"{deletion} for deletion, {insertion} for insertion (95% intervals).",
+                "verdict": assessment["verdicts"][method],
+                "ranking": ranking,
+                "areas": f"Area over that of a random order, {assessment['unit']}: {deletion} for deletion, "
+                f"{insertion} for insertion (95% intervals).",
             }
         )
     return words
@@ -469,7 +470,7 @@ def patient_pictures(
     probability: bool,
 ) -> dict[str, Picture]:
     """The figures of one record's page by name."""
-    predictions = trajectory.predictions["prediction"]
+    predictions = trajectory.predictions["prediction"].to_numpy()
     label = next(iter(explanations.values())).label
     pictures = [
         Picture(
@@ -506,7 +507,9 @@ def patient_pictures(
     return {picture.name: picture for picture in pictures}
 
 
-def patient_tables(explanations: Mapping[str, Explanation], trajectory: Trajectory, scale: float) -> dict[str, Markup]:
+def patient_tables(
+    explanations: Mapping[str, Explanation], trajectory: Trajectory, probability: bool
+) -> dict[str, Markup]:
     """The tables of one record's page: the events that moved the prediction most, and all events."""
     movers = [
         (
@@ -514,7 +517,7 @@ def patient_tables(explanations: Mapping[str, Explanation], trajectory: Trajecto
             f"{row['time']:.2f}",
             spoken(row["variable"]),
             row["value"],
-            f"{'▲' if row['change'] > 0 else '▼'} {scale * row['change']:+.2f}",
+            f"{'▲' if row['change'] > 0 else '▼'} {(100 if probability else 1) * row['change']:+.2f}",
         )
         for number, row in enumerate(trajectory.movers.head(MOVERS_SHOWN).iter_rows(named=True), start=1)
     ]
@@ -526,7 +529,16 @@ def patient_tables(explanations: Mapping[str, Explanation], trajectory: Trajecto
     ]
     return {
         "movers": table_html(
-            [("number", "hour", "variable", "value", "change of the prediction"), *movers],
+            [
+                (
+                    "number",
+                    "hour",
+                    "variable",
+                    "value",
+                    f"change of the prediction{' in percentage points' if probability else ''}",
+                ),
+                *movers,
+            ],
             "Events that moved the prediction most when they arrived",
         ),
         "events": table_html(

@@ -153,14 +153,18 @@ def summarize_curves(curves: Mapping[str, Mapping[str, np.ndarray]], seed: int =
     return summary
 
 
+def against_random(summary: Mapping[str, Any], method: str, kind: str) -> str:
+    """`"better"` or `"worse"` than a random order in a test, `"deletion"` or `"insertion"`, where the interval of the
+    difference excludes 0; else `"no better"`."""
+    low, high = summary[kind][method]["over_random"]["interval"] or (-np.inf, np.inf)
+    return "better" if low > 0 else "worse" if high < 0 else "no better"
+
+
 def verdict(summary: Mapping[str, Any], method: str) -> str:
-    """`"faithful"` if removing and handing over events in the method's order both beat a random one, by intervals
-    that exclude 0; `"unfaithful"` if both are no better than random; else `"partly faithful"`."""
-    better = []
-    for kind in ("deletion", "insertion"):
-        interval = summary[kind][method]["over_random"]["interval"]
-        better.append(interval is not None and interval[0] > 0)
-    return "faithful" if all(better) else "partly faithful" if any(better) else "unfaithful"
+    """`"faithful"` if a method's ranking is better than a random one in both tests, `"partly faithful"` if in one,
+    `"unfaithful"` if in none."""
+    better = sum(against_random(summary, method, kind) == "better" for kind in ("deletion", "insertion"))
+    return ("unfaithful", "partly faithful", "faithful")[better]
 
 
 # ----------------------------------------------------------------------------------------------------------- agreement
