@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": "evaluate a fine-tuned model on a split",
     "predict": "predict the records of a file of events",
     "explain": "show what predictions rest on, and whether that can be trusted",
-    "push": "push a checkpoint to the Hugging Face Hub",
+    "push": "push a checkpoint or a prepared folder to the Hugging Face Hub",
 }
 
 

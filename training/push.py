@@ -1,6 +1,7 @@
-"""`hymate push`: a checkpoint to the Hugging Face Hub, and nothing else.
+"""`hymate push`: a checkpoint or a prepared folder to the Hugging Face Hub, and nothing else.
 
-What belongs to a checkpoint is on a list; what may tell about a single patient stops the push.
+What belongs to either is on a list. What may tell about a single patient stops the push of a checkpoint; a data set is
+made of patients, so there its license decides.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 import modeling_hymate
 from hymate_training.cards import PLACE
+from hymate_training.records import SPLITS, read_info
 
 REQUIRED = ("config.json", "preprocessor_config.json")
 WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors")
@@ -31,6 +33,12 @@ ALLOWED = re.compile(
     rf"{WEIGHTS.pattern}|model\.safetensors\.index\.json|adapter_config\.json|config\.json|preprocessor_config\.json"
     rf"|README\.md|LICENSE|\w+_({'|'.join(PLOTS)})\.png"
 )
+# what a prepared folder consists of, tasks that its metadata names
+PREPARED = re.compile(
+    rf"README\.md|LICENSE|metadata\.json|records/({'|'.join(SPLITS)})-\d{{5}}\.parquet"
+    rf"|tasks/(?P<task>[^/]+)/({'|'.join(SPLITS)})\.parquet"
+)
+UNKNOWN_LICENSES = {"other", "unknown"}  # of the Hub's identifiers
 CODE = {path.name for path in Path(modeling_hymate.__file__).parent.glob("*.py")} - {"__init__.py"}
 
 TABLES = {"csv", "tsv", "jsonl", "ndjson", "parquet", "arrow", "feather", "orc", "xls", "xlsx", "dta", "sas7bdat"}
@@ -66,24 +74,39 @@ class Plan:
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a model")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of a model")
+    what.add_argument("--data", type=Path, metavar="DIR", help="prepared folder, pushed as a data set")
     parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="repository on the Hub, made if need be")
     parser.add_argument("--private", action="store_true", help="only you and your organization may see it")
+    parser.add_argument(
+        "--acknowledge-credentialed",
+        action="store_true",
+        help="with --data and --private, for sources that only credentialed users may see: you have checked that "
+        "everyone with access to the repository has signed the source's data use agreement, and that it lets you "
+        "keep the data on the Hub",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and stop")
 
 
 def run(args: argparse.Namespace) -> str:
-    """Pushes a checkpoint in one commit; returns what to print."""
+    """Pushes a checkpoint or a data set in one commit; returns what to print."""
     validate_repo_id(args.repo)
     if "/" not in args.repo:
         raise ValueError(f"--repo must have the form ORG/NAME, got {args.repo!r}")
-    plan = plan_push(args.checkpoint)
+    if args.data is not None:
+        folder, kind = args.data, "dataset"
+        plan = plan_data_push(folder, args.private, args.acknowledge_credentialed)
+    else:
+        folder, kind = args.checkpoint, "model"
+        plan = plan_push(folder)
     api = HfApi()
-    shown = describe(plan, args.checkpoint, f"{api.endpoint}/{args.repo}{' (private)' if args.private else ''}")
+    place = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{args.repo}"
+    shown = describe(plan, folder, f"{place}{' (private)' if args.private else ''}")
     if args.dry_run:
         return f"{shown}\n\nnothing was uploaded: --dry-run"
     tqdm.write(shown, file=sys.stderr)
-    return f"{len(plan.uploaded)} files -> {push(api, plan, args.checkpoint, args.repo, args.private)}"
+    return f"{len(plan.uploaded)} files -> {push(api, plan, folder, args.repo, args.private, kind)}"
 
 
 def plan_push(folder: str | Path) -> Plan:
@@ -110,6 +133,39 @@ def plan_push(folder: str | Path) -> Plan:
         missing.append("model.safetensors")
     if missing:
         raise ValueError(f"{folder} is not a complete checkpoint: it lacks {', '.join(missing)}")
+    return Plan(uploaded, tuple(name for name in files if name not in uploaded))
+
+
+def plan_data_push(folder: str | Path, private: bool, acknowledged: bool = False) -> Plan:
+    """Decides what of a prepared folder may be uploaded.
+
+    Raises:
+        ValueError: if the folder is no complete prepared one; if only credentialed users may see its source, unless
+            the repository is `private` and the terms are `acknowledged`; if its license is unknown, unless `private`.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    if info.extra.get("credentialed") and not (private and acknowledged):
+        raise ValueError(
+            f"{folder} is not pushed: {info.source} is for credentialed users only, whose data use agreement forbids "
+            "sharing it. If everyone with access to the repository has signed it, and it lets you keep the data on "
+            "the Hub, give both --private and --acknowledge-credentialed"
+        )
+    if info.license in UNKNOWN_LICENSES and not private:
+        raise ValueError(
+            f"{folder} is not pushed: nothing says that {info.source} may be published (license: {info.license}). "
+            "Give --private, or prepare it again with the license under which it may be shared"
+        )
+    files = sorted(_files(folder))
+    found = {name: PREPARED.fullmatch(name) for name in files}
+    tasks = {task.name for task in info.tasks}
+    uploaded = tuple(name for name, match in found.items() if match and match["task"] in {None, *tasks})
+    missing = [name for name in ("README.md", "metadata.json") if name not in uploaded]
+    missing += [f"tasks/{task}/" for task in sorted(tasks) if not any(f"tasks/{task}/" in name for name in uploaded)]
+    if not any(name.startswith("records/") for name in uploaded):
+        missing.append("records/")
+    if missing:
+        raise ValueError(f"{folder} is not a complete prepared folder: it lacks {', '.join(missing)}")
     return Plan(uploaded, tuple(name for name in files if name not in uploaded))
 
 
@@ -143,28 +199,30 @@ def describe(plan: Plan, folder: Path, destination: str) -> str:
     lines = [f"  {name:<{width}}  {(folder / name).stat().st_size:>12,} bytes" for name in plan.uploaded]
     shown = [f"{folder} -> {destination}", *lines]
     if plan.left:
-        shown.append(f"not uploaded, as no part of a checkpoint: {', '.join(plan.left)}")
+        shown.append(f"not uploaded, as no part of it: {', '.join(plan.left)}")
     if "README.md" not in plan.uploaded:
         shown.append("there is no model card (README.md): `hymate finetune` and `hymate evaluate` write one")
     return "\n".join(shown)
 
 
-def push(api: HfApi, plan: Plan, folder: Path, repo: str, private: bool) -> str:
-    """Uploads in one commit, so that the repository never shows half a checkpoint; returns the commit's address.
+def push(api: HfApi, plan: Plan, folder: Path, repo: str, private: bool, kind: str = "model") -> str:
+    """Uploads in one commit, so that the repository never shows half of it; returns the commit's address. `kind`:
+    model or dataset.
 
     Raises:
         ValueError: if the Hub refuses, the connection breaks, or `private` is asked of a public repository.
     """
     try:
         try:
-            exists_publicly = not api.repo_info(repo).private
+            exists_publicly = not api.repo_info(repo, repo_type=kind).private
         except RepositoryNotFoundError:
             exists_publicly = False
-            api.create_repo(repo, private=private, exist_ok=True)
+            api.create_repo(repo, private=private, exist_ok=True, repo_type=kind)
         if private and exists_publicly:
             raise ValueError(f"{repo} exists and is public: make it private in its settings, or choose another --repo")
         operations = [CommitOperationAdd(name, _content(folder / name, repo)) for name in plan.uploaded]
-        return str(api.create_commit(repo, operations, commit_message="Upload a HyMaTE checkpoint").commit_url)
+        message = "Upload a HyMaTE checkpoint" if kind == "model" else "Upload a prepared data set"
+        return str(api.create_commit(repo, operations, commit_message=message, repo_type=kind).commit_url)
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise ValueError(

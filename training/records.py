@@ -101,8 +101,9 @@ class DatasetInfo:
     """What a prepared folder holds, kept as its metadata.json.
 
     `dropped` counts what the reader left out, by reason. `extra` is the source's own: `description` (Markdown for the
-    card), `units` (variable -> unit), `utility` (task -> what its alarms are worth, one of `utility.UTILITIES`) and,
-    for simulated data, `drivers` (task -> what the outcome depends on).
+    card), `units` (variable -> unit), `license_name` (where `license` is "other"), `credentialed` (true: only people who
+    signed an agreement may see it), `utility` (task -> what its alarms are worth, one of `utility.UTILITIES`) and, for
+    simulated data, `drivers` (task -> what the outcome depends on).
     """
 
     source: str
@@ -527,8 +528,11 @@ def _card_lines(folder: Path, info: DatasetInfo) -> Iterator[str]:
     configs += [
         {"config_name": task.name, "data_files": data_files(f"tasks/{task.name}/{{}}.parquet")} for task in info.tasks
     ]
-    header = {
-        "license": info.license,
+    header: dict[str, Any] = {"license": info.license}
+    if info.license == "other":  # the Hub asks for a name, in the form of its identifiers
+        name = info.extra.get("license_name", "unspecified")
+        header["license_name"] = re.sub(r"[^a-z0-9.]+", "-", name.lower())
+    header |= {
         "pretty_name": f"{info.source}, prepared for HyMaTE",
         "tags": ["electronic-health-records", "clinical-time-series", "hymate"],
         "configs": configs,

@@ -1,0 +1,124 @@
+"""`hymate push --data`: prepared folders to the Hub, and back through `datasets`; what may not be shared stays."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hub_server import OWNER
+from test_hub import ClientError, client, hub, pool, server  # noqa: F401 - fixtures: the loopback Hub and its client
+
+from hymate_training import push
+from hymate_training.records import SPLITS, read_records, read_task
+
+REPO = f"{OWNER}/stays"
+TASK = "in_hospital_mortality"
+
+
+@pytest.fixture
+def folder(synthetic_folder, tmp_path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(synthetic_folder, tmp_path / "prepared"))
+
+
+# ------------------------------------------------------------------------------------------- in the client's process
+
+
+def push_with_command(cache: Path, path: Path, repo: str, *flags: str) -> str:
+    import argparse  # noqa: PLC0415 - of the client's process
+
+    parser = argparse.ArgumentParser()
+    push.add_arguments(parser)
+    return push.run(parser.parse_args(["--data", str(path), "--repo", repo, *flags]))
+
+
+def load(cache: Path, place: str, config: str, split: str, streaming: bool = False, token: bool | None = None) -> list:
+    from datasets import load_dataset  # noqa: PLC0415 - likewise
+
+    return list(load_dataset(place, config, split=split, streaming=streaming, cache_dir=str(cache), token=token))
+
+
+# ------------------------------------------------------------------------------------------------------- round trips
+
+
+def test_pushed_folder_loads_as_it_was(hub, client, folder):  # noqa: F811 - fixtures
+    printed = client(push_with_command, folder, REPO)
+    repo = hub.repo(REPO, "datasets")
+    assert [commit.title for commit in repo.commits] == ["initial commit", "Upload a prepared data set"]
+    assert repo.commits[-1].oid in printed
+    assert not repo.private
+    stored = repo.files()
+    local = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {name: body for name, body in stored.items() if name != ".gitattributes"} == local
+    for split in SPLITS:
+        assert client(load, REPO, TASK, split) == read_task(folder, TASK, split).to_pylist()
+    records = read_records(folder, "validation").to_pylist()
+    assert client(load, REPO, "records", "validation") == records
+    assert client(load, REPO, "records", "validation", True) == records
+
+
+def test_private_data_set_asks_for_a_token(hub, client, folder):  # noqa: F811
+    client(push_with_command, folder, REPO, "--private")
+    assert hub.repo(REPO, "datasets").private
+    with pytest.raises(ClientError, match=f"{REPO}"):
+        client(load, REPO, TASK, "test", False, False)
+    assert client(load, REPO, TASK, "test") == read_task(folder, TASK, "test").to_pylist()
+
+
+def test_upload_that_breaks_off_shows_nothing(hub, client, folder):  # noqa: F811
+    with hub.fault("PUT", "/lfs/", status=500), pytest.raises(ClientError, match="the upload to org/stays failed"):
+        client(push_with_command, folder, REPO)
+    assert set(hub.repo(REPO, "datasets").files()) == {".gitattributes"}
+    client(push_with_command, folder, REPO)
+    assert "metadata.json" in hub.repo(REPO, "datasets").files()
+
+
+# -------------------------------------------------------------------------------------------------- what may not go
+
+
+def describe_as(folder: Path, license_name: str = "apache-2.0", **extra):
+    path = folder / "metadata.json"
+    content = json.loads(path.read_text())
+    content["license"] = license_name
+    content["extra"] |= extra
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("given", [(), ("--private",), ("--acknowledge-credentialed",)])
+def test_credentialed_source_needs_both_flags(hub, client, folder, given):  # noqa: F811
+    describe_as(folder, credentialed=True)
+    with pytest.raises(ClientError, match=r"both --private and --acknowledge-credentialed"):
+        client(push_with_command, folder, REPO, *given)
+    assert not hub.requests
+    client(push_with_command, folder, REPO, "--private", "--acknowledge-credentialed")
+    assert hub.repo(REPO, "datasets").private
+
+
+@pytest.mark.parametrize("license_name", ["other", "unknown"])
+def test_data_of_unknown_license_is_private(folder, license_name):
+    describe_as(folder, license_name)
+    with pytest.raises(ValueError, match=f"license: {license_name}.*--private"):
+        push.plan_data_push(folder, private=False)
+    assert push.plan_data_push(folder, private=True).uploaded
+
+
+def test_only_what_belongs_to_a_prepared_folder_goes(folder):
+    strange = ("ids.csv", "records/train.parquet", "tasks/other/train.parquet", "records/deep/train-00000.parquet")
+    for name in strange:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"PAR1")
+    plan = push.plan_data_push(folder, private=False)
+    assert set(plan.left) == set(strange)
+
+
+@pytest.mark.parametrize("name", ["README.md", "records", f"tasks/{TASK}"])
+def test_incomplete_folder_is_refused(folder, name):
+    path = folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ValueError, match=f"lacks {name}"):
+        push.plan_data_push(folder, private=False)
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a prepared folder"):
+        push.plan_data_push(tmp_path, private=False)
