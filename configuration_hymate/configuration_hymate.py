@@ -19,6 +19,9 @@ class HyMaTEConfig(PreTrainedConfig):
         num_variables (`int`, defaults to 64): Size of the vocabulary of variables (channels) an event can belong to.
         num_static_features (`int`, defaults to 0): Width of `static_values`; 0 leaves demographics out.
         hidden_size (`int`, defaults to 64): Width d of event embeddings and tokens.
+        variable_value_vectors (`bool`, defaults to `True`): Give each variable a learned vector that its values
+            multiply, added to the event embedding, so that the same number means different things in different
+            variables from the start.
         num_mamba_layers (`int`, defaults to 2): Mamba layers over the events; 0 gives the attention-only ablation.
         state_size (`int`, defaults to 16): States per inner channel of a Mamba layer.
         conv_kernel (`int`, defaults to 4): Width of a Mamba layer's causal convolution, in events.
@@ -44,7 +47,7 @@ class HyMaTEConfig(PreTrainedConfig):
         attention_dropout (`float`, defaults to 0.1): Dropout on attention weights.
         classifier_dropout (`float` or `None`, defaults to `None`): Dropout before a head; `None` is `hidden_dropout`.
         rms_norm_eps (`float`, defaults to 1e-5): Epsilon of the RMS norms.
-        initializer_range (`float`, defaults to 0.1): Standard deviation of initial embeddings.
+        initializer_range (`float`, defaults to 0.5): Standard deviation of initial embeddings.
         pos_weight (`float`, `list[float]` or `None`, defaults to `None`): Weight of positives in the classification
             loss: a number for binary tasks and for all labels of a multilabel task, or one weight a class
             (`single_label_classification`) or label (`multi_label_classification`).
@@ -71,6 +74,7 @@ class HyMaTEConfig(PreTrainedConfig):
     num_variables: int = 64
     num_static_features: int = 0
     hidden_size: int = 64
+    variable_value_vectors: bool = True
     num_mamba_layers: int = 2
     state_size: int = 16
     conv_kernel: int = 4
@@ -91,7 +95,7 @@ class HyMaTEConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.1
     classifier_dropout: float | int | None = None
     rms_norm_eps: float | int = 1e-5
-    initializer_range: float | int = 0.1
+    initializer_range: float | int = 0.5
     pos_weight: float | int | list[float | int] | None = None
     label_mean: float | int = 0.0
     label_deviation: float | int = 1.0

@@ -23,6 +23,9 @@ class HyMaTEEmbedding(nn.Module):
         super().__init__()
         self.variable_embedding = nn.Embedding(config.num_variables, config.hidden_size)
         self.value_embedding = ScalarEmbedding(config.hidden_size)
+        self.variable_value_vectors = (
+            nn.Embedding(config.num_variables, config.hidden_size) if config.variable_value_vectors else None
+        )
         self.time_embedding = ScalarEmbedding(config.hidden_size)
         self.missing_value = nn.Parameter(torch.empty(config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -33,6 +36,8 @@ class HyMaTEEmbedding(nn.Module):
         """All arguments (batch, length), `value_mask` boolean; returns (batch, length, hidden_size)."""
         dtype = self.missing_value.dtype
         value_embeds = self.value_embedding(values.to(dtype).unsqueeze(-1))
+        if self.variable_value_vectors is not None:
+            value_embeds = value_embeds + values.to(dtype).unsqueeze(-1) * self.variable_value_vectors(variable_ids)
         value_embeds = torch.where(value_mask.unsqueeze(-1), value_embeds, self.missing_value.to(value_embeds.dtype))
         time_embeds = self.time_embedding(times.to(dtype).unsqueeze(-1))
         return self.dropout(self.variable_embedding(variable_ids) + value_embeds + time_embeds)
