@@ -101,7 +101,7 @@ class DatasetInfo:
     """What a prepared folder holds, kept as its metadata.json.
 
     `dropped` counts what the reader left out, by reason. `extra` is the source's own: `description` (Markdown for the
-    card), `units` (variable -> unit), `license_name` (where `license` is "other"), `credentialed` (true: only people who
+    card), `units` (variable -> unit), `license_name` (of the license "other"), `credentialed` (true: only people who
     signed an agreement may see it), `utility` (task -> what its alarms are worth, one of `utility.UTILITIES`) and, for
     simulated data, `drivers` (task -> what the outcome depends on).
     """
