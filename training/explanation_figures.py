@@ -73,9 +73,11 @@ def shares_figure(
     all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for axes, (method, by_group) in zip(all_axes, panels.items(), strict=True):
         _dress(axes, capitalized(spoken(method)), x="mean share", grid="x")
+        for at in row[1::2]:
+            axes.axhspan(at - 0.5, at + 0.5, color="#F4F6F8", zorder=0)
         for index, (group, (mean, low, high)) in enumerate(by_group.items()):
             color = METHOD_COLORS[method] if len(groups) == 1 else COLORS[index % len(COLORS)]
-            offset = 0.0 if len(groups) == 1 else 0.6 * (index / (len(groups) - 1) - 0.5)
+            offset = min(0.2, 0.72 / len(groups)) * (index - (len(groups) - 1) / 2)
             if len(groups) == 1:
                 axes.barh(row, mean, height=0.62, color=color, alpha=0.28)
             axes.errorbar(
@@ -91,7 +93,7 @@ def shares_figure(
         axes.set_xlim(0)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_yticks(row, [spoken(name) + (" ◆" if name in marked else "") for name in names])
-    all_axes[0].invert_yaxis()
+    all_axes[0].set_ylim(len(names) - 0.5, -0.5)
     if len(groups) > 1:
         handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(
@@ -144,7 +146,7 @@ def hours_figure(starts: Sequence[float], width: float, by_method: Mapping[str, 
     axes.set_xticks([*starts, starts[-1] + width][:: max(1, len(starts) // 12)])
     axes.set_ylim(0)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(fontsize=TEXT, frameon=False, ncols=len(by_method), loc="upper left")
+    figure.legend(loc="outside upper center", fontsize=TEXT, frameon=False, ncols=len(by_method))
     return figure
 
 
