@@ -270,7 +270,8 @@ def test_gradient_checkpointing_gives_the_same(axis):
     inputs = random_batch(model.config) | {"labels": torch.tensor([0, 1, 1])}
     loss = model(**inputs).loss
     expected = gradients_of(model, loss)
-    model.activation_checkpointing_enable()
+    # its name in newer transformers, and that in the oldest one that setup.cfg allows
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     assert all(layer.gradient_checkpointing for layer in model.hymate.mamba_layers)
     assert all(layer.gradient_checkpointing for layer in model.hymate.attention_layers)
     checkpointed = model(**inputs).loss
@@ -447,7 +448,8 @@ def test_initialization_is_set_by_the_seed_and_sensible():
     for name, parameter in first.items():
         assert parameter.isfinite().all(), name
         assert parameter.abs().max() < 8, name
-    assert 0.05 < first["hymate.embedding.missing_value"].std() < 0.2
+    spread = first["hymate.embedding.missing_value"].std() / models[0].config.initializer_range
+    assert 0.5 < spread < 2
     assert models[0](**random_batch(tiny_config())).logits.abs().max() < 3
 
 
