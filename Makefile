@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format bench docs clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,10 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Into build/docs; any warning is an error.
+docs: install
+	$(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf build dist runs *.egg-info
