@@ -1,0 +1,1 @@
+"""Benchmarks of the kernels and the model; `python -m benchmarks` is `make bench`."""
