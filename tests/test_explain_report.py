@@ -15,10 +15,13 @@ import pytest
 from helpers import perturbed, tiny_config
 from matplotlib.image import imread
 
+from hymate_training.attribution import METHODS
+from hymate_training.cards import write_model_card
 from hymate_training.cli import main
 from hymate_training.collation import fit_feature_extractor, read_events
 from hymate_training.explanation_figures import cluster_order
 from hymate_training.explanation_report import table_html
+from hymate_training.push import plan_push
 from hymate_training.records import read_info
 from modeling_hymate import HyMaTEForSequenceClassification
 
@@ -150,6 +153,23 @@ def test_figures_in_json_agree_with_the_page(report):
         "glasgow_coma_scale",
         "creatinine",
     }
+
+
+def test_the_model_card_says_whether_explanations_are_faithful(checkpoint, data, report, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    few = [*data[:-1], 10]
+    assert explain(folder, tmp_path / "report", *few, "--card") == 0
+    card = (folder / "README.md").read_text()
+    content = json.loads((tmp_path / "report" / "explanation.json").read_text())
+    for method, verdict in content["verdicts"].items():
+        assert f"**{METHODS[method].capitalize()}: {verdict}.**" in card
+        area = content["perturbation"]["insertion"][method]["over_random"]["mean"] * content["scale"]
+        assert f"{area:+.2f} [" in card
+    assert "for 10 records: in hospital mortality, train split of synthetic ICU stays" in card
+    plan = plan_push(folder)
+    assert "faithfulness.json" in plan.left
+    assert "README.md" in plan.uploaded
+    assert "faithful" not in write_model_card(shutil.copytree(checkpoint, tmp_path / "plain")).read_text()
 
 
 def test_patient_page_holds_the_record(report, synthetic_folder):

@@ -25,6 +25,7 @@ from modeling_hymate.feature_extraction_hymate import CLIP_PERCENTILES
 
 TEMPLATE = "model_card.md.j2"
 EVALUATION_FILES = "evaluation*.json"
+FAITHFULNESS_FILE = "faithfulness.json"  # what `hymate explain --card` found
 # the line of the card's example that names the model; a push puts the repository's name there
 PLACE = re.compile(r'^place = ".*"  # the folder of this card$', re.MULTILINE)
 LICENSE = "apache-2.0"  # of the code and, unless you say otherwise in your repository, of the weights
@@ -115,6 +116,7 @@ def model_card(folder: str | Path) -> ModelCard:
         training=_training(run),
         evaluations=[_evaluation(evaluation, folder, run) for evaluation in evaluations],
         forecast=_forecast(run),
+        explanations=_explanations(folder),
         citation=data.get("citation"),
     )
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
@@ -322,6 +324,22 @@ def _training(run: Mapping) -> list[str]:
         options = yaml.safe_dump(dict(run["recipe"]), sort_keys=False, allow_unicode=True).strip()
         paragraphs.append(f"<details><summary>Options</summary>\n\n```yaml\n{options}\n```\n\n</details>")
     return paragraphs
+
+
+def _explanations(folder: Path) -> list[str]:
+    """Whether explanations of the model are faithful, as far as that was measured."""
+    if not (folder / FAITHFULNESS_FILE).is_file():
+        return []
+    found = _read(folder / FAITHFULNESS_FILE)
+    lines = [
+        f"- **{finding['method']}: {finding['verdict']}.** It {finding['ranking']}. {finding['areas']}"
+        for finding in found["findings"]
+    ]
+    return [
+        "Each method ranks the events of a record. They are removed in that order (deletion), or handed over in it "
+        f"(insertion), and the model predicts again, for {found['num_records']:,} records: {found['title']}.",
+        "\n".join(lines),
+    ]
 
 
 def _forecast(run: Mapping) -> str:

@@ -20,7 +20,7 @@ from hymate_training.attribution import (
     explain,
     risk_trajectory,
 )
-from hymate_training.cards import SMALLEST_GROUP
+from hymate_training.cards import FAITHFULNESS_FILE, SMALLEST_GROUP, write_model_card
 from hymate_training.collation import ExampleDataset, load_task
 from hymate_training.evaluate import check_task, subgroup_columns
 from hymate_training.explanation_figures import spoken
@@ -83,6 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--window-hours", type=float, default=6.0, help="width of the windows that occlusion removes (default: 6)"
     )
+    parser.add_argument(
+        "--card", action="store_true", help="also say in the checkpoint's model card whether explanations are faithful"
+    )
     parser.add_argument("--max-events", type=int, help="keep the latest events of longer records")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn records, random orders and resamples")
@@ -108,6 +111,8 @@ def run(args: argparse.Namespace) -> str:
         )
     patients = take(everyone, np.array([known[record_id] for record_id in dict.fromkeys(args.record_id)], dtype=int))
     cohort = take(everyone, drawn_records(len(known), args.num_records, args.seed))
+    if args.card and len(cohort.events) < SMALLEST_GROUP:
+        raise ValueError(f"--card needs at least {SMALLEST_GROUP} records, got {len(cohort.events)}")
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
     incoming = args.output.with_name(f".{args.output.name}.incoming-{os.getpid()}")
@@ -118,11 +123,12 @@ def run(args: argparse.Namespace) -> str:
         replace_folder(incoming, args.output)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
-    words = (
-        [f"{found['method']} {found['ranking']}. {found['areas']}" for found in findings(assessment)]
-        if assessment
-        else []
-    )
+    found = findings(assessment) if assessment else []
+    if args.card:
+        told = {"title": cohort.title, "num_records": len(cohort.events), "findings": found}
+        write_json(args.checkpoint / FAITHFULNESS_FILE, told)
+        write_model_card(args.checkpoint)
+    words = [f"{each['method']} {each['ranking']}. {each['areas']}" for each in found]
     return "\n".join([*words, str(args.output / "index.html")])
 
 

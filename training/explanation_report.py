@@ -70,6 +70,9 @@ class Picture:
         """Writes `{name}.png` and `{name}.svg` into `folder`; returns the HTML that shows the figure."""
         # without dates and random identifiers, so that the same figures give the same files
         with rc_context({"svg.hashsalt": self.name, "svg.fonttype": "path"}):
+            if (engine := self.figure.get_layout_engine()) is not None:
+                engine.execute(self.figure)  # once, not once a file
+                self.figure.set_layout_engine("none")
             drawn = io.BytesIO()
             self.figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
         self.figure.savefig(folder / f"{self.name}.png", dpi=150, metadata={"Software": None})
