@@ -10,7 +10,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hymate_native/*.cpp hymate_native/*.h hymate_native/*.hpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
 
@@ -23,6 +23,8 @@ demo: install
 		--checkpoint $(DEMO)/pretrained --recipe demo
 	$(BIN)/hymate evaluate --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
 		--split test --output $(DEMO)/test.json
+	$(BIN)/hymate explain --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
+		--output $(DEMO)/explanation
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
