@@ -221,21 +221,14 @@ def _attention(explainer: Explainer, events: Events, progress: str | None) -> np
 
 def _integrated_gradients(explainer: Explainer, events: Events, steps: int, progress: str | None) -> np.ndarray:
     embedding = explainer.model.hymate.embedding
+    names: tuple[str, ...] = ()
 
-    def forward(value_embeds, variable_embeds, features):
-        times = features["times"].to(variable_embeds.dtype)
-
-        def replace(module, arguments, output):
-            return value_embeds + variable_embeds + module.time_embedding(times.unsqueeze(-1))
-
-        handle = embedding.register_forward_hook(replace)
+    def score_of_embeds(embeds: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        handle = embedding.register_forward_hook(lambda *_: embeds)
         try:
-            return explainer.score(explainer.model(**features).logits)
+            return explainer.score(explainer.model(**dict(zip(names, tensors, strict=True))).logits)
         finally:
             handle.remove()
-
-    def forward_tensors(value_embeds, variable_embeds, *tensors):
-        return forward(value_embeds, variable_embeds, dict(zip(names, tensors, strict=True)))
 
     attributions = np.zeros(len(events.times))
     # the steps of a few records fill a batch
@@ -244,15 +237,15 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
         features, order = in_model_order(explainer.encode(batch))
         names = tuple(features)
         with torch.no_grad():
-            inputs, baselines = _embeds_and_baselines(embedding, features)
-        parts = IntegratedGradients(forward_tensors).attribute(
-            inputs,
-            baselines=baselines,
+            embeds, baseline = _embeds_and_baseline(embedding, features)
+        found = IntegratedGradients(score_of_embeds).attribute(
+            embeds,
+            baselines=baseline,
             additional_forward_args=tuple(features.values()),
             n_steps=steps,
             internal_batch_size=max(explainer.batch_size, at_once),
         )
-        found = sum(part.detach().float().sum(-1) for part in parts)
+        found = found.detach().float().sum(-1)
         found = torch.zeros_like(found).scatter(1, order, found)
         mask = features["attention_mask"]
         given_mask = torch.zeros_like(mask).scatter(1, order, mask)
@@ -260,18 +253,14 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
     return attributions
 
 
-def _embeds_and_baselines(embedding: HyMaTEEmbedding, features: dict[str, torch.Tensor]) -> tuple[tuple, tuple]:
-    """Value and variable embeddings of the events, each (batch, length, hidden_size), and what they start from."""
-    has_value = features["value_mask"].unsqueeze(-1)
-    dtype = embedding.missing_value.dtype
-    values = features["values"].to(dtype).unsqueeze(-1)
-    value_embeds, means = (
-        torch.where(has_value, embedding.value_embedding(numbers), embedding.missing_value)
-        for numbers in (values, torch.zeros_like(values))  # standardized: 0 is the mean
-    )
-    variable_embeds = embedding.variable_embedding(features["variable_ids"])
-    average = embedding.variable_embedding.weight.mean(0).expand_as(variable_embeds)
-    return (value_embeds, variable_embeds), (means, average)
+def _embeds_and_baseline(
+    embedding: HyMaTEEmbedding, features: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embedded events, and what the path to them starts from, each (batch, length, hidden_size)."""
+    values, times, ids, has_value = (features[name] for name in ("values", "times", "variable_ids", "value_mask"))
+    at_mean = embedding(torch.zeros_like(values), times, ids, has_value)  # standardized: 0 is the mean
+    average = embedding.variable_embedding.weight.mean(0)
+    return embedding(values, times, ids, has_value), at_mean - embedding.variable_embedding(ids) + average
 
 
 def in_model_order(features: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
