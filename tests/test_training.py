@@ -233,8 +233,13 @@ def test_an_epoch_draws_a_few_examples_of_each_record(synthetic_folder):
 def test_every_problem_type_trains_evaluates_and_predicts(synthetic_folder, tmp_path, task):
     output = tmp_path / "run"
     common = ["--data", str(synthetic_folder), "--task", task]
-    weight = ["--pos-weight", "balanced"] if task == "phenotypes" else []
-    assert main(["finetune", *common, "--output", str(output), "--epochs", "1", *weight, *TINY]) == 0
+    extra = {
+        "phenotypes": ["--pos-weight", "balanced"],
+        "length_of_stay": ["--mixed-precision", "bf16", "--gradient-accumulation-steps", "2"],
+        "discharge_destination": ["--report-to", "tensorboard", "--max-events", "50"],
+    }[task]
+    assert main(["finetune", *common, "--output", str(output), "--epochs", "1", *extra, *TINY]) == 0
+    assert ("tensorboard" in extra) == any((output / "logs").rglob("*tfevents*"))
     report = tmp_path / "test.json"
     assert main(["evaluate", *common, "--checkpoint", str(output), "--split", "test", "--output", str(report)]) == 0
     assert json.loads(report.read_text())["n"] > 0
