@@ -57,8 +57,8 @@ NUM_RECORDS = 200
 PACKAGES = ("hymate", "torch", "captum")
 TIMELINE_TEXTS = {
     "attention": "The darker and larger a point, the larger its share of the model's attention. Shares sum to one.",
-    "integrated_gradients": "Red points raise the score, blue ones lower it, against an event with the variable's "
-    "mean value.",
+    "integrated_gradients": "Red points raise the score, blue ones lower it, against events that say nothing of what "
+    "was measured.",
     "occlusion": "Red points raise the score, blue ones lower it: it falls, or rises, by so much when they are "
     "removed. A variable's events within the same hours are removed together and share the effect.",
 }
