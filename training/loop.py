@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -116,6 +117,7 @@ def start(options: LoopOptions, output: Path) -> Accelerator:
             version(package)
         except PackageNotFoundError:
             raise ValueError(f"report_to={options.report_to!r}: pip install {package}") from None
+    AcceleratorState._reset_state()  # of an earlier run in this process, whose precision may differ
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with=options.report_to,
