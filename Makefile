@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: install demo test lint format bench docs clean
+.PHONY: install demo test lint format bench docs sanitize aarch64 clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,24 @@ bench: install
 # Into build/docs; any warning is an error.
 docs: install
 	$(BIN)/mkdocs build --quiet
+
+# The kernels' own tests, without Python: under the address and undefined-behavior sanitizers, and on an emulated ARM.
+CHECK_FLAGS := -std=c++17 -fno-exceptions -fno-math-errno -fno-trapping-math -fno-signed-zeros -ffp-contract=fast \
+	-fopenmp -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized
+CHECK_SOURCES := tests/native/check_kernels.cpp hymate_native/kernels.cpp
+
+sanitize:
+	mkdir -p build
+	for level in "" -march=native; do \
+		$(CXX) $(CHECK_FLAGS) -O1 -g1 $$level -fsanitize=address,undefined -fno-sanitize-recover=all \
+			$(CHECK_SOURCES) -o build/check-kernels-sanitized && build/check-kernels-sanitized || exit 1; \
+	done
+
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user.
+aarch64:
+	mkdir -p build
+	aarch64-linux-gnu-g++ $(CHECK_FLAGS) -O3 -static $(CHECK_SOURCES) -o build/check-kernels-aarch64
+	qemu-aarch64 build/check-kernels-aarch64
 
 clean:
 	rm -rf build dist runs *.egg-info

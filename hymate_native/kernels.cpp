@@ -46,12 +46,12 @@ HYMATE_EXPORT float hymate_exp2_throughput(const float* x, int64_t count, int64_
 #pragma omp parallel num_threads(threads) reduction(+ : total)
     {
         FlushSubnormals flush;
-        Vector sums[kGroup] = {};
+        Vector sums[kForwardGroup] = {};
         for (int64_t round = 0; round < rounds; ++round)
-            for (int64_t i = 0; i + kGroup * kLanes <= count; i += kGroup * kLanes)
-                for (int g = 0; g < kGroup; ++g)
+            for (int64_t i = 0; i + kForwardGroup * kLanes <= count; i += kForwardGroup * kLanes)
+                for (int g = 0; g < kForwardGroup; ++g)
                     sums[g] += exp2_product(load(x + i + g * kLanes), broadcast((float)(round & 1) - 0.5f));
-        for (int g = 0; g < kGroup; ++g)
+        for (int g = 0; g < kForwardGroup; ++g)
             for (int lane = 0; lane < kLanes; ++lane) total += sums[g][lane];
     }
     return total;

@@ -185,7 +185,7 @@ struct ScanForward {
         const int64_t next_start = last ? start + kChunk : start, next_channel = last ? task.begin : channel + kLanes;
         const auto ahead_of = [&](const Rows& rows) { return Ahead(Column<T>(rows, task.batch, next_start, next_channel)); };
         const Ahead ahead[4] = {ahead_of(s.u), ahead_of(s.delta), ahead_of(s.z), ahead_of(s.out)};
-        for_groups(s.state, [&](auto size, int64_t n) {
+        for_groups<kForwardGroup>(s.state, [&](auto size, int64_t n) {
             forward_group<decltype(size)::value>(channels.decay + n * width + i, state + n * width + i,
                                                  kept ? kept + n * kept_width + channel : nullptr, width, kept_width,
                                                  step_sizes, inputs, bc + n, s.state, outputs, steps,
@@ -210,7 +210,7 @@ enum Staged { kStep, kInput, kGrad, kOutput, kSlope, kGateGrad, kGradStep, kGrad
 
 // Floats between two arrays that are walked together, one stored to and one loaded from: a processor that compares the
 // low twelve bits of addresses must not take a load for one that waits for the store just before it.
-constexpr int kStagger = kGroup * kLanes;
+constexpr int kStagger = kBackwardGroup * kLanes;
 
 HYMATE_INLINE float* staged_row(float* staged, int row, int t) { return staged + (row * kChunk + t) * kLanes; }
 
@@ -368,18 +368,18 @@ struct ScanBackward {
         carry_bias = arena.take(width);
         bc = arena.take(kChunk * 2 * s.state);
         grad_bc = arena.take(kChunk * 2 * s.state);
-        decays = arena.take(kChunk * kGroup * kLanes);
-        decayed = arena.take(kChunk * kGroup * kLanes);
+        decays = arena.take(kChunk * kBackwardGroup * kLanes);
+        decayed = arena.take(kChunk * kBackwardGroup * kLanes);
         arena.take(kStagger);
-        sums_B = arena.take(kChunk * kGroup * kLanes);
-        sums_C = arena.take(kChunk * kGroup * kLanes);
+        sums_B = arena.take(kChunk * kBackwardGroup * kLanes);
+        sums_C = arena.take(kChunk * kBackwardGroup * kLanes);
         staged = arena.take(kStagedRows * kChunk * width);
     }
 
     int64_t arena_floats() const {
         return ScanChannels::floats(s.state, width) + (3 * s.state + 4) * round_up(width, 16) +
                kStagger +
-               kChunk * (4 * s.state + 4 * kGroup * kLanes + kStagedRows * width);
+               kChunk * (4 * s.state + 4 * kBackwardGroup * kLanes + kStagedRows * width);
     }
 
     void run(const Partition::Task& task) {
@@ -401,10 +401,8 @@ struct ScanBackward {
         for (int64_t i = 0; i < task.channels; i += kLanes)
             with_count(task.channels - i, [&](auto count) { stage(task, start, steps, i, count); });
         const float* kept = s.states + (task.batch * chunks + start / kChunk) * s.state * kept_width + task.begin;
-        for_groups(s.state, [&](auto size, int64_t n) {
+        for_groups<kBackwardGroup>(s.state, [&](auto size, int64_t n) {
             constexpr int G = decltype(size)::value;
-            memset(sums_B, 0, kChunk * G * kLanes * sizeof(float));
-            memset(sums_C, 0, kChunk * G * kLanes * sizeof(float));
             for (int64_t i = 0; i < task.channels; i += kLanes) {
                 const int64_t at = n * width + i;
                 const auto ahead_of = [&](const Rows& rows) {
@@ -418,8 +416,8 @@ struct ScanBackward {
             }
             float sums[2][kChunk * G];
             for (int row = 0; row < kChunk * G; row += kLanes) {
-                store(sums[0] + row, row_sums(sums_B + row * kLanes));
-                store(sums[1] + row, row_sums(sums_C + row * kLanes));
+                store(sums[0] + row, take_row_sums(sums_B + row * kLanes));
+                store(sums[1] + row, take_row_sums(sums_C + row * kLanes));
             }
             for (int t = 0; t < steps; ++t)
                 HYMATE_UNROLL
@@ -471,18 +469,23 @@ struct ScanBackward {
         const Column<T> u(s.u, task.batch, start, channel), grad_u(s.grad_u, task.batch, start, channel),
             grad_delta(s.grad_delta, task.batch, start, channel), grad_z(s.grad_z, task.batch, start, channel);
         const float* rows = staged + i * kStagedRows * kChunk;
-        const auto row = [=](int which, int t) { return load(rows + (which * kChunk + t) * kLanes); };
         Vector sum_D{}, sum_bias{};
-        for (int t = 0; t < steps; ++t) {
-            const Vector input = u.load(Constant<1>(), t, count).v[0], grad = row(kGrad, t), grad_input = row(kGradInput, t);
-            Vector grad_delta_t = row(kGradStep, t) * kLn2 + grad_input * input;
-            if (s.softplus) grad_delta_t *= row(kSlope, t);
-            grad_u.store(t, Pack<1>{grad_input * row(kStep, t) + grad * skip}, count);
-            grad_delta.store(t, Pack<1>{grad_delta_t}, count);
-            if (grad_z.data != nullptr) grad_z.store(t, Pack<1>{row(kGateGrad, t) * row(kOutput, t)}, count);
-            sum_D += grad * input;
-            sum_bias += grad_delta_t;
-        }
+        for_steps(steps, [&](auto size, int t) {
+            constexpr int U = decltype(size)::value;
+            const auto row = [=](int which) {
+                return load_rows<U>(rows + (which * kChunk + t) * kLanes, kLanes, kFull);
+            };
+            const Pack<U> input = u.load(size, t, count), grad = row(kGrad), from_input = row(kGradInput);
+            Pack<U> from_step = row(kGradStep) * kLn2 + from_input * input;
+            if (s.softplus) from_step = from_step * row(kSlope);
+            grad_u.store(t, from_input * row(kStep) + grad * skip, count);
+            grad_delta.store(t, from_step, count);
+            if (grad_z.data != nullptr) grad_z.store(t, row(kGateGrad) * row(kOutput), count);
+            HYMATE_EACH {
+                sum_D += grad.v[i] * input.v[i];
+                sum_bias += from_step.v[i];
+            }
+        });
         add_compensated(grad_D + i, carry_D + i, sum_D);
         add_compensated(grad_bias + i, carry_bias + i, sum_bias);
     }

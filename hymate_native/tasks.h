@@ -159,11 +159,14 @@ HYMATE_INLINE void with_count(int64_t channels, F visit) {
 }
 
 // Calls visit(Constant<G>, first) for groups of G states that together are all states, the widest groups first.
-template <typename F>
+template <int Widest, typename F>
 HYMATE_INLINE void for_groups(int64_t states, F visit) {
     int64_t n = 0;
-    for (; kGroup >= 8 && states - n >= 8; n += 8) visit(Constant<(kGroup >= 8 ? 8 : 4)>(), n);
-    for (; states - n >= 4; n += 4) visit(Constant<4>(), n);
+    for (; states - n >= Widest; n += Widest) visit(Constant<Widest>(), n);
+    if (Widest > 4 && states - n >= 4) {
+        visit(Constant<4>(), n);
+        n += 4;
+    }
     if (states - n >= 2) {
         visit(Constant<2>(), n);
         n += 2;

@@ -37,10 +37,12 @@ constexpr int kLanes = kBytes / 4;
 
 // States worked on together, with two vectors each in registers; and steps worked on together in long formulas.
 #if defined(HYMATE_AVX512) || defined(__aarch64__)
-constexpr int kGroup = 8;
+constexpr int kForwardGroup = 8;
+constexpr int kBackwardGroup = 4;
 constexpr int kPack = 4;
 #else
-constexpr int kGroup = 4;
+constexpr int kForwardGroup = 4;
+constexpr int kBackwardGroup = 4;
 constexpr int kPack = 2;
 #endif
 
@@ -387,8 +389,12 @@ struct RowSums<0> {
 
 }  // namespace detail
 
-// The sums of kLanes rows of kLanes floats each: lane i holds the sum of row i.
-HYMATE_INLINE Vector row_sums(const float* rows) { return detail::RowSums<kLanes / 2>::of(rows); }
+// The sums of kLanes rows of kLanes floats each: lane i holds the sum of row i. The rows become zero.
+HYMATE_INLINE Vector take_row_sums(float* rows) {
+    const Vector sums = detail::RowSums<kLanes / 2>::of(rows);
+    for (int i = 0; i < kLanes; ++i) store(rows + i * kLanes, Vector{});
+    return sums;
+}
 
 // ------------------------------------------------------------------------------------------- control
 
