@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/hymate evaluate --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
 		--split test --output $(DEMO)/test.json
 	$(BIN)/hymate explain --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
-		--output $(DEMO)/explanation
+		--split test --num-records 60 --card --output $(DEMO)/report
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
