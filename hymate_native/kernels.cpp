@@ -40,23 +40,6 @@ HYMATE_EXPORT int hymate_convolution_backward(const ConvolutionArguments* c) {
     HYMATE_BY_DTYPE(c->dtype, backward_by_kernel, *c)
 }
 
-// exp2 of `count` numbers, `rounds` times over: what the machine can do at most, for the benchmark.
-HYMATE_EXPORT float hymate_exp2_throughput(const float* x, int64_t count, int64_t rounds, int threads) {
-    float total = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : total)
-    {
-        FlushSubnormals flush;
-        Vector sums[kForwardGroup] = {};
-        for (int64_t round = 0; round < rounds; ++round)
-            for (int64_t i = 0; i + kForwardGroup * kLanes <= count; i += kForwardGroup * kLanes)
-                for (int g = 0; g < kForwardGroup; ++g)
-                    sums[g] += exp2_product(load(x + i + g * kLanes), broadcast((float)(round & 1) - 0.5f));
-        for (int g = 0; g < kForwardGroup; ++g)
-            for (int lane = 0; lane < kLanes; ++lane) total += sums[g][lane];
-    }
-    return total;
-}
-
 // Whether this library may run here: 1 for the portable build, elsewhere by the level it was compiled for.
 HYMATE_EXPORT int hymate_supports(int level) {
 #if defined(__x86_64__)

@@ -65,8 +65,6 @@ def _open(build: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(_path(build)))
     for function in ("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"):
         getattr(library, f"hymate_{function}").argtypes = (ctypes.c_void_p,)
-    library.hymate_exp2_throughput.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
-    library.hymate_exp2_throughput.restype = ctypes.c_float
     return library
 
 
