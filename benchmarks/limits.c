@@ -30,7 +30,7 @@ int main(void) {
         started = omp_get_wtime();
 #pragma omp parallel for
         for (long i = 0; i < STREAMED; i++) to[i] = from[i];
-        __asm__ volatile("" : : "r"(to) : "memory");
+        __asm__ volatile("" : : "r"(to), "r"(from) : "memory");
         rate = 2.0 * sizeof(float) * STREAMED / (omp_get_wtime() - started);
         if (rate > best_bytes) best_bytes = rate;
     }
