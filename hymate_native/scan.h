@@ -183,7 +183,9 @@ struct ScanForward {
         });
         const bool last = i + kLanes >= task.channels;
         const int64_t next_start = last ? start + kChunk : start, next_channel = last ? task.begin : channel + kLanes;
-        const auto ahead_of = [&](const Rows& rows) { return Ahead(Column<T>(rows, task.batch, next_start, next_channel)); };
+        const auto ahead_of = [&](const Rows& rows) {
+            return rows.data == nullptr ? Ahead() : Ahead(rows.at<T>(task.batch, next_start) + next_channel, rows.time_stride);
+        };
         const Ahead ahead[4] = {ahead_of(s.u), ahead_of(s.delta), ahead_of(s.z), ahead_of(s.out)};
         for_groups<kForwardGroup>(s.state, [&](auto size, int64_t n) {
             forward_group<decltype(size)::value>(channels.decay + n * width + i, state + n * width + i,
@@ -401,18 +403,23 @@ struct ScanBackward {
         for (int64_t i = 0; i < task.channels; i += kLanes)
             with_count(task.channels - i, [&](auto count) { stage(task, start, steps, i, count); });
         const float* kept = s.states + (task.batch * chunks + start / kChunk) * s.state * kept_width + task.begin;
+        const auto ahead_of = [&](const Rows& rows) {
+            return rows.data == nullptr ? Ahead()
+                                        : Ahead(rows.at<T>(task.batch, start - kChunk) + task.begin, rows.time_stride);
+        };
+        // Of the chunk before: the first group of states fetches what is read, the second what is written.
+        const Ahead ahead[3][4] = {{ahead_of(s.u), ahead_of(s.delta), ahead_of(s.z), ahead_of(s.grad_out)},
+                                   {ahead_of(s.grad_u), ahead_of(s.grad_delta), ahead_of(s.grad_z),
+                                    Ahead(kept - s.state * kept_width, kept_width)}};
         for_groups<kBackwardGroup>(s.state, [&](auto size, int64_t n) {
             constexpr int G = decltype(size)::value;
+            const Ahead* columns = ahead[minimum_of(n / kBackwardGroup, 2)];
             for (int64_t i = 0; i < task.channels; i += kLanes) {
                 const int64_t at = n * width + i;
-                const auto ahead_of = [&](const Rows& rows) {
-                    return Ahead(Column<T>(rows, task.batch, start - kChunk, task.begin + i));
-                };
-                const Ahead inputs[4] = {ahead_of(s.u), ahead_of(s.delta), ahead_of(s.z), ahead_of(s.grad_out)},
-                            outputs[4] = {ahead_of(s.grad_u), ahead_of(s.grad_delta), ahead_of(s.grad_z), Ahead()};
+                const Ahead shifted[4] = {columns[0].at(i), columns[1].at(i), columns[2].at(i), columns[3].at(i)};
                 backward_group<G>(channels.decay + at, kept + n * kept_width + i, grad_state + at, grad_A + at,
                                   carry_A + at, width, kept_width, staged + i * kStagedRows * kChunk, bc + n, s.state,
-                                  decays, decayed, sums_B, sums_C, steps, n == 0 ? inputs : outputs);
+                                  decays, decayed, sums_B, sums_C, steps, shifted);
             }
             float sums[2][kChunk * G];
             for (int row = 0; row < kChunk * G; row += kLanes) {

@@ -52,14 +52,17 @@ struct Column {
 // memory is busy all the time instead of only between two stretches of arithmetic.
 struct Ahead {
     const char* row;
-    int64_t stride;
+    int64_t stride, item;
 
-    Ahead() : row((const char*)this), stride(0) {}
+    Ahead() : row((const char*)this), stride(0), item(0) {}  // nothing to fetch
     template <typename T>
-    explicit Ahead(const Column<T>& column) : Ahead() {
-        if (column.data == nullptr) return;
-        row = (const char*)column.data;
-        stride = column.stride * (int64_t)sizeof(T);
+    Ahead(const T* first, int64_t row_stride)
+        : row((const char*)first), stride(row_stride * (int64_t)sizeof(T)), item(sizeof(T)) {}
+
+    HYMATE_INLINE Ahead at(int64_t channel) const {
+        Ahead column = *this;
+        column.row += channel * item;
+        return column;
     }
     HYMATE_INLINE void fetch(int t) const { __builtin_prefetch(row + t * stride); }
 };
