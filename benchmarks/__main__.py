@@ -42,8 +42,8 @@ def main():
     }
     for name, measure in tqdm(parts.items(), desc="benchmarks"):
         result[name] = measure()
+        (args.output / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
     save_length_plots(result["models"], args.output)
-    (args.output / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
     text = report(result)
     (args.output / "bench.md").write_text(text + "\n")
     print(text)

@@ -14,7 +14,7 @@ from modeling_hymate import HyMaTEConfig, HyMaTEModel
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 NUM_VARIABLES = 40
 HIDDEN_SIZE = 64
-LONGEST_STEP = 30.0  # seconds; a model whose step took longer than a quarter of this is not tried at twice the length
+LONGEST_STEP = 10.0  # seconds; a model whose step took longer than a quarter of this is not tried at twice the length
 
 
 class HyMaTECase(nn.Module):
