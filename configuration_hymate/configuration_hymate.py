@@ -42,6 +42,9 @@ class HyMaTEConfig(PreTrainedConfig):
             variable observed in the record, pooled from its events. `"event"`: one token an event, as in STraTS.
         num_pooling_queries (`int`, defaults to 4): Queries that pool a variable's events into its token, each filling
             its own part of the token.
+        num_statistic_bins (`int`, defaults to 0): Add summary statistics of a variable's values (first, last,
+            extremes, means, deviation, number, times) to its token, each through a piecewise-linear function of so
+            many bins; 0 leaves these hand-made features out. Needs `attention_axis="channel"`.
         hidden_act (`str`, defaults to `"silu"`): Activation in the Mamba layers.
         hidden_dropout (`float`, defaults to 0.1): Dropout on the residual branches.
         attention_dropout (`float`, defaults to 0.1): Dropout on attention weights.
@@ -54,6 +57,8 @@ class HyMaTEConfig(PreTrainedConfig):
         label_mean (`float`, defaults to 0.0): Mean of a regression's labels in the training data.
         label_deviation (`float`, defaults to 1.0): Their standard deviation. The model regresses standardized labels
             and returns them in their own unit.
+        temperature (`float`, defaults to 1.0): What a classifier's logits are divided by before they become
+            probabilities, fitted on validation data so that these are calibrated (arXiv 1706.04599).
 
     Raises:
         ValueError: for values that cannot be combined; the message names the fields.
@@ -90,6 +95,7 @@ class HyMaTEConfig(PreTrainedConfig):
     intermediate_size: int | Literal["auto"] = "auto"
     attention_axis: Literal["channel", "event"] = "channel"
     num_pooling_queries: int = 4
+    num_statistic_bins: int = 0
     hidden_act: str = "silu"
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
@@ -99,6 +105,7 @@ class HyMaTEConfig(PreTrainedConfig):
     pos_weight: float | int | list[float | int] | None = None
     label_mean: float | int = 0.0
     label_deviation: float | int = 1.0
+    temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         if self.intermediate_size == "auto":
@@ -139,7 +146,7 @@ class HyMaTEConfig(PreTrainedConfig):
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_static_features", "num_mamba_layers", "num_attention_layers"):
+        for name in ("num_static_features", "num_mamba_layers", "num_attention_layers", "num_statistic_bins"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("num_attention_heads", "num_pooling_queries"):
@@ -148,13 +155,21 @@ class HyMaTEConfig(PreTrainedConfig):
                     f"hidden_size ({self.hidden_size}) must be a multiple of {name} ({getattr(self, name)})"
                 )
 
+    def validate_statistics(self):
+        if self.num_statistic_bins and self.attention_axis != "channel":
+            raise ValueError(
+                f"num_statistic_bins ({self.num_statistic_bins}) describes the tokens of variables, but "
+                f"attention_axis is {self.attention_axis!r}: choose 'channel', or 0 bins"
+            )
+
     def validate_rates(self):
         for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {rate}")
-        if self.label_deviation <= 0:
-            raise ValueError(f"label_deviation must be positive, got {self.label_deviation}")
+        for name in ("label_deviation", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.time_step_min <= self.time_step_max:
             raise ValueError(
                 f"time_step_min ({self.time_step_min}) must be positive and at most time_step_max "

@@ -49,6 +49,13 @@ class ChannelIndex:
         """Hands each event what its channel holds: (batch, channels, width) -> (batch, length, width)."""
         return states.flatten(0, 1).index_select(0, self._flat_slots).view(*self.slots.shape, -1)
 
+    def extreme(self, scores: torch.Tensor, reduce: str) -> torch.Tensor:
+        """Largest ("amax") or smallest ("amin") number of each channel's events: (batch, length) -> (batch, channels);
+        zero where a channel has none."""
+        total = scores.new_zeros(self.channel_ids.numel())
+        total = total.scatter_reduce(0, self._flat_slots, scores.flatten(), reduce, include_self=False)
+        return total.view(self.channel_ids.shape)
+
     def softmax(self, scores: torch.Tensor) -> torch.Tensor:
         """Softmax of (batch, length, width) over the events of each channel, in float32; 0 for masked events."""
         scores = scores.float()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .configuration_hymate import HyMaTEConfig
+from .dropout import FeatureDropout
 
 
 class ScalarEmbedding(nn.Sequential):
@@ -28,7 +29,7 @@ class HyMaTEEmbedding(nn.Module):
         )
         self.time_embedding = ScalarEmbedding(config.hidden_size)
         self.missing_value = nn.Parameter(torch.empty(config.hidden_size))
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = FeatureDropout(config.hidden_dropout)
 
     def forward(
         self, values: torch.Tensor, times: torch.Tensor, variable_ids: torch.Tensor, value_mask: torch.Tensor

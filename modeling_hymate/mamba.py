@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_hymate import HyMaTEConfig
+from .dropout import FeatureDropout
 from .scan import hymate_native, resolve_backend, selective_scan
 
 
@@ -109,7 +110,7 @@ class HyMaTEMambaLayer(GradientCheckpointingLayer):
         super().__init__()
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mixer = HyMaTEMixer(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = FeatureDropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return hidden_states + self.dropout(self.mixer(self.norm(hidden_states), lengths))

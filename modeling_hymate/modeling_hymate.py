@@ -20,6 +20,7 @@ from .attention import (
     HyMaTEChannelPooling,
     HyMaTEFusionAttention,
 )
+from .channel_statistics import HyMaTEChannelStatistics
 from .configuration_hymate import HyMaTEConfig
 from .embedding import HyMaTEEmbedding, HyMaTEStaticEmbedding
 from .mamba import HyMaTEMambaLayer, HyMaTEMixer
@@ -117,7 +118,7 @@ class HyMaTEPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, HyMaTEMixer):
+        elif isinstance(module, (HyMaTEMixer, HyMaTEChannelStatistics)):
             module.init_weights()
         elif isinstance(module, HyMaTEEmbedding):
             init.normal_(module.missing_value, std=self.config.initializer_range)
@@ -141,6 +142,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         self.embedding = HyMaTEEmbedding(config)
         self.mamba_layers = nn.ModuleList(HyMaTEMambaLayer(config) for _ in range(config.num_mamba_layers))
         self.channel_pooling = HyMaTEChannelPooling(config) if config.attention_axis == "channel" else None
+        self.channel_statistics = HyMaTEChannelStatistics(config) if config.num_statistic_bins else None
         self.attention_layers = nn.ModuleList(HyMaTEAttentionLayer(config) for _ in range(config.num_attention_layers))
         self.fusion = HyMaTEFusionAttention(config)
         self.static_embedding = HyMaTEStaticEmbedding(config) if config.num_static_features else None
@@ -213,6 +215,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         if self.channel_pooling is not None:
             tokens, weights_inside = self.channel_pooling(hidden_states, channels, self.embedding.variable_embedding)
             token_mask = channels.channel_ids >= 0
+            if self.channel_statistics is not None:
+                tokens = tokens + self.channel_statistics(values, times, has_value, channels)
         else:
             tokens, token_mask = hidden_states, mask
         if len(self.attention_layers):
@@ -393,11 +397,13 @@ class HyMaTEForSequenceClassification(HyMaTEPreTrainedModel):
 
     def predictions(self, logits: torch.Tensor) -> torch.Tensor:
         """What the logits say, `(batch, num_labels)` in float32: probabilities of the classes (which sum to one) or
-        of each label, or the regressed numbers."""
+        of each label, at the configuration's temperature, or the regressed numbers."""
         logits = logits.float()
-        if self.config.problem_type == "multi_label_classification":
-            return logits.sigmoid()
-        return logits if self._is_regression else logits.softmax(-1)
+        if self._is_regression:
+            return logits
+        calibrated = logits / self.config.temperature
+        multilabel = self.config.problem_type == "multi_label_classification"
+        return calibrated.sigmoid() if multilabel else calibrated.softmax(-1)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         problem_type = "regression" if self._is_regression else self.config.problem_type

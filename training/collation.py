@@ -191,12 +191,15 @@ class TaskCollator:
         max_events: keep the latest events before the prediction time; None keeps all.
         variable_dropout: probability with which each variable of a record is left out altogether, events and all, as
             augmentation; 0 for validation and prediction.
+        event_dropout: of each record a share of the events is left out as augmentation, the share itself drawn between
+            0 and this.
         seed: of the augmentation, which also depends on the epoch and the examples and on nothing else.
     """
 
     feature_extractor: HyMaTEFeatureExtractor
     max_events: int | None = None
     variable_dropout: float = 0.0
+    event_dropout: float = 0.0
     seed: int = 0
 
     def __call__(self, examples: Examples) -> BatchFeature:
@@ -228,6 +231,7 @@ class ForecastCollator:
     forecast_hours: float = 2.0
     max_events: int | None = None
     variable_dropout: float = 0.0
+    event_dropout: float = 0.0
     seed: int = 0
     cut_by: str = "time"
     fixed_cuts: bool = False
@@ -269,10 +273,13 @@ class ForecastCollator:
 
 def encode_events(collator: TaskCollator | ForecastCollator, events: Events, examples: Examples) -> BatchFeature:
     """What both collators do with the events that may be seen: augment, shorten, standardize, pad."""
-    if collator.variable_dropout:
+    if collator.variable_dropout or collator.event_dropout:
         rng = np.random.default_rng([collator.seed, examples.epoch, *examples.indices])
         dropped = rng.random((len(events), collator.feature_extractor.num_variables)) < collator.variable_dropout
         keep = ~dropped[events.rows, events.variable_ids]
+        if collator.event_dropout:
+            shares = collator.event_dropout * rng.random(len(events))
+            keep &= rng.random(len(events.times)) >= shares[events.rows]
         # a record that would be left without events stays as it is
         emptied = np.bincount(events.rows[keep], minlength=len(events)) == 0
         events = events.select(keep | emptied[events.rows])

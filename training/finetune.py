@@ -1,7 +1,7 @@
 """`hymate finetune`: trains a classifier, from a pretrained encoder or from scratch."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 
 from hymate_training import loop
+from hymate_training.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
+from hymate_training.calibrate import calibrate
 from hymate_training.cards import write_model_card
 from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, fit_feature_extractor, load_task
 from hymate_training.evaluate import EVALUATION_FILE, evaluate, format_evaluation, task_predictions
@@ -43,6 +46,15 @@ class FinetuneOptions(loop.LoopOptions):
     pos_weight: str | None = option(
         None, "weight of positives in the loss: a number, or 'balanced' for negatives / positives"
     )
+    auxiliary_tasks: str | None = option(
+        None, "further tasks of the prepared folder, separated by commas, that are learned beside the main one"
+    )
+    auxiliary_weight: float = option(0.3, "weight of the auxiliary tasks in the loss")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.auxiliary_weight < 0:
+            raise ValueError(f"auxiliary_weight must not be negative, got {self.auxiliary_weight}")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -66,8 +78,16 @@ def run(args: argparse.Namespace) -> str:
     }
     model = build_model(args.checkpoint, extractor, task, datasets["train"], options)
     collator = partial(TaskCollator, extractor, options.max_events, seed=options.seed)
+    trained: nn.Module = model
+    train_collator: Callable = collator(variable_dropout=options.variable_dropout, event_dropout=options.event_dropout)
+    if options.auxiliary_tasks:
+        names = [name.strip() for name in options.auxiliary_tasks.split(",")]
+        targets = load_auxiliary(args.data, names, "train", datasets["train"])
+        trained = AuxiliaryModel(model, targets.binary, options.auxiliary_weight)
+        train_collator = AuxiliaryCollator(train_collator, targets)
 
-    def validate(candidate: HyMaTEForSequenceClassification) -> dict[str, float]:
+    def validate(candidate: nn.Module) -> dict[str, float]:
+        candidate = without_auxiliary(candidate)
         shard = (accelerator.process_index, accelerator.num_processes)
         predicted = predict_examples(candidate, datasets["validation"], collator(), options.batch_size, *shard)
         indices, values = loop.gather_predictions(accelerator, predicted.indices, predicted.values)
@@ -78,16 +98,16 @@ def run(args: argparse.Namespace) -> str:
             "score": selection_score(figures, task)
         }
 
-    def save(candidate: HyMaTEForSequenceClassification, folder: Path):
-        candidate.save_pretrained(folder)
+    def save(candidate: nn.Module, folder: Path):
+        without_auxiliary(candidate).save_pretrained(folder)
         extractor.save_pretrained(folder)
 
     loop.from_main(accelerator, partial(loop.prepare_output, args.output, args.resume))
     progress = loop.train(
         accelerator,
-        model,
+        trained,
         datasets["train"],
-        collator(variable_dropout=options.variable_dropout),
+        train_collator,
         validate,
         save,
         options,
@@ -104,6 +124,9 @@ def run(args: argparse.Namespace) -> str:
     }
     loop.write_json(args.output / loop.RUN_FILE, account)
     best, _ = load_checkpoint(args.output)
+    if task.problem_type != "regression":
+        calibrate(best, datasets["validation"], collator(), options.batch_size)
+        loop.write_checkpoint(best, save, args.output)
     evaluation = evaluate(
         best,
         extractor,

@@ -54,6 +54,9 @@ class LoopOptions:
     ema_decay: float = option(0.0, "decay of the averaged weights that are validated and saved; 0 turns averaging off")
     patience: int = option(10, "epochs without improvement before stopping early")
     variable_dropout: float = option(0.2, "share of a record's variables left out in training, as augmentation")
+    event_dropout: float = option(
+        0.0, "a share of each record's events, drawn between 0 and this, is left out in training, as augmentation"
+    )
     max_events: int | None = option(None, "keep the latest events of longer records")
     examples_per_record: int | None = option(None, "draw at most so many of a record's examples for each epoch")
     mixed_precision: str = option("no", "no, bf16 or fp16")
@@ -69,6 +72,8 @@ class LoopOptions:
         for name in ("ema_decay", "variable_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.event_dropout <= 1:
+            raise ValueError(f"event_dropout must lie in [0, 1], got {self.event_dropout}")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> str:
         accelerator,
         model,
         datasets["train"],
-        collator(variable_dropout=options.variable_dropout),
+        collator(variable_dropout=options.variable_dropout, event_dropout=options.event_dropout),
         validate,
         save,
         options,

@@ -112,6 +112,37 @@ OUTCOMES = (
         ),
     ),
     Outcome(
+        "SAPS-I",
+        TaskInfo(
+            "saps_i",
+            "Simplified Acute Physiology Score I of the first 24 hours. Asked at 48 hours: an auxiliary target.",
+            "regression",
+            ("float_value",),
+            ("points",),
+        ),
+    ),
+    Outcome(
+        "SOFA",
+        TaskInfo(
+            "sofa",
+            "Sequential Organ Failure Assessment score. Asked at 48 hours: an auxiliary target.",
+            "regression",
+            ("float_value",),
+            ("points",),
+        ),
+    ),
+    Outcome(
+        "Survival",
+        TaskInfo(
+            "survival",
+            "Days from admission to the ICU to death, of patients whose death is on record. Asked at 48 hours: an "
+            "auxiliary target.",
+            "regression",
+            ("float_value",),
+            ("days",),
+        ),
+    ),
+    Outcome(
         "Length_of_stay",
         TaskInfo(
             "length_of_stay",

@@ -1,0 +1,97 @@
+"""Auxiliary targets: further labels of the same records that a classifier learns beside its own, in training only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.preprocessing import QuantileTransformer
+from torch import nn
+from transformers.utils import ModelOutput
+
+from hymate_training.collation import Examples, TaskCollator, TaskDataset
+from hymate_training.records import read_info, read_task
+from modeling_hymate import HyMaTEForSequenceClassification
+
+
+@dataclass
+class AuxiliaryTargets:
+    """Targets of each example, `(examples, targets)`, NaN where unknown; `binary` (targets,) says which are 0 or 1,
+    the others are numbers whose ranks follow a normal distribution, so that no outlier rules the loss."""
+
+    values: np.ndarray
+    binary: np.ndarray
+
+
+def load_auxiliary(folder: Path, tasks: Sequence[str], split: str, dataset: TaskDataset) -> AuxiliaryTargets:
+    """Labels of further tasks for the examples of `dataset`, matched by record.
+
+    Raises:
+        ValueError: for a task that is not there, or is neither binary nor a regression, or asks more than once a
+            record.
+    """
+    info = read_info(folder)
+    columns, binary = [], []
+    for name in tasks:
+        task = info.task(name)
+        if task.problem_type not in ("binary", "regression"):
+            raise ValueError(
+                f"auxiliary task {name!r} is {task.problem_type}; only binary and regression tasks can be"
+            )
+        table = read_task(folder, name, split)
+        record_ids = table["record_id"].to_pylist()
+        if len(set(record_ids)) < len(record_ids):
+            raise ValueError(f"auxiliary task {name!r} asks more than once a record; only one label a record can be")
+        labels = table[task.label_columns[0]].to_numpy(zero_copy_only=False).astype(np.float64)
+        binary.append(task.problem_type == "binary")
+        if not binary[-1] and len(labels):
+            normal = QuantileTransformer(n_quantiles=min(1000, len(labels)), output_distribution="normal")
+            labels = np.clip(normal.fit_transform(labels[:, None])[:, 0], -3, 3)
+        found = dict(zip(record_ids, labels, strict=True))
+        columns.append([found.get(record_id, np.nan) for record_id in dataset.record_ids])
+    return AuxiliaryTargets(np.array(columns, dtype=np.float32).T, np.array(binary))
+
+
+@dataclass
+class AuxiliaryCollator:
+    """Adds `auxiliary_labels` to what the collator of the main task returns."""
+
+    collator: TaskCollator
+    targets: AuxiliaryTargets
+
+    def __call__(self, examples: Examples) -> dict[str, torch.Tensor]:
+        features = self.collator(examples)
+        features["auxiliary_labels"] = torch.from_numpy(self.targets.values[examples.indices])
+        return features
+
+
+class AuxiliaryModel(nn.Module):
+    """A classifier with one more linear head for auxiliary targets. Only `classifier` is kept in the end."""
+
+    def __init__(self, classifier: HyMaTEForSequenceClassification, binary: np.ndarray, weight: float):
+        super().__init__()
+        self.classifier = classifier
+        self.heads = nn.Linear(classifier.config.pooler_size, len(binary))
+        self.weight = weight
+        self.register_buffer("binary", torch.from_numpy(binary))
+
+    def forward(self, auxiliary_labels: torch.Tensor, **inputs) -> ModelOutput:
+        """As the classifier; `auxiliary_labels` (batch, targets), NaN where unknown, of which a batch may hold none."""
+        outputs = self.classifier(**inputs)
+        predicted = self.heads(self.classifier.dropout(outputs.pooler_output)).float()
+        known = ~auxiliary_labels.isnan()
+        labels = auxiliary_labels.masked_fill(~known, 0)
+        losses = torch.where(
+            self.binary,
+            F.binary_cross_entropy_with_logits(predicted, labels, reduction="none"),
+            (predicted - labels).square(),
+        )
+        outputs["loss"] = outputs.loss + self.weight * (losses * known).sum() / known.sum().clamp(min=1)
+        return outputs
+
+
+def without_auxiliary(model: nn.Module) -> HyMaTEForSequenceClassification:
+    """The classifier of a model that may carry auxiliary heads."""
+    return model.classifier if isinstance(model, AuxiliaryModel) else model  # type: ignore[return-value]
