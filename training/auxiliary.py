@@ -78,7 +78,7 @@ class AuxiliaryModel(nn.Module):
         self.register_buffer("binary", torch.from_numpy(binary))
 
     def forward(self, auxiliary_labels: torch.Tensor, **inputs) -> ModelOutput:
-        """As the classifier; `auxiliary_labels` (batch, targets), NaN where unknown, of which a batch may hold none."""
+        """As the classifier; `auxiliary_labels` (batch, targets), NaN where unknown."""
         outputs = self.classifier(**inputs)
         predicted = self.heads(self.classifier.dropout(outputs.pooler_output)).float()
         known = ~auxiliary_labels.isnan()

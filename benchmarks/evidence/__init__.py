@@ -1,0 +1,1 @@
+"""Cross-validated evidence on PhysioNet 2012: `make evidence`."""

@@ -1,0 +1,52 @@
+"""`make evidence`: cross-validates HyMaTE, its ablations and the baselines on PhysioNet 2012, into docs/evidence.md.
+
+    python -m benchmarks.evidence --raw DIR
+
+Figures of finished units lie in docs/evidence/runs and are never computed twice; an interrupted unit goes on where it
+stopped. Units are independent, so several processes may share them out: `--models`, `--folds`.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.evidence.folds import NUM_FOLDS, assign_folds
+from benchmarks.evidence.models import MODELS, UNITS
+from benchmarks.evidence.tables import PAGE, read_results, write_page
+from benchmarks.evidence.units import run_unit
+from hymate_training.readers import READERS
+
+EVIDENCE = PAGE.with_suffix("")  # docs/evidence/
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("--raw", type=Path, required=True, help="download of PhysioNet 2012, sets b and c")
+    parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="prepared folds and unfinished runs")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="these alone")
+    parser.add_argument("--percent", nargs="+", type=int, help="these percentages of the labels alone")
+    parser.add_argument("--folds", nargs="+", type=int, default=list(range(NUM_FOLDS)), help="these alone")
+    parser.add_argument("--threads", type=int, help="of each model (default: PyTorch's)")
+    parser.add_argument("--quick", action="store_true", help="one epoch, one fold, figures into --work: does it run?")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    results = args.work / "quick" if args.quick else EVIDENCE / "runs"
+    prepared = args.work / "data" / "all"
+    if not prepared.is_dir():
+        READERS["physionet2012"].prepare(args.raw, prepared)
+    folds = assign_folds(prepared, args.work / "folds.json" if args.quick else EVIDENCE / "folds.json")
+    chosen = [
+        (name, percent) for name, percent in UNITS if name in args.models and percent in (args.percent or [percent])
+    ]
+    units = [(name, percent, fold) for name, percent in chosen for fold in ([0] if args.quick else args.folds)]
+    for name, percent, fold in tqdm(units, desc="evidence", unit="unit"):
+        run_unit(name, percent, fold, prepared, folds, args.work, results, args.quick)
+        if not args.quick:
+            write_page(read_results(results))
+
+
+if __name__ == "__main__":
+    main()

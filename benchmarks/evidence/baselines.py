@@ -1,0 +1,190 @@
+"""What HyMaTE is compared with: trees and a linear model on summary statistics, and GRU-D.
+
+Each takes a prepared folder and a seed, trains on its train split, stops early by its validation split, and returns
+the probabilities of its test split in the order of `load_task`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import xgboost as xgb
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from benchmarks.evidence.folds import TASK
+from hymate_training.collation import TaskDataset, fit_feature_extractor, load_task
+from modeling_hymate import HyMaTEFeatureExtractor
+
+EARLY_HOURS = 12.0
+HOURS = 48
+SPLITS = ("train", "validation", "test")
+PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of the logistic regression; the validation split chooses
+
+
+def _load(folder: Path) -> tuple[HyMaTEFeatureExtractor, dict[str, TaskDataset]]:
+    extractor = fit_feature_extractor(folder)
+    return extractor, {split: load_task(folder, TASK, split, extractor.variables) for split in SPLITS}
+
+
+def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:
+    """Of each variable the first, last, smallest, largest and mean value, deviation, number and mean of the first 12
+    hours, NaN where there is none; and the static features. All in clinical units, `(examples, features)`."""
+    events = dataset.events.take(dataset.rows)
+    size, keys = extractor.num_variables, events.rows * extractor.num_variables + events.variable_ids
+    order = np.argsort(keys, kind="stable")  # events are in time order within a record
+    keys, values, times = keys[order], events.values[order].astype(np.float64), events.times[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    ends = np.append(starts[1:], len(keys))
+    counts = ends - starts
+    mean = np.add.reduceat(values, starts) / counts
+    variance = np.add.reduceat(values**2, starts) / counts - mean**2
+    early = times <= EARLY_HOURS
+    early_counts = np.add.reduceat(early.astype(float), starts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        early_mean = np.add.reduceat(np.where(early, values, 0), starts) / early_counts
+    features = np.full((len(events) * size, 8), np.nan)
+    features[keys[starts]] = np.stack(
+        [
+            values[starts],
+            values[ends - 1],
+            np.minimum.reduceat(values, starts),
+            np.maximum.reduceat(values, starts),
+            mean,
+            np.sqrt(np.maximum(0, variance)),
+            counts,
+            early_mean,
+        ],
+        axis=1,
+    )
+    features[:, 6] = np.nan_to_num(features[:, 6])
+    return np.concatenate([features.reshape(len(events), -1), extractor.encode_static(events.static, len(events))], 1)
+
+
+def xgboost(folder: Path, seed: int) -> np.ndarray:
+    """Gradient-boosted trees on `summary_features`. Settings were chosen on other folds than those reported."""
+    extractor, datasets = _load(folder)
+    parts = {
+        split: xgb.DMatrix(summary_features(dataset, extractor), dataset.labels) for split, dataset in datasets.items()
+    }
+    settings = {
+        "objective": "binary:logistic",
+        "eval_metric": "logloss",
+        "eta": 0.03,
+        "max_depth": 4,
+        "min_child_weight": 5,
+        "subsample": 0.7,
+        "colsample_bytree": 0.3,
+        "reg_lambda": 5,
+        "nthread": torch.get_num_threads(),
+        "seed": seed,
+    }
+    booster = xgb.train(
+        settings,
+        parts["train"],
+        2000,
+        evals=[(parts["validation"], "validation")],
+        early_stopping_rounds=60,
+        verbose_eval=False,
+    )
+    return booster.predict(parts["test"], iteration_range=(0, booster.best_iteration + 1))
+
+
+def logistic_regression(folder: Path, seed: int) -> np.ndarray:
+    """L2-penalized logistic regression on `summary_features`, imputed by the median with indicators."""
+    extractor, datasets = _load(folder)
+    features = {split: summary_features(dataset, extractor) for split, dataset in datasets.items()}
+    candidates = []
+    for penalty in PENALTIES:
+        model = make_pipeline(
+            SimpleImputer(strategy="median", add_indicator=True),
+            StandardScaler(),
+            LogisticRegression(C=penalty, max_iter=500, random_state=seed),
+        ).fit(features["train"], datasets["train"].labels)
+        validation = model.predict_proba(features["validation"])[:, 1]
+        candidates.append((log_loss(datasets["validation"].labels, validation), len(candidates), model))
+    return min(candidates)[-1].predict_proba(features["test"])[:, 1]
+
+
+class GRUD(nn.Module):
+    """GRU-D (Che et al., arXiv 1606.01865): a GRU over hours; unmeasured inputs and the state decay."""
+
+    def __init__(self, num_variables: int, num_static: int, hidden_size: int = 64):
+        super().__init__()
+        self.input_decay = nn.Parameter(torch.zeros(2, num_variables))
+        self.state_decay = nn.Linear(num_variables, hidden_size)
+        self.cell = nn.GRUCell(2 * num_variables, hidden_size)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(hidden_size + num_static, 1)
+
+    def forward(self, grid: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
+        """grid (3, batch, hours, variables): means by hour with 0 (the mean) where missing, mask, hours since the last
+        measurement; returns logits (batch,)."""
+        values, mask, since = grid
+        last = torch.zeros_like(values[:, 0])
+        state = values.new_zeros(len(values), self.head.in_features - static.shape[1])
+        scale, offset = self.input_decay
+        for hour in range(values.shape[1]):
+            decay = torch.exp(-torch.relu(scale * since[:, hour] + offset))
+            last = torch.where(mask[:, hour] > 0, values[:, hour], last)
+            seen = torch.where(mask[:, hour] > 0, values[:, hour], decay * last)
+            state = state * torch.exp(-torch.relu(self.state_decay(since[:, hour])))
+            state = self.cell(torch.cat([seen, mask[:, hour]], 1), state)
+        return self.head(torch.cat([self.dropout(state), static], 1)).squeeze(1)
+
+
+def hourly_grid(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> torch.Tensor:
+    """The input of `GRUD`, (3, examples, hours, variables), standardized; hours since a measurement over 24."""
+    events = dataset.events.take(dataset.rows)
+    shape = (len(events), HOURS, extractor.num_variables)
+    hours = np.minimum(events.times.astype(np.int64), HOURS - 1)
+    cells = np.ravel_multi_index((events.rows, hours, events.variable_ids), shape)
+    counts = np.bincount(cells, minlength=np.prod(shape))
+    sums = np.bincount(cells, extractor.standardize(events.variable_ids, events.values), minlength=np.prod(shape))
+    mask = (counts > 0).reshape(shape)
+    values = (sums / np.maximum(counts, 1)).reshape(shape)
+    since = np.zeros(shape)
+    for hour in range(1, HOURS):
+        since[:, hour] = np.where(mask[:, hour - 1], 1, since[:, hour - 1] + 1)
+    return torch.from_numpy(np.stack([values, mask, since / 24]).astype(np.float32))
+
+
+def gru_d(folder: Path, seed: int, epochs: int = 25, batch_size: int = 64) -> np.ndarray:
+    """GRU-D on hourly means; the epoch with the best AUROC + AUPRC of the validation split counts."""
+    extractor, datasets = _load(folder)
+    grids = {split: hourly_grid(dataset, extractor) for split, dataset in datasets.items()}
+    static = {
+        split: torch.from_numpy(extractor.encode_static(dataset.events.static, len(dataset.events))[dataset.rows])
+        for split, dataset in datasets.items()
+    }
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = GRUD(extractor.num_variables, static["train"].shape[1])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    labels = torch.from_numpy(datasets["train"].labels).float()
+    best, kept = -np.inf, np.zeros(0)
+
+    @torch.no_grad()
+    def predict(split: str) -> np.ndarray:
+        model.eval()
+        parts = zip(grids[split].split(256, dim=1), static[split].split(256), strict=True)
+        return torch.cat([model(*part) for part in parts]).sigmoid().numpy()
+
+    for _ in range(epochs):
+        model.train()
+        for rows in np.array_split(rng.permutation(len(labels)), max(1, len(labels) // batch_size)):
+            logits = model(grids["train"][:, rows], static["train"][rows])
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        probabilities, truth = predict("validation"), datasets["validation"].labels
+        score = roc_auc_score(truth, probabilities) + average_precision_score(truth, probabilities)
+        if score > best:
+            best, kept = score, predict("test")
+    return kept

@@ -1,0 +1,68 @@
+"""Five folds over the stays of sets b and c, and prepared folders that hold one fold as the test split."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from hymate_training.records import PreparedFolderWriter, read_info, read_records, read_task
+
+NUM_FOLDS = 5
+SEED = 0
+TASK = "in_hospital_mortality"
+SOURCE_SPLITS = ("train", "validation")
+
+
+def assign_folds(prepared: Path, output: Path) -> list[list[str]]:
+    """Record ids of each fold, drawn with `SEED`; written to `output`, and read from there ever after.
+
+    Raises:
+        ValueError: if `output` lists other records than `prepared` holds.
+    """
+    record_ids = sorted(
+        record_id for split in SOURCE_SPLITS for record_id in read_records(prepared, split)["record_id"].to_pylist()
+    )
+    if not output.is_file():
+        order = np.random.default_rng(SEED).permutation(len(record_ids))
+        folds = [sorted(record_ids[at] for at in part) for part in np.array_split(order, NUM_FOLDS)]
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"seed": SEED, "folds": folds}) + "\n")
+    folds = json.loads(output.read_text())["folds"]
+    if sorted(record_id for fold in folds for record_id in fold) != record_ids:
+        raise ValueError(f"{output} lists other records than {prepared} holds: prepare sets b and c with seed 0")
+    return folds
+
+
+def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int, static: bool, output: Path) -> Path:
+    """A prepared folder whose test split is a fold, and of whose other stays 80 % train and 20 % stop training early.
+
+    With `percent` below 100, only so many of the training stays keep their labels; all keep their events, so that
+    pretraining sees them. The labels of a smaller percentage are among those of a larger one. Without `static`, the
+    demographics are left out.
+    """
+    if (output / "metadata.json").is_file():
+        return output
+    others = sorted(record_id for at, part in enumerate(folds) if at != fold for record_id in part)
+    shuffled = [others[at] for at in np.random.default_rng([SEED, fold]).permutation(len(others))]
+    size = int(0.8 * len(shuffled))
+    splits = {"train": shuffled[:size], "validation": shuffled[size:], "test": folds[fold]}
+    labeled = {**splits, "train": shuffled[: max(1, size * percent // 100)]}
+    info = read_info(prepared)
+    records = pl.concat([_frame(read_records(prepared, split)) for split in SOURCE_SPLITS])
+    if not static:
+        records = records.drop([column.name for column in info.static_columns])
+        info = replace(info, static_columns=())
+    with PreparedFolderWriter(output) as writer:
+        for split, members in splits.items():
+            writer.write_records(split, records.filter(pl.col("record_id").is_in(members)).sort("record_id"))
+            for task in info.tasks:
+                labels = pl.concat([_frame(read_task(prepared, task.name, part)) for part in SOURCE_SPLITS])
+                writer.write_task(task, split, labels.filter(pl.col("record_id").is_in(labeled[split])))
+        writer.finish(info)
+    return output
+
+
+def _frame(table) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(table))

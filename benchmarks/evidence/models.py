@@ -1,0 +1,52 @@
+"""What is compared: HyMaTE, its ablations and the baselines, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.evidence import baselines
+
+PERCENTAGES = (5, 10, 25)  # of the labels, where pretraining is compared with training from scratch
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the tables: HyMaTE with other settings than the recipe's, or a baseline.
+
+    Attributes:
+        title: as it is printed.
+        model: fields of the configuration that differ from the recipe's.
+        finetune: options of `hymate finetune` that differ from it.
+        static: whether it sees the demographics.
+        pretrained: start from an encoder that was pretrained on the fold's training records.
+        baseline: `(prepared folder, seed) -> probabilities of the test split`, for what is not HyMaTE.
+    """
+
+    title: str
+    model: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=dict)
+    static: bool = True
+    pretrained: bool = False
+    baseline: Callable | None = None
+
+
+MODELS = {
+    "hymate": Model("HyMaTE"),
+    "xgboost": Model("XGBoost on summary statistics", baseline=baselines.xgboost),
+    "logistic_regression": Model("logistic regression on summary statistics", baseline=baselines.logistic_regression),
+    "gru_d": Model("GRU-D", baseline=baselines.gru_d),
+    "attention_only": Model("HyMaTE without Mamba layers", {"num_mamba_layers": 0}),
+    "mamba_only": Model("HyMaTE without attention layers", {"num_attention_layers": 0}),
+    "pretrained": Model("HyMaTE, pretrained", pretrained=True),
+    "no_statistics": Model("HyMaTE without statistics in its tokens", {"num_statistic_bins": 0}),
+    "no_demographics": Model("HyMaTE without demographics", static=False),
+    "no_auxiliary": Model("HyMaTE without auxiliary targets", finetune={"auxiliary_tasks": None}),
+    "no_event_dropout": Model("HyMaTE without dropout of events", finetune={"event_dropout": 0.0}),
+    "event_attention": Model(
+        "HyMaTE with attention across events (as in STraTS)", {"attention_axis": "event", "num_statistic_bins": 0}
+    ),
+}
+# every model on all labels, and the two that are compared on fewer
+UNITS = [(name, 100) for name in MODELS] + [
+    (name, percent) for percent in PERCENTAGES for name in ("hymate", "pretrained")
+]

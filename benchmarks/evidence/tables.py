@@ -1,0 +1,134 @@
+"""Tables of docs/evidence.md from the figures of finished units."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.evidence.models import MODELS, PERCENTAGES
+from benchmarks.evidence.units import FIGURES
+from benchmarks.measure import markdown
+from hymate_training.metrics import METRICS, percentile_interval
+
+PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
+SHOWN = ("auroc", "auprc", "log_loss", "brier", "expected_calibration_error")
+LEVEL = 0.95
+Results = dict[tuple[str, int], dict[int, dict]]
+
+
+def read_results(folder: Path) -> Results:
+    """(model, percent of labels) -> fold -> a unit's figures."""
+    results: Results = {}
+    for path in sorted(folder.glob("*.json")):
+        unit = json.loads(path.read_text())
+        results.setdefault((unit["model"], unit["percent"]), {})[unit["fold"]] = unit
+    return results
+
+
+def mean_with_interval(units: dict[int, dict], figure: str) -> str:
+    """Mean over folds of a figure; where its resamples are kept with the interval of their mean."""
+    point = np.mean([unit["metrics"][figure] for unit in units.values()])
+    if figure not in FIGURES:
+        return f"{point:.4f}"
+    interval = percentile_interval(np.mean([unit["samples"][figure] for unit in units.values()], axis=0), LEVEL)
+    return f"{point:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else f"{point:.4f}"
+
+
+def paired(units: dict[int, dict], others: dict[int, dict], figure: str) -> tuple[float, list[float] | None, int, int]:
+    """Difference of two models in a figure over the folds that both have: its mean, the paired interval, in how many
+    folds the first is higher, and of how many."""
+    folds = sorted(units.keys() & others.keys())
+    differences = [units[fold]["metrics"][figure] - others[fold]["metrics"][figure] for fold in folds]
+    samples = np.mean(
+        [np.subtract(units[fold]["samples"][figure], others[fold]["samples"][figure]) for fold in folds], axis=0
+    )
+    return (
+        float(np.mean(differences)),
+        percentile_interval(samples, LEVEL),
+        int(np.sum(np.array(differences) > 0)),
+        len(folds),
+    )
+
+
+def main_table(results: Results) -> str:
+    """Every model on all labels."""
+    rows = []
+    for name, model in MODELS.items():
+        if units := results.get((name, 100)):
+            seconds = [unit["seconds"] for unit in units.values()]
+            shown = [mean_with_interval(units, figure) for figure in SHOWN]
+            rows.append([model.title, len(units), *shown, f"{np.median(seconds):.0f}"])
+    header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds a fold")
+    return markdown("Models", header, rows)
+
+
+def difference_table(results: Results, reference: str) -> str:
+    """HyMaTE less every other model, paired by fold and resample."""
+    rows = [
+        [MODELS[name].title, *_differences(results[reference, 100], units)]
+        for (name, percent), units in _in_order(results)
+        if percent == 100 and name != reference and reference_overlaps(results, reference, units)
+    ]
+    header = (
+        "compared with",
+        *(f"{METRICS['binary'][figure]}, difference" for figure in FIGURES),
+        "folds won (AUROC)",
+    )
+    return markdown(f"{MODELS[reference].title} less another model", header, rows)
+
+
+def reference_overlaps(results: Results, reference: str, units: dict[int, dict]) -> bool:
+    """Whether the reference ran on any fold that the units ran on."""
+    return bool(results.get((reference, 100), {}).keys() & units.keys())
+
+
+def _in_order(results: Results) -> list[tuple[tuple[str, int], dict[int, dict]]]:
+    names = list(MODELS)
+    return sorted(results.items(), key=lambda item: (names.index(item[0][0]), item[0][1]))
+
+
+def _differences(units: dict[int, dict], others: dict[int, dict]) -> list[str]:
+    cells = []
+    for figure in FIGURES:
+        mean, interval, _, _ = paired(units, others, figure)
+        cells.append(f"{mean:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else f"{mean:+.4f}")
+    _, _, won, of = paired(units, others, FIGURES[0])
+    return [*cells, f"{won} of {of}"]
+
+
+def label_table(results: Results) -> str:
+    """Pretraining against training from scratch, by percentage of the labels."""
+    rows = []
+    for percent in (*PERCENTAGES, 100):
+        pretrained, scratch = results.get(("pretrained", percent)), results.get(("hymate", percent))
+        if pretrained and scratch and pretrained.keys() & scratch.keys():
+            shown = [mean_with_interval(units, "auroc") for units in (scratch, pretrained)]
+            rows.append([f"{percent} %", *shown, *_differences(pretrained, scratch)])
+    header = (
+        "labels",
+        "AUROC, from scratch",
+        "AUROC, pretrained",
+        *(f"{METRICS['binary'][f]}, gain" for f in FIGURES),
+    )
+    return markdown("What pretraining adds", (*header, "folds won (AUROC)"), rows)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "models": main_table,
+    "differences": lambda results: difference_table(results, "hymate"),
+    "labels": label_table,
+}
+
+
+def write_page(results: Results, page: Path = PAGE) -> None:
+    """Puts the tables between their markers in the page, `<!-- begin NAME -->` and `<!-- end NAME -->`."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{table(results)}\n\n{end}{rest.split(end)[1]}"
+    incoming = page.with_suffix(f".incoming-{os.getpid()}")
+    incoming.write_text(text, encoding="utf-8")
+    incoming.replace(page)

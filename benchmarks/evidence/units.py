@@ -1,0 +1,145 @@
+"""One unit of work: one model on one fold, its figures in a small JSON file."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.evidence.folds import TASK, prepare_fold
+from benchmarks.evidence.models import MODELS, Model
+from hymate_training.collation import TaskCollator, load_task
+from hymate_training.loop import LAST_FOLDER, RUN_FILE, STATE_FOLDER
+from hymate_training.metrics import bootstrap_samples, compute_metrics
+from hymate_training.options import read_recipe
+from hymate_training.predict import load_checkpoint, predict_examples
+from hymate_training.records import split_fingerprint
+
+RECIPE = "physionet2012"
+FIGURES = ("auroc", "auprc", "log_loss")  # whose resamples are kept, so that differences are paired later on
+NUM_SAMPLES = 400
+PACKAGES = ("hymate", "torch", "transformers", "xgboost-cpu", "scikit-learn")
+
+
+def result_path(results: Path, name: str, percent: int, fold: int) -> Path:
+    """Where a unit's figures lie."""
+    return results / f"{name}-{percent}-fold{fold}.json"
+
+
+def run_unit(
+    name: str, percent: int, fold: int, prepared: Path, folds: list[list[str]], work: Path, results: Path, quick: bool
+) -> None:
+    """Trains and evaluates unless the figures are there already.
+
+    The figures hold no record: the metrics of the test split, and those of bootstrap resamples of it, the same for
+    every model, so that two models' differences have paired intervals.
+    """
+    path = result_path(results, name, percent, fold)
+    if path.is_file():
+        return
+    model = MODELS[name]
+    kind = f"fold{fold}-{percent}" + ("" if model.static else "-no-static")
+    data = prepare_fold(prepared, folds, fold, percent, model.static, work / "data" / kind)
+    started = time.perf_counter()
+    if model.baseline is not None:
+        probabilities, about = model.baseline(data, fold), {}
+    else:
+        output = work / "runs" / f"{name}-{percent}-fold{fold}"
+        probabilities, about = finetune(model, data, percent, fold, work, output, quick)
+    labels = load_task(data, TASK, "test", _variables(data)).labels
+    samples = bootstrap_samples("binary", labels, probabilities, num_samples=NUM_SAMPLES, seed=fold)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_compact(
+        path,
+        {
+            "model": name,
+            "percent": percent,
+            "fold": fold,
+            "seed": fold,
+            "n": len(labels),
+            "positives": int(labels.sum()),
+            "split_fingerprint": split_fingerprint(data, TASK, "test"),
+            "metrics": compute_metrics("binary", labels, probabilities),
+            **about,
+            "seconds": round(time.perf_counter() - started),
+            "versions": {package: version(package) for package in PACKAGES},
+            "samples": {figure: np.round(samples[figure], 4).tolist() for figure in FIGURES},
+        },
+    )
+    if model.baseline is None:
+        shutil.rmtree(output)
+
+
+def write_compact(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON with a line a key, under a temporary name first."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
+    incoming = path.with_suffix(".incoming")
+    incoming.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    incoming.replace(path)
+
+
+def _variables(data: Path) -> list[str]:
+    return json.loads((data / "metadata.json").read_text())["variables"]
+
+
+def finetune(
+    model: Model, data: Path, percent: int, fold: int, work: Path, output: Path, quick: bool
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Fine-tunes by the recipe; returns the test split's probabilities, and how the run went."""
+    options: dict[str, Any] = {"seed": fold, **model.finetune}
+    if percent < 100:  # fewer batches an epoch, so more epochs; a third of the steps in the end
+        options["epochs"] = round(read_recipe(RECIPE)["finetune"]["epochs"] * (100 / percent) ** 0.5)
+        options["patience"] = options["epochs"]
+    if quick:
+        options["epochs"] = 1
+    arguments = ["--data", str(data), "--task", TASK, "--output", str(output)]
+    if model.pretrained:
+        arguments += ["--checkpoint", str(pretrain(data, fold, work, quick))]
+    hymate("finetune", [*arguments, *_flags(options), *_model_flags(model)], output)
+    classifier, extractor = load_checkpoint(output)
+    dataset = load_task(data, TASK, "test", extractor.variables)
+    predicted = predict_examples(classifier, dataset, TaskCollator(extractor))
+    probabilities = np.empty(len(dataset))
+    probabilities[predicted.indices] = predicted.values[:, 1]
+    account = json.loads((output / RUN_FILE).read_text())
+    return probabilities, {
+        "recipe": account["recipe"],
+        "parameters": account["parameters"],
+        "best_step": account["best_step"],
+        "temperature": classifier.config.temperature,
+        "seconds_an_epoch": round(float(np.median([epoch["seconds"] for epoch in account["history"]])), 1),
+    }
+
+
+def pretrain(data: Path, fold: int, work: Path, quick: bool) -> Path:
+    """The encoder pretrained on the fold's training records, which all percentages share."""
+    output = work / "pretrained" / f"fold{fold}"
+    if not (output / LAST_FOLDER).is_dir() or (output / STATE_FOLDER).is_dir():
+        options = {"seed": fold} | ({"epochs": 1} if quick else {})
+        hymate("pretrain", ["--data", str(data), "--output", str(output), *_flags(options)], output)
+    return output
+
+
+def hymate(command: str, arguments: list[str], output: Path) -> None:
+    """Runs the command in a process of its own; goes on with the run in `output` if one was interrupted there."""
+    resume = ["--resume"] if (output / STATE_FOLDER).is_dir() else []
+    if output.is_dir() and not resume:
+        shutil.rmtree(output)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    call = [sys.executable, "-m", "hymate_training", command, "--recipe", RECIPE, *arguments, *resume]
+    subprocess.run(call, check=True, env=environment)
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _model_flags(model: Model) -> list[str]:
+    return ["--model", *(f"{name}={value}" for name, value in model.model.items())] if model.model else []
