@@ -1,17 +1,18 @@
 # Every target sets up what it needs: a virtual environment with the versions of constraints.txt.
 PYTHON ?= python3.11
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: install demo test lint format bench docs sanitize aarch64 clean
+.PHONY: install demo test test-floor lint format bench docs sanitize aarch64 clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hymate_native/*.cpp hymate_native/*.h hymate_native/*.hpp)
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml $(CONSTRAINTS) $(wildcard hymate_native/*.cpp hymate_native/*.h hymate_native/*.hpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint $(CONSTRAINTS) setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[dev]"
 	touch $@
 
 # Pretraining, fine-tuning and evaluation on simulated stays, from nothing to figures and plots in a few minutes.
@@ -28,6 +29,14 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
+
+# The same with the oldest transformers that setup.cfg allows: the pins of constraints-floor.txt go before the others.
+test-floor: build/constraints-floor.txt
+	$(MAKE) test VENV=.venv-floor CONSTRAINTS=$<
+
+build/constraints-floor.txt: constraints-floor.txt constraints.txt
+	mkdir -p build
+	awk -F == '!pinned[$$1]++' $^ > $@
 
 lint: install
 	$(BIN)/ruff format --check .

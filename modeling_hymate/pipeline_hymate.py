@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
 
 TASK = "ehr-classification"
@@ -74,7 +74,7 @@ class HyMaTEPipeline(Pipeline):
         if isinstance(records, Iterator | Dataset):
             if static is not None:
                 raise ValueError("static cannot be given beside a generator or data set: put it into the records")
-            lazy = records if isinstance(records, Dataset) else (record for record in records)
+            lazy = records if isinstance(records, Dataset) else _Stream(records)
             return super().__call__(lazy, **kwargs)
         events = self.feature_extractor.parse(records, static)
         order = np.argsort(events.lengths, kind="stable")  # equal lengths together: less padding
@@ -148,6 +148,16 @@ class HyMaTEPipeline(Pipeline):
             for at in np.argsort(-shares, kind="stable")[:top_k]
         ]
         return result
+
+
+class _Stream(IterableDataset):
+    """An iterator's records as a data set: transformers before 5.14 reads a generator to its end before it starts."""
+
+    def __init__(self, records: Iterator):
+        self.records = records
+
+    def __iter__(self) -> Iterator:
+        return self.records
 
 
 def _is_one_record(records: Any) -> bool:

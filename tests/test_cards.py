@@ -12,7 +12,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from helpers import tiny_config
-from hub_server import HubServer
+from hub_server import HubServer, card_session
 from huggingface_hub import ModelCard
 
 from hymate_training import cards, push
@@ -137,6 +137,7 @@ def validate(monkeypatch):
     """Sends a card to the validation route of a Hub, as a push does; ValueError where it is refused."""
     with HubServer() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.repocard.get_session", card_session(hub.url))
 
         def check(card: ModelCard):
             card.validate()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from helpers import tiny_config
-from hub_server import OWNER, TOKEN, HubServer
+from hub_server import OWNER, TOKEN, HubServer, card_session
 
 REPO = f"{OWNER}/model"
 RECORDS = [
@@ -101,9 +101,10 @@ def folder(pool, tmp_path_factory) -> Path:
 def prepare_client():
     import time  # noqa: PLC0415 - of that process
 
-    import huggingface_hub  # noqa: PLC0415 - likewise, and only now that the environment is set
+    import huggingface_hub.repocard  # noqa: PLC0415 - likewise, and only now that the environment is set
 
     assert os.environ["HF_ENDPOINT"] == huggingface_hub.constants.ENDPOINT
+    huggingface_hub.repocard.get_session = card_session(huggingface_hub.constants.ENDPOINT)
     time.sleep = lambda seconds: None  # between the client's own retries
 
 

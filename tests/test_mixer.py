@@ -1,8 +1,12 @@
 """The Mamba mixer: parity with transformers' `MambaMixer`, and adapters that wrap its layers."""
 
+from itertools import cycle
+
 import pytest
 import torch
+import transformers
 from helpers import perturbed, random_batch, tiny_config
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import MambaConfig
@@ -12,6 +16,17 @@ from modeling_hymate import HyMaTEModel
 from modeling_hymate.mamba import HyMaTEMixer
 
 TOLERANCE = 1e-5  # float32, relative to the largest entry
+
+
+class ConvolutionThenGate(nn.Module):
+    """An activation for the convolution and SiLU for the gate, which ask for them in turn."""
+
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.turns = cycle((activation, nn.functional.silu))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return next(self.turns)(states)
 
 
 def mixers(**overrides) -> tuple[HyMaTEMixer, MambaMixer]:
@@ -28,6 +43,8 @@ def mixers(**overrides) -> tuple[HyMaTEMixer, MambaMixer]:
         ),
         layer_idx=0,
     )
+    if Version(transformers.__version__) < Version("5.15"):  # there `hidden_act` is the gate's, too
+        theirs.act = ConvolutionThenGate(theirs.act)
     theirs.load_state_dict(ours.state_dict())  # strict: names and shapes are equal
     return ours, theirs
 

@@ -112,6 +112,21 @@ def test_every_shape_of_input_gives_the_same_answers(classify):
     assert isinstance(classify(one, STATIC), list)
 
 
+def test_generators_are_read_as_results_are_asked_for(classify):
+    read = []
+
+    def stays():
+        for record in 3 * records_of(FRAME):
+            read.append(record["record_id"])
+            yield record
+
+    results = iter(classify(stays(), batch_size=2))
+    assert read == []
+    assert next(results)["record_id"] == "b"
+    assert read == ["b", "a"]
+    assert [result["record_id"] for result in results] == ["a", "c", *"bac", *"bac"]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
 def test_batches_change_nothing(classify, batch_size):
     assert_same(classify(FRAME, STATIC, batch_size=batch_size), classify(FRAME, STATIC))

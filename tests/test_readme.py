@@ -44,6 +44,15 @@ def test_commands_parse():
             assert end.value.code == 0
 
 
+def test_oldest_versions_stated_are_those_tested():
+    """`make test-floor` runs with what setup.cfg and the README call the oldest versions."""
+    tested = dict(re.findall(r"^(\w+)==(.+)$", (ROOT / "constraints-floor.txt").read_text(), flags=re.MULTILINE))
+    stated = dict(re.findall(r"^ +(\w+)>=([\d.]+)$", (ROOT / "setup.cfg").read_text(), flags=re.MULTILINE))
+    for name in ("transformers", "huggingface_hub"):
+        assert tested[name] == f"{stated[name]}.0"
+    assert f"transformers {stated['transformers']}." in README
+
+
 def test_shown_commands_run_in_order(shared_data, tmp_path, monkeypatch):
     """The commands for PhysioNet 2012, with fewer epochs and a smaller model than the recipe's."""
     raw = shared_data("physionet2012")

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+from transformers import DynamicCache, MambaConfig
+from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from modeling_hymate import scan as scan_module
 from modeling_hymate import selective_scan
@@ -449,11 +450,33 @@ def test_mamba_ssm_is_probed_by_a_call_and_its_absence_said_once(install, caplog
 
 
 def test_semantics_are_those_of_transformers_mamba():
-    inputs = make_inputs(2, 10, 3, 4, torch.float32, without=("initial_state",))
-    time_last = {name: tensor.transpose(1, 2) if tensor.dim() == 3 else tensor for name, tensor in inputs.items()}
-    ours, our_state = selective_scan(**inputs, return_final_state=True, backend="chunked")
-    u, delta = time_last.pop("u"), time_last.pop("delta")
-    theirs, their_state = mamba_selective_scan(u, delta, **time_last, delta_softplus=True, return_last_state=True)
-    torch.testing.assert_close(ours, theirs.transpose(1, 2), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(our_state, their_state, rtol=1e-5, atol=1e-5)
+    """Against the scan inside their mixer: what goes into it and comes out is caught in the layers around it."""
+    torch.manual_seed(0)
+    config = MambaConfig(hidden_size=20, state_size=4, num_hidden_layers=1)
+    mixer = MambaMixer(config, layer_idx=0).requires_grad_(False)
+    for parameter in mixer.parameters():
+        parameter.normal_(std=0.3)
+    caught = {}
+    for name in ("in_proj", "x_proj", "out_proj"):
+        mixer.get_submodule(name).register_forward_hook(
+            lambda layer, inputs, output, name=name: caught.update({name: (inputs[0], output)})
+        )
+    cache = DynamicCache(config=config)
+    cache.update_recurrent_state = lambda state, *index: caught.update(state=state)
+    mixer(torch.randn(2, 10, 20), cache_params=cache)
+    steps, B, C = caught["x_proj"][1].split([mixer.time_step_rank, 4, 4], dim=-1)
+    ours, our_state = selective_scan(
+        u=caught["x_proj"][0],
+        delta=steps @ mixer.dt_proj.weight.T,
+        A=-mixer.A_log.exp(),
+        B=B,
+        C=C,
+        D=mixer.D,
+        z=caught["in_proj"][1].chunk(2, dim=-1)[1],
+        delta_bias=mixer.dt_proj.bias,
+        return_final_state=True,
+        backend="chunked",
+    )
+    torch.testing.assert_close(ours, caught["out_proj"][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(our_state, caught["state"], rtol=1e-5, atol=1e-5)
     assert F.softplus(torch.tensor(30.0)) == 30.0  # both leave large steps to the identity
