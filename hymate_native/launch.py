@@ -45,7 +45,9 @@ def scan_forward(
     state = A.shape[1]
     y = torch.empty((batch, length, inner), dtype=u.dtype)
     final_state = torch.empty((batch, inner, state) if return_final_state else 0)
-    states = torch.empty(states_size(batch, length, inner, state) if keep_states else 0)
+    # builds of narrower vectors leave lanes beyond `inner` unwritten, and what stands there would differ between calls
+    new = torch.zeros if inner % 16 else torch.empty
+    states = new(states_size(batch, length, inner, state) if keep_states else 0)
     arguments = ScanArguments(
         *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, threads()),
         *map(rows, (u, delta, z, B, C)),
