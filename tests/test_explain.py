@@ -102,7 +102,9 @@ def test_attention_is_the_models_own_and_sums_to_one(axis, events, extractor):
         assert shares[VARIABLES[index]] == pytest.approx(weight, abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"attention_axis": "event"}, {"num_mamba_layers": 0}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"attention_axis": "event"}, {"num_mamba_layers": 0}, {"num_statistic_bins": 2}]
+)
 def test_integrated_gradients_sum_to_the_difference_of_scores(settings, events, extractor):
     """Completeness, against a model whose embedding is rebuilt to know neither values nor variables."""
     model = classifier(**settings)
@@ -115,9 +117,16 @@ def test_integrated_gradients_sum_to_the_difference_of_scores(settings, events, 
         value = torch.where(value_mask.unsqueeze(-1), mean, module.missing_value)
         return module.variable_embedding.weight.mean(0) + value + module.time_embedding(times.unsqueeze(-1))
 
-    handle = embedding.register_forward_hook(without_content)
+    handles = [embedding.register_forward_hook(without_content)]
+    if model.hymate.channel_statistics is not None:
+        handles.append(
+            model.hymate.channel_statistics.register_forward_pre_hook(
+                lambda _, arguments: (torch.zeros_like(arguments[0]), *arguments[1:])
+            )
+        )
     baseline = log_odds(model, extractor, events)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     difference = log_odds(model, extractor, events) - baseline
     sums = found.events.group_by("record_id", maintain_order=True).agg(pl.col("attribution").sum())["attribution"]
     assert np.abs(difference).max() > 0.1

@@ -300,6 +300,18 @@ def test_augmentation_removes_whole_variables_and_leaves_no_record_empty(synthet
     assert everything["attention_mask"].any(1).all()
 
 
+def test_augmentation_removes_a_share_of_the_events(synthetic_folder):
+    extractor = fit_feature_extractor(synthetic_folder)
+    dataset = load_task(synthetic_folder, TASK, "train", extractor.variables)
+    examples = dataset.__getitems__(list(range(len(dataset))))
+    before = TaskCollator(extractor)(examples)["attention_mask"].sum(1)
+    after = TaskCollator(extractor, event_dropout=0.6, seed=1)(examples)["attention_mask"].sum(1)
+    dropped = 1 - after / before
+    assert 0.25 < dropped.mean() < 0.35
+    assert dropped.min() < 0.1
+    assert 0.5 < dropped[before > 20].max() < 0.75
+
+
 def test_nothing_after_the_cut_reaches_the_forecaster(synthetic_folder):
     extractor = fit_feature_extractor(synthetic_folder)
     dataset = load_forecast(synthetic_folder, "train", extractor.variables, 12.0)

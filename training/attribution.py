@@ -154,7 +154,8 @@ def explain(
         method:
             - `"attention"`: each event's share of the attention, `event_weights` of the model;
             - `"integrated_gradients"`: along the straight line on which every event's value turns into its variable's
-              mean in the training data and its variable's embedding into the mean over all variables; a record's
+              mean in the training data and its variable's embedding into the mean over all variables (the number and
+              the times of a variable's values, where tokens hold statistics, stay as they are); a record's
               attributions sum to the difference of the two ends' scores (Sundararajan et al., arXiv 1703.01365);
             - `"occlusion"`: the score less that without some events. Events are removed by variable within a window
               of hours and share the effect equally; `variables` and `hours` are removed as a whole.
@@ -221,9 +222,11 @@ def _attention(explainer: Explainer, events: Events, progress: str | None) -> np
 
 def _integrated_gradients(explainer: Explainer, events: Events, steps: int, progress: str | None) -> np.ndarray:
     embedding = explainer.model.hymate.embedding
+    # values reach the score through the embedding, and where tokens hold statistics of them on a second way
+    has_statistics = explainer.model.hymate.channel_statistics is not None
     names: tuple[str, ...] = ()
 
-    def score_of_embeds(embeds: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+    def score_of_inputs(embeds: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         handle = embedding.register_forward_hook(lambda *_: embeds)
         try:
             return explainer.score(explainer.model(**dict(zip(names, tensors, strict=True))).logits)
@@ -235,17 +238,21 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
     at_once = max(1, explainer.batch_size // steps)
     for rows, batch in explainer.batches(events, progress, at_once):
         features, order = in_model_order(explainer.encode(batch))
-        names = tuple(features)
         with torch.no_grad():
             embeds, baseline = _embeds_and_baseline(embedding, features)
-        found = IntegratedGradients(score_of_embeds).attribute(
-            embeds,
-            baselines=baseline,
-            additional_forward_args=tuple(features.values()),
+        names = ("values", *(name for name in features if name != "values"))
+        values, *others = (features[name] for name in names)
+        inputs, baselines = (embeds, values), (baseline, torch.zeros_like(values))
+        if not has_statistics:
+            inputs, baselines, others = inputs[:1], baselines[:1], [values, *others]
+        parts = IntegratedGradients(score_of_inputs).attribute(
+            inputs,
+            baselines=baselines,
+            additional_forward_args=tuple(others),
             n_steps=steps,
             internal_batch_size=max(explainer.batch_size, at_once),
         )
-        found = found.detach().float().sum(-1)
+        found = sum(part.detach().float().reshape(*values.shape, -1).sum(-1) for part in parts)
         found = torch.zeros_like(found).scatter(1, order, found)
         mask = features["attention_mask"]
         given_mask = torch.zeros_like(mask).scatter(1, order, mask)
