@@ -19,7 +19,6 @@ from benchmarks.data_sources import SOURCES, Source, markdown, prepare, write_bl
 from hymate_training.evaluate import EVALUATION_FILE
 from hymate_training.loop import RUN_FILE, STATE_FOLDER
 from hymate_training.metrics import metric_titles
-from hymate_training.records import read_info
 
 SMALL = ("--model", "hidden_size=16", "num_mamba_layers=1", "--epochs", "3", "--learning-rate", "2e-3")
 DEMO = (*SMALL, "--batch-size", "8")  # of some ten patients: steps enough to learn anything at all
@@ -55,22 +54,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
     parser.add_argument("--output", type=Path, required=True, help="folder of the prepared data and the runs")
     args = parser.parse_args()
-    table = [["source", "task", "trained on", f"{SPLIT} split", "figure", "95 % interval", "what it shows"]]
+    table = [["source", "task", "trained on", f"{SPLIT} split", "figures, 95 % intervals", "what it shows"]]
     commands = []
     for source in SOURCES:
         raw = args.data / source.folder
         if not raw.is_dir():
             raise SystemExit(f"{source.reader}: {raw} is missing")
         commands += run(source, raw, args.output / source.reader)
-        table += rows(source, args.output / source.reader)
+        table.append(row(source, args.output / source.reader))
     write_block("runs", "\n".join(["```", *commands, "```", "", *markdown(table)]))
 
 
 def run(source: Source, raw: Path, folder: Path) -> list[str]:
-    """Does what is not done yet; the commands of fine-tuning and evaluation, as a user would give them."""
+    """Does what is not done yet; the three commands, as a user would give them."""
     data, model, chosen = folder / "prepared", folder / "model", RUNS[source.reader]
     if not data.is_dir():
         prepare(source, raw, data)
+    shown = ["prepare", source.reader, "--raw", f"DIR/{source.folder}", "--output", str(data)]
+    if source.labels:
+        shown += ["--labels", str(folder / "labels" / source.labels[1])]
     common = ["--data", str(data), "--task", chosen.task]
     finetune = ["finetune", *common, "--output", str(model), *chosen.options]
     evaluate = ["evaluate", *common, "--split", SPLIT, "--checkpoint", str(model)]
@@ -79,33 +81,36 @@ def run(source: Source, raw: Path, folder: Path) -> list[str]:
         hymate([*finetune, "--resume"])
     elif not (model / EVALUATION_FILE).is_file():
         shutil.rmtree(model, ignore_errors=True)
+        (folder / f"{SPLIT}.json").unlink(missing_ok=True)
         hymate(finetune)
-    hymate(evaluate)
-    return [" ".join(["hymate", *command]).replace(f"{folder.parent}/", "") for command in (finetune, evaluate)]
+    if not (folder / f"{SPLIT}.json").is_file():
+        hymate(evaluate)
+    return [" ".join(["hymate", *command]).replace(f"{folder.parent}/", "") for command in (shown, finetune, evaluate)]
 
 
 def hymate(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "hymate_training", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def rows(source: Source, folder: Path) -> list[list[str]]:
-    """A row a figure of what `hymate evaluate` left."""
+def row(source: Source, folder: Path) -> list[str]:
+    """What `hymate evaluate` left, as a row of the table."""
     chosen = RUNS[source.reader]
     evaluation = json.loads((folder / f"{SPLIT}.json").read_text(encoding="utf-8"))
     account = json.loads((folder / "model" / RUN_FILE).read_text(encoding="utf-8"))
-    size = f"{evaluation['n']:,} predictions, {evaluation['num_records']:,} records"
+    size = f"{evaluation['n']:,} predictions of {evaluation['num_records']:,} records"
     if "positives" in evaluation:
         size += f", {evaluation['positives']:,} positive"
     trained = f"{account['num_examples']['train']:,} predictions, {account['epochs']} epochs"
-    shows = "proof of function, no accuracy" if chosen.is_demo else "a small model after few epochs"
-    titles = metric_titles(read_info(folder / "prepared").task(chosen.task).problem_type)
-    found = []
+    if most := account["recipe"]["examples_per_record"]:
+        trained += f" of {most} a record"
+    titles = metric_titles(evaluation["problem_type"])
+    figures = []
     for name in chosen.figures:
         value, interval = evaluation["metrics"][name], evaluation["confidence_intervals"][name]
-        shown = "not defined" if value is None else f"{titles[name]} {value:.3f}"
-        span = "none" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-        found.append([f"{source.reader}, {source.version}", chosen.task, trained, size, shown, span, shows])
-    return found
+        shown = "not defined" if value is None else f"{value:.3f}"
+        figures.append(f"{titles[name]} {shown}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+    shows = "proof of function, nothing of accuracy" if chosen.is_demo else "a small model after few epochs"
+    return [f"{source.reader}, {source.version}", chosen.task, trained, size, ", ".join(figures), shows]
 
 
 if __name__ == "__main__":
