@@ -126,7 +126,7 @@ def xgboost_probabilities(
         "seed": 0,
     }
     booster = xgboost.train(
-        settings, parts[0], 500, [(parts[1], "held_out")], early_stopping_rounds=30, verbose_eval=False
+        settings, parts[0], 500, evals=[(parts[1], "held_out")], early_stopping_rounds=30, verbose_eval=False
     )
     trees = booster.best_iteration + 1
     print(f"XGBoost, {trees} trees, {features.shape[1]} features, {time.perf_counter() - start:.0f} s")
