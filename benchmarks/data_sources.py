@@ -17,23 +17,28 @@ from pathlib import Path
 
 from hymate_training.records import DatasetInfo, read_info, summary_tables
 
-PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "data.md"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader is given: a folder below --data, and the version of the data in it."""
+    """What a reader is given: a folder below --data, and the version of the data in it.
+
+    `labels` names a script of examples/ that derives the task of that name from data that come without labels.
+    """
 
     reader: str
     folder: str
     version: str
+    labels: tuple[str, str] | None = None
 
 
 SOURCES = (
     Source("physionet2012", "physionet2012", "1.0.0, sets b and c"),
     Source("physionet2019", "physionet2019", "1.0.0, 7,000 patients of hospital B"),
     Source("mimic-iv", "mimic-iv-demo-2.2", "demo 2.2"),
-    Source("meds", "mimic-iv-demo-meds", "MIMIC-IV demo in MEDS 0.4"),
+    Source("meds", "mimic-iv-demo-meds", "MIMIC-IV demo in MEDS 0.4", ("meds_labels.py", "long_stay")),
     Source("eicu", "eicu-demo", "demo 2.0.1, without bedside vitals"),
 )
 
@@ -43,7 +48,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
     parser.add_argument("--only", nargs="+", choices=[source.reader for source in SOURCES], help="these sources alone")
     args = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
     for source in SOURCES:
         raw = args.data / source.folder
         if args.only and source.reader not in args.only:
@@ -56,15 +60,18 @@ def main() -> None:
             seconds, mebibytes = prepare(source, raw, output)
             print(f"{source.reader}: {seconds:.1f} s, {mebibytes:,.0f} MiB")
             text = "\n".join(describe(source, output, read_info(output), seconds, mebibytes))
-        page = replace_block(page, source.reader, text)
-    incoming = PAGE.with_suffix(".incoming")
-    incoming.write_text(page, encoding="utf-8")
-    os.replace(incoming, PAGE)
+        write_block(source.reader, text)
 
 
 def prepare(source: Source, raw: Path, output: Path) -> tuple[float, float]:
     """Runs `hymate prepare` in a process of its own; seconds and peak memory in MiB."""
     command = [sys.executable, "-m", "hymate_training", "prepare", source.reader, "--raw", str(raw)]
+    if source.labels:
+        script, task = source.labels
+        labels = output.with_name("labels") / task
+        arguments = ["--raw", str(raw), "--output", str(labels)]
+        subprocess.run([sys.executable, str(ROOT / "examples" / script), *arguments], check=True)
+        command += ["--labels", str(labels)]
     start = time.perf_counter()
     process = subprocess.Popen([*command, "--output", str(output)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -100,12 +107,15 @@ def markdown(rows: list[list[str]]) -> list[str]:
     return [head, "|" + "---|" * len(rows[0]), *body]
 
 
-def replace_block(page: str, name: str, text: str) -> str:
-    """The page with the text between the comments `<!-- begin NAME -->` and `<!-- end NAME -->` replaced."""
+def write_block(name: str, text: str) -> None:
+    """Replaces what the page has between the comments `<!-- begin NAME -->` and `<!-- end NAME -->`."""
+    page = PAGE.read_text(encoding="utf-8")
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(page):
         raise SystemExit(f"{PAGE} lacks the comments <!-- begin {name} --> and <!-- end {name} -->")
-    return pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page)
+    incoming = PAGE.with_suffix(".incoming")
+    incoming.write_text(pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page), encoding="utf-8")
+    os.replace(incoming, PAGE)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,116 @@
-"""XGBoost on the prefixes that HyMaTE sees, for the hourly task of PhysioNet 2019.
+"""HyMaTE against XGBoost on the same prefixes, for the hourly task of PhysioNet 2019.
 
-    hymate prepare physionet2019 --raw DIR --output PREPARED
-    python -m benchmarks.sepsis_onset --data PREPARED --output xgboost.json
+    hymate prepare physionet2019 --raw ../shared/data/physionet2019 --output runs/sepsis/data
+    hymate pretrain --recipe physionet2019 --data runs/sepsis/data --output runs/sepsis/pretrained
+    hymate finetune --recipe physionet2019 --data runs/sepsis/data --task sepsis_onset \\
+        --checkpoint runs/sepsis/pretrained --output runs/sepsis/onset
+    python -m benchmarks.sepsis_onset --data runs/sepsis/data --checkpoint runs/sepsis/onset \\
+        --output runs/sepsis/comparison.json --write
 
-Features of each prediction, from the events up to its time and no later: each variable's latest value, hours since it,
-mean, minimum, maximum and number, and the static columns. The number of trees is chosen on patients held out of the
-training split, so the validation and test figures are comparable with those of `hymate evaluate`; the threshold of the
-utility is chosen on the validation split, as there.
+XGBoost's features of each prediction, from the events up to its time and no later: each variable's latest value, hours
+since it, mean, minimum, maximum and number, and the static columns. The number of trees is chosen on patients held out
+of the training split. HyMaTE's epoch, and for both the threshold of the utility, are chosen on the validation split.
+Intervals are from a bootstrap over patients; that of the difference is paired. --write puts the table into
+docs/data.md.
 """
 
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xgboost
 
-from hymate_training.collation import TaskDataset, fit_feature_extractor, load_task
+from benchmarks.data_sources import markdown, write_block
+from hymate_training.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
 from hymate_training.evaluate import alarm_gains
 from hymate_training.loop import write_json
-from hymate_training.metrics import format_report, report
+from hymate_training.metrics import format_report, paired_difference, report
+from hymate_training.predict import load_checkpoint, predict_examples
 from hymate_training.records import read_info, split_fingerprint
 from hymate_training.utility import add_utility, best_threshold
 from modeling_hymate import HyMaTEFeatureExtractor
 
-TASK = "sepsis_onset"
+TASK, SPLIT = "sepsis_onset", "validation"
+FIGURES = {"auroc": "AUROC", "auprc": "AUPRC", "normalized_utility": "normalized utility"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="prepared folder of PhysioNet 2019")
+    parser.add_argument("--checkpoint", type=Path, help="fine-tuned model to compare; XGBoost alone without")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/data.md")
     args = parser.parse_args()
+    extractor = fit_feature_extractor(args.data)
+    dataset = load_task(args.data, TASK, SPLIT, extractor.variables)
+    predictions = {}
+    if args.checkpoint:
+        predictions["HyMaTE"] = hymate_probabilities(args.checkpoint, dataset)
+    predictions["XGBoost"] = xgboost_probabilities(args.data, dataset, extractor, args.threads)
+    result: dict[str, Any] = {"task": TASK, "split": SPLIT, "models": {}}
+    for name, probabilities in predictions.items():
+        result["models"][name] = evaluation = evaluate(args.data, dataset, probabilities)
+        print(f"\n{name}\n{format_report(evaluation)}")
+    if args.checkpoint:
+        result["difference"] = paired_difference(
+            "binary", dataset.labels, predictions["HyMaTE"], predictions["XGBoost"], groups=dataset.record_ids
+        )
+    write_json(args.output, result)
+    lines = table(result)
+    print("\n".join(["", *lines]))
+    if args.write:
+        write_block(TASK, "\n".join(lines))
+
+
+def evaluate(data: Path, dataset: TaskDataset, probabilities: np.ndarray) -> dict[str, Any]:
+    """The figures that `hymate evaluate` gives on the validation split."""
+    evaluation = report(
+        "binary",
+        dataset.labels,
+        probabilities,
+        groups=dataset.record_ids,
+        split_fingerprint=split_fingerprint(data, TASK, SPLIT),
+    )
+    gains = alarm_gains(read_info(data).extra["utility"][TASK], dataset)
+    threshold = {"value": best_threshold(gains, probabilities), "chosen_on": SPLIT}
+    add_utility(evaluation, gains, probabilities, dataset.record_ids, threshold)
+    return evaluation
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The comparison in Markdown: a row a model, and the paired difference."""
+    cells = [["model", *FIGURES.values()]]
+    for name, evaluation in result["models"].items():
+        values, intervals = evaluation["metrics"], evaluation["confidence_intervals"]
+        cells.append([name, *(_cell(values[figure], intervals[figure]) for figure in FIGURES)])
+    if differences := result.get("difference"):
+        shown = (differences.get(figure) for figure in FIGURES)
+        cells.append(["difference", *(_cell(d["difference"], d["interval"], "+") if d else "" for d in shown)])
+    sizes = next(iter(result["models"].values()))
+    size = f"{sizes['n']:,} hours of {sizes['num_records']:,} patients, {sizes['positives']:,} of them positive"
+    return [f"{SPLIT.capitalize()} split: {size}; 95 % intervals.", "", *markdown(cells)]
+
+
+def _cell(value: float, interval: list[float], sign: str = "") -> str:
+    return f"{value:{sign}.3f} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+
+
+def hymate_probabilities(checkpoint: Path, dataset: TaskDataset) -> np.ndarray:
+    model, extractor = load_checkpoint(checkpoint)
+    predicted = predict_examples(model, dataset, TaskCollator(extractor), progress="HyMaTE")
+    probabilities = np.empty(len(dataset))
+    probabilities[predicted.indices] = predicted.values[:, 1]
+    return probabilities
+
+
+def xgboost_probabilities(
+    data: Path, dataset: TaskDataset, extractor: HyMaTEFeatureExtractor, threads: int
+) -> np.ndarray:
     start = time.perf_counter()
-    info, extractor = read_info(args.data), fit_feature_extractor(args.data)
-    datasets = {split: load_task(args.data, TASK, split, extractor.variables) for split in ("train", "validation")}
-    train = datasets["train"]
+    train = load_task(data, TASK, "train", extractor.variables)
     features = prefix_features(train, extractor)
     held_out = np.isin(train.rows, np.random.default_rng(0).permutation(len(train.events))[: len(train.events) // 10])
     parts = [xgboost.DMatrix(features[rows], train.labels[rows]) for rows in (~held_out, held_out)]
@@ -48,31 +122,16 @@ def main() -> None:
         "min_child_weight": 10,
         "subsample": 0.7,
         "colsample_bytree": 0.5,
-        "nthread": args.threads,
+        "nthread": threads,
         "seed": 0,
     }
     booster = xgboost.train(
-        settings, parts[0], 500, [(parts[1], "held_out")], early_stopping_rounds=30, verbose_eval=False
+        settings, parts[0], 500, evals=[(parts[1], "held_out")], early_stopping_rounds=30, verbose_eval=False
     )
     trees = booster.best_iteration + 1
-    dataset = datasets["validation"]
-    probabilities = booster.predict(
-        xgboost.DMatrix(prefix_features(dataset, extractor)), iteration_range=(0, trees)
-    ).astype(np.float64)
-    evaluation = report(
-        "binary",
-        dataset.labels,
-        probabilities,
-        groups=dataset.record_ids,
-        split_fingerprint=split_fingerprint(args.data, TASK, "validation"),
-    )
-    if utility := info.extra.get("utility", {}).get(TASK):
-        gains = alarm_gains(utility, dataset)
-        threshold = {"value": best_threshold(gains, probabilities), "chosen_on": "validation"}
-        add_utility(evaluation, gains, probabilities, dataset.record_ids, threshold)
-    write_json(args.output, evaluation | {"model": "XGBoost", "trees": trees, "task": TASK, "split": "validation"})
     print(f"XGBoost, {trees} trees, {features.shape[1]} features, {time.perf_counter() - start:.0f} s")
-    print(format_report(evaluation))
+    matrix = xgboost.DMatrix(prefix_features(dataset, extractor))
+    return booster.predict(matrix, iteration_range=(0, trees)).astype(np.float64)
 
 
 def prefix_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:

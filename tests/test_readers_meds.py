@@ -219,6 +219,16 @@ def repeat_shard(raw: Path):
     (raw / "data" / "any" / "7.parquet").write_bytes((raw / "data" / "any" / "2.parquet").read_bytes())
 
 
+def empty_all(raw: Path):
+    for path in (raw / "data").rglob("*.parquet"):
+        pl.read_parquet(path).clear().write_parquet(path)
+
+
+def empty_splits(raw: Path):
+    path = raw / "metadata" / "subject_splits.parquet"
+    pl.read_parquet(path).clear().write_parquet(path)
+
+
 def repeat_split(raw: Path):
     path = raw / "metadata" / "subject_splits.parquet"
     frame = pl.read_parquet(path)
@@ -227,12 +237,16 @@ def repeat_split(raw: Path):
 
 BROKEN = {
     "truncated": (cut, "2.parquet"),
+    "empty file": (lambda raw: (raw / "data" / "any" / "2.parquet").write_bytes(b""), "2.parquet is damaged"),
+    "empty tables": (empty_all, "raw/data holds no events"),
+    "empty splits": (empty_splits, "subject_splits.parquet has no rows"),
     "missing column": (drop_code, r"2.parquet .*code"),
     "wrong type": (spoil(time=pl.lit("yesterday")), "2.parquet"),
     "null code": (spoil(code=pl.lit(None, pl.String)), "2.parquet: code is null"),
     "infinite value": (spoil(numeric_value=pl.lit(np.inf, pl.Float32)), "2.parquet: subject 2 has an infinite"),
     "subject in two shards": (repeat_shard, "2.parquet and .*7.parquet"),
     "subject in two splits": (repeat_split, "subject_splits.parquet: subject 0"),
+    "latin-1": (lambda raw: (raw / "metadata" / "dataset.json").write_bytes(b'{"license": "\xe9"}'), "dataset.json"),
     "no JSON": (lambda raw: (raw / "metadata" / "dataset.json").write_text("{"), "dataset.json"),
     "no data": (lambda raw: (raw / "data").rename(raw / "events"), "not a MEDS data set"),
 }
@@ -273,6 +287,49 @@ def test_labels_must_be_one_column_without_gaps(raw, tmp_path):
         spoiled.write_parquet(folder / "1.parquet")
         with pytest.raises(ValueError, match=message):
             meds.prepare(raw, tmp_path / "out", labels=[folder])
+    (folder / "1.parquet").write_bytes((folder / "0.parquet").read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"two/1\.parquet is damaged"):
+        meds.prepare(raw, tmp_path / "out", labels=[folder])
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+def admission(subject: int, begins: float, ends: float | None, way: str = "HOME") -> list[tuple]:
+    """A stay in the hospital from one hour to another, with a diagnosis coded at its end."""
+    start = START + timedelta(days=subject)
+    rows = [(subject, start + timedelta(hours=begins), "HOSPITAL_ADMISSION//URGENT", None)]
+    if ends is not None:
+        rows += [
+            (subject, start + timedelta(hours=ends), code, None) for code in (f"HOSPITAL_DISCHARGE//{way}", "ICD//I50")
+        ]
+    return rows
+
+
+def test_labels_from_the_events_of_a_data_set(tmp_path):
+    """What examples/meds_labels.py asks and answers, by hand, and that the answers are valid MEDS and leak nothing."""
+    script = pytest.importorskip("meds_labels", reason="needs the package meds")
+    raw = make(tmp_path / "raw", num_shards=2)
+    for shard in range(2):
+        path = raw / "data" / "any" / f"{shard}.parquet"
+        rows = []
+        for subject in range(shard, NUM_SUBJECTS, 2):
+            rows += admission(subject, 0, 20)  # over before the question
+            rows += admission(subject, 200, 200 + 24 * (5 + subject % 4))  # five to eight days
+            rows += admission(subject, 600, 600 + 24 * 9, "DIED" if subject == 3 else "HOME")
+            rows += admission(subject, 610, None)  # moved within the stay
+            rows += admission(subject, 2000, None)  # not over when the data end
+        pl.concat([pl.read_parquet(path), pl.DataFrame(rows, schema=SCHEMA, orient="row")]).write_parquet(path)
+    script.main(["--raw", str(raw), "--output", str(tmp_path / "labels" / "long_stay")])
+    info = meds.prepare(raw, tmp_path / "out", labels=[tmp_path / "labels" / "long_stay"], min_subjects=2)
+    assert info.task("long_stay").problem_type == "binary"
+    found = {
+        (row["record_id"], row["prediction_time"]): row["boolean_value"]
+        for split in SPLITS
+        for row in read_task(tmp_path / "out", "long_stay", split).to_pylist()
+    }
+    subjects = range(NUM_SUBJECTS - 1)  # the last is in no split
+    expected = {(str(subject), 224.0): subject % 4 == 3 for subject in subjects}  # a week to the minute is not longer
+    assert found == expected | {(str(subject), 624.0): True for subject in subjects}
+    assert check_leakage(tmp_path / "out", "long_stay") > 100
 
 
 def test_our_small_data_set_is_valid_meds(raw):

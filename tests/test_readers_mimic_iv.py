@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from leakage import check_leakage
 
+from hymate_training.cli import main
 from hymate_training.collation import TaskCollator, fit_feature_extractor, load_task
 from hymate_training.readers import mimic_iv
 from hymate_training.readers.mimic_iv_items import BOUNDS, PLAUSIBLE
@@ -326,6 +327,17 @@ def test_a_broken_download_is_named_and_leaves_nothing(raw, tmp_path, broken):
     with pytest.raises(ValueError, match=message) as caught:
         mimic_iv.prepare(copy, tmp_path / "out", min_stays=1)
     assert f"{table}.csv" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_the_command_says_it_in_one_line(tmp_path, capsys):
+    """Even where the parser quotes rows: here from a quotation mark that is never closed."""
+    raw = write(tmp_path / "raw", make_tables())
+    rewrite(lambda text: text.replace(b",min,", b',"min,', 1))(raw / "icu" / "procedureevents.csv.gz")
+    assert main(["prepare", "mimic-iv", "--min-stays", "1", "--raw", str(raw), "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err.rpartition("hymate prepare: ")[2]
+    assert "procedureevents.csv.gz" in message
+    assert message.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 

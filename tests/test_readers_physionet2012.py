@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leakage import check_leakage
 
 from hymate_training import prepare as command
 from hymate_training.readers import physionet2012
@@ -145,6 +146,17 @@ def test_outcomes_become_labels_and_unknown_ones_are_dropped(prepared):
     days = read_task(prepared, "length_of_stay", "test")
     assert days["float_value"].to_pylist() == [3, 4, 5, 6, 8, 9, 10, 11]
     assert read_info(prepared).dropped["predictions of length_of_stay without a known outcome"] == 6
+
+
+@pytest.mark.parametrize("task", ["in_hospital_mortality", "length_of_stay"])
+def test_nothing_after_the_prediction_is_seen(task, sets, tmp_path):
+    """The challenge has nothing after hour 48, where it asks; should a download have, it stays unseen."""
+    late = {
+        letter: {name: [*rows, "48:01,HR,250", "61:00,Lactate,9"] for name, rows in members.items()}
+        for letter, members in sets.items()
+    }
+    physionet2012.prepare(make_raw(tmp_path / "raw", late), tmp_path / "out")
+    assert check_leakage(tmp_path / "out", task) >= 2 * 13  # the training stays with a known outcome
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -293,8 +305,9 @@ def test_a_truncated_archive_is_named(form, kept, sets, tmp_path):
     raw = make_raw(tmp_path / "raw", {"b": sets["b"]}, form)
     archive = raw / f"set-b.{form}"
     archive.write_bytes(archive.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=rf"set-b\.{form} is damaged or incomplete"):
+    with pytest.raises(ValueError, match=rf"set-b\.{form} is damaged or incomplete") as raised:
         physionet2012.prepare(raw, tmp_path / "out")
+    assert "\n" not in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 

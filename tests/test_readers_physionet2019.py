@@ -234,8 +234,9 @@ def test_a_truncated_archive_is_named(form, kept, tmp_path):
     raw = write_hospital(tmp_path / "raw", "B", make_hospital("B"), form)
     archive = raw / f"training_setB.{form}"
     archive.write_bytes(archive.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=rf"training_setB\.{form} is damaged or incomplete"):
+    with pytest.raises(ValueError, match=rf"training_setB\.{form} is damaged or incomplete") as raised:
         physionet2019.prepare(raw, tmp_path / "out")
+    assert "\n" not in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 

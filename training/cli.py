@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hymate {called}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        print(f"hymate {called}: {error}", file=sys.stderr)
+        message = " ".join(str(error).splitlines())  # a parser's own message may hold the rows it quotes
+        print(f"hymate {called}: {message}", file=sys.stderr)
         return 2
     if text:
         print(text)

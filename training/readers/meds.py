@@ -270,6 +270,8 @@ def _read_splits(raw: Path) -> pl.DataFrame | None:
         logger.warning("%s is missing: subjects are divided 80/10/10 at random", path)
         return None
     splits = _read_parquet(path, {"subject_id": pl.Int64, "split": pl.String})
+    if not splits.height:
+        raise ValueError(f"{path} has no rows")
     if (twice := splits["subject_id"].is_duplicated()).any():
         raise ValueError(f"{path}: subject {splits['subject_id'][int(twice.arg_max() or 0)]} occurs more than once")
     return splits.with_columns(pl.col("split").replace_strict(SPLIT_NAMES, default=None, return_dtype=pl.String)).sort(
@@ -328,6 +330,8 @@ def _assemble(
     """Vocabulary, records and tasks out of the shards' results."""
     dropped: Counter[str] = Counter()
     subjects = _all_subjects(done)
+    if not subjects.height:
+        raise ValueError(f"{raw / 'data'} holds no events: all its tables are empty")
     dropped["subjects without a split"] = subjects["split"].null_count()
     dropped["subjects without a timed event"] = subjects["origin"].null_count()
     subjects = subjects.drop_nulls(["split", "origin"])

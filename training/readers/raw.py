@@ -33,7 +33,7 @@ def read_members(source: Path, wanted: Callable[[PurePosixPath], bool]) -> Itera
                         yield name, archive.read(name)
         else:
             content = io.BytesIO(gzip.decompress(source.read_bytes()))  # checks the whole; tarfile's stream does not
-            with tarfile.open(fileobj=content) as archive:
+            with tarfile.open(fileobj=content, mode="r:") as archive:
                 for member in archive:
                     if member.isfile() and wanted(PurePosixPath(member.name)):
                         file = archive.extractfile(member)
