@@ -5,7 +5,7 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: install demo test test-floor lint format bench docs sanitize aarch64 clean
+.PHONY: install demo test test-floor lint format bench evidence release docs sanitize aarch64 clean
 
 install: $(VENV)/.installed
 
@@ -51,6 +51,15 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Cross-validation on PhysioNet 2012, into docs/evidence.md: RAW is the download. What is finished is not run again.
+RAW ?= downloads/physionet2012
+evidence: install
+	$(BIN)/python -m benchmarks.evidence --raw $(RAW)
+
+# The released checkpoints, from the raw download into model_cards/.
+release: install
+	$(BIN)/python -m benchmarks.evidence.release --raw $(RAW)
 
 # Into build/docs; any warning is an error.
 docs: install

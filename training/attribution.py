@@ -242,7 +242,8 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
             embeds, baseline = _embeds_and_baseline(embedding, features)
         names = ("values", *(name for name in features if name != "values"))
         values, *others = (features[name] for name in names)
-        inputs, baselines = (embeds, values), (baseline, torch.zeros_like(values))
+        inputs: tuple[torch.Tensor, ...] = (embeds, values)
+        baselines: tuple[torch.Tensor, ...] = (baseline, torch.zeros_like(values))
         if not has_statistics:
             inputs, baselines, others = inputs[:1], baselines[:1], [values, *others]
         parts = IntegratedGradients(score_of_inputs).attribute(

@@ -1,6 +1,6 @@
 """Auxiliary targets: further labels of the same records that a classifier learns beside its own, in training only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.preprocessing import QuantileTransformer
 from torch import nn
+from transformers import BatchFeature
 from transformers.utils import ModelOutput
 
-from hymate_training.collation import Examples, TaskCollator, TaskDataset
+from hymate_training.collation import Examples, TaskDataset
 from hymate_training.records import read_info, read_task
 from modeling_hymate import HyMaTEForSequenceClassification
 
@@ -58,10 +59,10 @@ def load_auxiliary(folder: Path, tasks: Sequence[str], split: str, dataset: Task
 class AuxiliaryCollator:
     """Adds `auxiliary_labels` to what the collator of the main task returns."""
 
-    collator: TaskCollator
+    collator: Callable[[Examples], BatchFeature]
     targets: AuxiliaryTargets
 
-    def __call__(self, examples: Examples) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Examples) -> BatchFeature:
         features = self.collator(examples)
         features["auxiliary_labels"] = torch.from_numpy(self.targets.values[examples.indices])
         return features
@@ -69,6 +70,8 @@ class AuxiliaryCollator:
 
 class AuxiliaryModel(nn.Module):
     """A classifier with one more linear head for auxiliary targets. Only `classifier` is kept in the end."""
+
+    binary: torch.Tensor
 
     def __init__(self, classifier: HyMaTEForSequenceClassification, binary: np.ndarray, weight: float):
         super().__init__()

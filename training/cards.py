@@ -311,6 +311,11 @@ def _training(run: Mapping) -> list[str]:
         sentences.append(f"It started from the pretrained weights {_code(run['checkpoint'])}.")
     elif run.get("kind") == "finetune":
         sentences.append("It started from random weights.")
+    if run.get("temperature"):
+        sentences.append(
+            f"Logits are divided by a temperature of {run['temperature']:.3g}, fitted on the validation split, before "
+            "they become probabilities."
+        )
     seconds = [entry["seconds"] for entry in run.get("history", []) if entry.get("seconds") is not None]
     if seconds:
         sentences.append(f"An epoch took {np.mean(seconds):,.1f} s on average.")

@@ -120,13 +120,15 @@ def run(args: argparse.Namespace) -> str:
         "kind": "finetune",
         "checkpoint": None if args.checkpoint is None else args.checkpoint.name,
         "task": asdict(task),
+        "temperature": None,
         **describe_data(args.data, task, extractor, datasets),
     }
-    loop.write_json(args.output / loop.RUN_FILE, account)
     best, _ = load_checkpoint(args.output)
     if task.problem_type != "regression":
         calibrate(best, datasets["validation"], collator(), options.batch_size)
         loop.write_checkpoint(best, save, args.output)
+        account["temperature"] = best.config.temperature
+    loop.write_json(args.output / loop.RUN_FILE, account)
     evaluation = evaluate(
         best,
         extractor,

@@ -1,7 +1,7 @@
 """What HyMaTE is compared with: trees and a linear model on summary statistics, and GRU-D.
 
-Each takes a prepared folder and a seed, trains on its train split, stops early by its validation split, and returns
-the probabilities of its test split in the order of `load_task`.
+Each takes a prepared folder, a seed and the split to predict, trains on the train split, stops early by the validation
+split, and returns probabilities in the order of `load_task`.
 """
 
 from pathlib import Path
@@ -22,13 +22,15 @@ from modeling_hymate import HyMaTEFeatureExtractor
 
 EARLY_HOURS = 12.0
 HOURS = 48
-SPLITS = ("train", "validation", "test")
+GRU_EPOCHS = 25
+GRU_BATCH = 64
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of the logistic regression; the validation split chooses
 
 
-def _load(folder: Path) -> tuple[HyMaTEFeatureExtractor, dict[str, TaskDataset]]:
+def _load(folder: Path, split: str) -> tuple[HyMaTEFeatureExtractor, dict[str, TaskDataset]]:
     extractor = fit_feature_extractor(folder)
-    return extractor, {split: load_task(folder, TASK, split, extractor.variables) for split in SPLITS}
+    splits = dict.fromkeys(("train", "validation", split))
+    return extractor, {name: load_task(folder, TASK, name, extractor.variables) for name in splits}
 
 
 def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:
@@ -65,11 +67,11 @@ def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) ->
     return np.concatenate([features.reshape(len(events), -1), extractor.encode_static(events.static, len(events))], 1)
 
 
-def xgboost(folder: Path, seed: int) -> np.ndarray:
+def xgboost(folder: Path, seed: int, split: str = "test") -> np.ndarray:
     """Gradient-boosted trees on `summary_features`. Settings were chosen on other folds than those reported."""
-    extractor, datasets = _load(folder)
+    extractor, datasets = _load(folder, split)
     parts = {
-        split: xgb.DMatrix(summary_features(dataset, extractor), dataset.labels) for split, dataset in datasets.items()
+        name: xgb.DMatrix(summary_features(dataset, extractor), dataset.labels) for name, dataset in datasets.items()
     }
     settings = {
         "objective": "binary:logistic",
@@ -91,13 +93,13 @@ def xgboost(folder: Path, seed: int) -> np.ndarray:
         early_stopping_rounds=60,
         verbose_eval=False,
     )
-    return booster.predict(parts["test"], iteration_range=(0, booster.best_iteration + 1))
+    return booster.predict(parts[split], iteration_range=(0, booster.best_iteration + 1))
 
 
-def logistic_regression(folder: Path, seed: int) -> np.ndarray:
+def logistic_regression(folder: Path, seed: int, split: str = "test") -> np.ndarray:
     """L2-penalized logistic regression on `summary_features`, imputed by the median with indicators."""
-    extractor, datasets = _load(folder)
-    features = {split: summary_features(dataset, extractor) for split, dataset in datasets.items()}
+    extractor, datasets = _load(folder, split)
+    features = {name: summary_features(dataset, extractor) for name, dataset in datasets.items()}
     candidates = []
     for penalty in PENALTIES:
         model = make_pipeline(
@@ -107,7 +109,7 @@ def logistic_regression(folder: Path, seed: int) -> np.ndarray:
         ).fit(features["train"], datasets["train"].labels)
         validation = model.predict_proba(features["validation"])[:, 1]
         candidates.append((log_loss(datasets["validation"].labels, validation), len(candidates), model))
-    return min(candidates)[-1].predict_proba(features["test"])[:, 1]
+    return min(candidates)[-1].predict_proba(features[split])[:, 1]
 
 
 class GRUD(nn.Module):
@@ -153,13 +155,13 @@ def hourly_grid(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> torc
     return torch.from_numpy(np.stack([values, mask, since / 24]).astype(np.float32))
 
 
-def gru_d(folder: Path, seed: int, epochs: int = 25, batch_size: int = 64) -> np.ndarray:
+def gru_d(folder: Path, seed: int, split: str = "test") -> np.ndarray:
     """GRU-D on hourly means; the epoch with the best AUROC + AUPRC of the validation split counts."""
-    extractor, datasets = _load(folder)
-    grids = {split: hourly_grid(dataset, extractor) for split, dataset in datasets.items()}
+    extractor, datasets = _load(folder, split)
+    grids = {name: hourly_grid(dataset, extractor) for name, dataset in datasets.items()}
     static = {
-        split: torch.from_numpy(extractor.encode_static(dataset.events.static, len(dataset.events))[dataset.rows])
-        for split, dataset in datasets.items()
+        name: torch.from_numpy(extractor.encode_static(dataset.events.static, len(dataset.events))[dataset.rows])
+        for name, dataset in datasets.items()
     }
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -169,14 +171,14 @@ def gru_d(folder: Path, seed: int, epochs: int = 25, batch_size: int = 64) -> np
     best, kept = -np.inf, np.zeros(0)
 
     @torch.no_grad()
-    def predict(split: str) -> np.ndarray:
+    def predict(name: str) -> np.ndarray:
         model.eval()
-        parts = zip(grids[split].split(256, dim=1), static[split].split(256), strict=True)
+        parts = zip(grids[name].split(256, dim=1), static[name].split(256), strict=True)
         return torch.cat([model(*part) for part in parts]).sigmoid().numpy()
 
-    for _ in range(epochs):
+    for _ in range(GRU_EPOCHS):
         model.train()
-        for rows in np.array_split(rng.permutation(len(labels)), max(1, len(labels) // batch_size)):
+        for rows in np.array_split(rng.permutation(len(labels)), max(1, len(labels) // GRU_BATCH)):
             logits = model(grids["train"][:, rows], static["train"][rows])
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[rows])
             optimizer.zero_grad()
@@ -186,5 +188,5 @@ def gru_d(folder: Path, seed: int, epochs: int = 25, batch_size: int = 64) -> np
         probabilities, truth = predict("validation"), datasets["validation"].labels
         score = roc_auc_score(truth, probabilities) + average_precision_score(truth, probabilities)
         if score > best:
-            best, kept = score, predict("test")
+            best, kept = score, predict(split)
     return kept

@@ -1,0 +1,74 @@
+"""`make release`: retrains the released checkpoints from the raw download, into model_cards/.
+
+    python -m benchmarks.evidence.release --raw DIR
+
+The encoder is pretrained and the classifier trained by the recipe `physionet2012` on the STraTS split of sets b and c,
+one seed, chosen in advance. The card's figures are those of the validation split, with the baselines beside them.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from benchmarks.evidence import baselines
+from benchmarks.evidence.folds import TASK
+from benchmarks.evidence.units import hymate
+from hymate_training.cards import write_model_card
+from hymate_training.collation import load_task
+from hymate_training.evaluate import EVALUATION_FILE
+from hymate_training.loop import RUN_FILE, write_json
+from hymate_training.metrics import report
+from hymate_training.push import plan_push
+from hymate_training.readers import READERS
+from hymate_training.records import read_info, replace_folder, split_fingerprint
+
+MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
+COMPARED = {
+    "XGBoost on summary statistics": baselines.xgboost,
+    "logistic regression on summary statistics": baselines.logistic_regression,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", type=Path, required=True, help="download of PhysioNet 2012, sets b and c")
+    parser.add_argument("--work", type=Path, default=Path("runs/release"), help="prepared data and unfinished runs")
+    args = parser.parse_args()
+    data = args.work / "data"
+    if not data.is_dir():
+        READERS["physionet2012"].prepare(args.raw, data)
+    pretrained, mortality = (args.work / f"hymate-physionet2012-{name}" for name in ("pretrained", "mortality"))
+    if not (pretrained / RUN_FILE).is_file():
+        hymate("pretrain", ["--data", str(data), "--output", str(pretrained)], pretrained)
+    if not (mortality / EVALUATION_FILE).is_file():
+        hymate("finetune", ["--data", str(data), "--task", TASK, "--output", str(mortality)], mortality)
+    evaluation = json.loads((mortality / EVALUATION_FILE).read_text())
+    labels = load_task(data, TASK, "validation", read_info(data).variables).labels
+    evaluation["baselines"] = {
+        name: report(
+            "binary",
+            labels,
+            predict(data, 0, "validation"),
+            split_fingerprint=split_fingerprint(data, TASK, "validation"),
+        )
+        for name, predict in COMPARED.items()
+    }
+    write_json(mortality / EVALUATION_FILE, evaluation)
+    for folder in (pretrained, mortality):
+        write_model_card(folder)
+        release(folder, MODEL_CARDS / folder.name)
+
+
+def release(folder: Path, place: Path) -> None:
+    """Copies what `hymate push` would upload of a checkpoint; `place` holds the old files or the new ones."""
+    incoming = place.with_name(f".{place.name}.incoming")
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir()
+    for name in plan_push(folder).uploaded:
+        shutil.copy(folder / name, incoming / name)
+    replace_folder(incoming, place)
+
+
+if __name__ == "__main__":
+    main()
