@@ -167,7 +167,7 @@ def gru_d(folder: Path, seed: int, split: str = "test") -> np.ndarray:
     rng = np.random.default_rng(seed)
     model = GRUD(extractor.num_variables, static["train"].shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    labels = torch.from_numpy(datasets["train"].labels).float()
+    labels = torch.tensor(datasets["train"].labels, dtype=torch.float32)
     best, kept = -np.inf, np.zeros(0)
 
     @torch.no_grad()

@@ -1,0 +1,125 @@
+"""The evidence of docs/evidence.md: folds, paired differences, baselines, and one unit from start to end."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.evidence import baselines, units
+from benchmarks.evidence.folds import NUM_FOLDS, TASK, assign_folds, prepare_fold
+from benchmarks.evidence.models import MODELS, Model
+from benchmarks.evidence.tables import TABLES, paired, read_results, write_page
+from hymate_training.collation import fit_feature_extractor, load_task
+from hymate_training.records import read_info, read_records, read_task
+
+
+@pytest.fixture(scope="module")
+def folds(synthetic_folder, tmp_path_factory) -> list[list[str]]:
+    return assign_folds(synthetic_folder, tmp_path_factory.mktemp("folds") / "folds.json")
+
+
+@pytest.fixture(scope="module")
+def fold_folder(synthetic_folder, folds, tmp_path_factory):
+    return prepare_fold(synthetic_folder, folds, 1, 100, True, tmp_path_factory.mktemp("fold") / "prepared")
+
+
+def test_folds_partition_the_records_and_are_kept(synthetic_folder, folds, tmp_path):
+    names = [name for fold in folds for name in fold]
+    own = [name for split in ("train", "validation") for name in read_records(synthetic_folder, split)["record_id"]]
+    assert sorted(names) == sorted(str(name) for name in own)
+    assert len(folds) == NUM_FOLDS
+    path = tmp_path / "folds.json"
+    assert assign_folds(synthetic_folder, path) == folds
+    path.write_text(json.dumps({"folds": [["somebody"]]}))
+    with pytest.raises(ValueError, match="lists other records"):
+        assign_folds(synthetic_folder, path)
+
+
+def test_a_fold_is_the_test_split_and_fewer_labels_are_among_more(synthetic_folder, folds, fold_folder, tmp_path):
+    assert read_records(fold_folder, "test")["record_id"].to_pylist() == folds[1]
+    few = prepare_fold(synthetic_folder, folds, 1, 10, False, tmp_path / "few")
+    assert read_info(few).static_columns == ()
+    assert read_records(few, "train")["record_id"] == read_records(fold_folder, "train")["record_id"]
+    for split in ("validation", "test"):
+        assert read_task(few, TASK, split).equals(read_task(fold_folder, TASK, split))
+    some, every = (set(read_task(folder, TASK, "train")["record_id"].to_pylist()) for folder in (few, fold_folder))
+    assert some < every
+    assert len(some) == len(every) // 10
+
+
+@pytest.mark.parametrize("name", ["xgboost", "logistic_regression", "gru_d"])
+def test_baselines_learn(name, fold_folder, monkeypatch):
+    monkeypatch.setattr(baselines, "GRU_EPOCHS", 2)
+    if name == "xgboost":
+        pytest.importorskip("xgboost")
+    probabilities = MODELS[name].baseline(fold_folder, 0)
+    dataset = load_task(fold_folder, TASK, "test", read_info(fold_folder).variables)
+    assert probabilities.shape == dataset.labels.shape
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+    assert np.array_equal(probabilities, MODELS[name].baseline(fold_folder, 0))
+
+
+def test_summary_features_are_those_of_a_loop(fold_folder):
+    extractor = fit_feature_extractor(fold_folder)
+    dataset = load_task(fold_folder, TASK, "test", extractor.variables)
+    features = baselines.summary_features(dataset, extractor)
+    for row in range(5):
+        record = dataset.events.take(dataset.rows[[row]])
+        for variable in range(extractor.num_variables):
+            found = features[row, 8 * variable : 8 * variable + 8]
+            values = record.values[record.variable_ids == variable]
+            if not len(values):
+                assert np.isnan(np.delete(found, 6)).all()
+                assert found[6] == 0
+                continue
+            early = values[record.times[record.variable_ids == variable] <= 12]
+            expected = [values[0], values[-1], values.min(), values.max(), values.mean(), values.std(), len(values)]
+            np.testing.assert_allclose(found[:7], expected, rtol=1e-4, atol=1e-3)
+            np.testing.assert_allclose(found[7], early.mean() if len(early) else np.nan, rtol=1e-4, atol=1e-3)
+
+
+def test_the_grid_of_gru_d_counts_hours_since_a_measurement(fold_folder):
+    extractor = fit_feature_extractor(fold_folder)
+    dataset = load_task(fold_folder, TASK, "test", extractor.variables)
+    values, mask, since = baselines.hourly_grid(dataset, extractor).numpy()
+    assert mask.any()
+    assert (values[mask == 0] == 0).all()
+    assert (since[:, 0] == 0).all()
+    expected = np.where(mask[:, :-1] > 0, 1, since[:, :-1] * 24 + 1) / 24
+    np.testing.assert_allclose(since[:, 1:], expected, atol=1e-5)
+
+
+def unit_of(metric: float, shift: float) -> dict:
+    samples = (metric + shift + np.linspace(-0.1, 0.1, 101)).tolist()
+    metrics = dict.fromkeys(("auroc", "auprc", "log_loss", "brier", "expected_calibration_error"), metric)
+    return {"metrics": metrics, "samples": dict.fromkeys(("auroc", "auprc", "log_loss"), samples), "seconds": 1}
+
+
+def test_differences_are_paired_by_fold_and_resample():
+    ours, theirs = ({fold: unit_of(base + fold / 100, 0.0) for fold in range(3)} for base in (0.80, 0.78))
+    theirs.pop(2)
+    mean, interval, won, of = paired(ours, theirs, "auroc")
+    assert mean == pytest.approx(0.02)
+    assert interval == pytest.approx([0.02, 0.02])  # the resamples are the same, so their noise cancels
+    assert (won, of) == (2, 2)
+
+
+def test_a_unit_is_run_once_and_fills_the_page(synthetic_folder, folds, tmp_path, monkeypatch):
+    small = {"hidden_size": 16, "num_attention_heads": 2}
+    monkeypatch.setitem(MODELS, "hymate", Model("HyMaTE", model=small, finetune={"auxiliary_tasks": "length_of_stay"}))
+    arguments = (synthetic_folder, folds, tmp_path / "work", tmp_path / "runs", True)
+    units.run_unit("hymate", 100, 1, *arguments)
+    units.run_unit("logistic_regression", 100, 1, *arguments)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert len(before) == 2
+    units.run_unit("hymate", 100, 1, *arguments)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == before
+    unit = json.loads(units.result_path(tmp_path / "runs", "hymate", 100, 1).read_text())
+    assert unit["n"] == len(folds[1])
+    assert not set(json.dumps(unit).split('"')) & set(folds[1])  # names no record
+    page = tmp_path / "evidence.md"
+    page.write_text("\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in TABLES))
+    for _ in range(2):
+        write_page(read_results(tmp_path / "runs"), page)
+        assert page.read_text().count("| HyMaTE | 1 |") == 1
+        assert "logistic regression on summary statistics | " in page.read_text()
