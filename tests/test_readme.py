@@ -21,7 +21,7 @@ def test_python_example_runs(synthetic_folder, tmp_path, monkeypatch, capsys):
     finetune = ["finetune", "--data", str(synthetic_folder), "--task", "in_hospital_mortality", "--epochs", "1"]
     assert main([*finetune, "--output", "runs/demo/mortality", "--model", "hidden_size=8", "num_mamba_layers=1"]) == 0
     capsys.readouterr()
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     probabilities = [float(number) for number in re.findall(r"(?:survived|died)': ([0-9.e-]+)", printed)]

@@ -1,0 +1,53 @@
+"""The released checkpoints in model_cards/: they load from a clone, and evaluation gives what their card says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification
+
+from hymate_training.cli import main
+from hymate_training.push import plan_push
+
+MODEL_CARDS = Path(__file__).resolve().parents[1] / "model_cards"
+MORTALITY = MODEL_CARDS / "hymate-physionet2012-mortality"
+PRETRAINED = MODEL_CARDS / "hymate-physionet2012-pretrained"
+LARGEST = 2_000_000  # bytes
+
+
+@pytest.mark.parametrize("folder", [MORTALITY, PRETRAINED], ids=lambda folder: folder.name)
+def test_a_folder_holds_what_is_pushed_and_nothing_else(folder):
+    assert plan_push(folder).left == ()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST
+
+
+def test_they_load_and_answer():
+    extractor = AutoFeatureExtractor.from_pretrained(MORTALITY)
+    inputs = extractor({"time": [0.5, 2.0, 30.0], "variable": ["HR", "GCS", "GCS"], "value": [92, 15, 6]})
+    classifier, info = AutoModelForSequenceClassification.from_pretrained(MORTALITY, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with torch.no_grad():
+        probabilities = classifier.predictions(classifier(**inputs).logits)
+        forecast = AutoModelForPreTraining.from_pretrained(PRETRAINED)(**inputs).logits
+    torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
+    assert forecast.isfinite().all()
+
+
+def test_evaluation_reproduces_the_card(shared_data, tmp_path, capsys):
+    raw = shared_data("physionet2012")
+    assert main(["prepare", "physionet2012", "--raw", str(raw), "--output", str(tmp_path / "data")]) == 0
+    arguments = ["evaluate", "--checkpoint", str(MORTALITY), "--data", str(tmp_path / "data")]
+    arguments += ["--task", "in_hospital_mortality", "--split", "validation"]
+    assert main([*arguments, "--output", str(tmp_path / "evaluation.json")]) == 0
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    header = yaml.safe_load(re.match(r"---\n(.*?)\n---", (MORTALITY / "README.md").read_text(), re.DOTALL).group(1))
+    (result,) = header["model-index"][0]["results"]
+    assert result["dataset"]["args"]["fingerprint"] == evaluation["split_fingerprint"]
+    stated = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert stated["roc_auc"] == pytest.approx(evaluation["metrics"]["auroc"], abs=2e-4)
+    assert stated["average_precision"] == pytest.approx(evaluation["metrics"]["auprc"], abs=2e-3)
+    assert stated["expected_calibration_error"] < 0.03
