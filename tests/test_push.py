@@ -75,6 +75,15 @@ def test_every_plot_of_an_evaluation_may_go(checkpoint, problem_type):
     assert {path.name for path in written} <= set(push.plan_push(checkpoint).uploaded)
 
 
+def test_weights_of_a_last_epoch_stay_behind_and_stop_nothing(checkpoint):
+    (checkpoint / "last").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / "last" / name).write_bytes((checkpoint / name).read_bytes())
+    plan = push.plan_push(checkpoint)
+    assert "last/model.safetensors" in plan.left
+    assert "model.safetensors" in plan.uploaded
+
+
 LEAKED_FILES = {
     "predictions.csv": b"record_id,died\n132539,0.4\n",
     "predictions": b"132539 0.4\n",

@@ -26,6 +26,7 @@ from modeling_hymate.feature_extraction_hymate import CLIP_PERCENTILES
 TEMPLATE = "model_card.md.j2"
 EVALUATION_FILES = "evaluation*.json"
 FAITHFULNESS_FILE = "faithfulness.json"  # what `hymate explain --card` found
+CROSS_VALIDATION_FILE = "cross_validation.md"  # what the author measured beyond the run's own splits
 # the line of the card's example that names the model; a push puts the repository's name there
 PLACE = re.compile(r'^place = ".*"  # the folder of this card$', re.MULTILINE)
 LICENSE = "apache-2.0"  # of the code and, unless you say otherwise in your repository, of the weights
@@ -116,6 +117,7 @@ def model_card(folder: str | Path) -> ModelCard:
         training=_training(run),
         evaluations=[_evaluation(evaluation, folder, run) for evaluation in evaluations],
         forecast=_forecast(run),
+        cross_validation=_cross_validation(folder),
         explanations=_explanations(folder),
         citation=data.get("citation"),
     )
@@ -345,6 +347,11 @@ def _explanations(folder: Path) -> list[str]:
         f"(insertion), and the model predicts again, for {found['num_records']:,} records: {found['title']}.",
         "\n".join(lines),
     ]
+
+
+def _cross_validation(folder: Path) -> str:
+    path = folder / CROSS_VALIDATION_FILE
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _forecast(run: Mapping) -> str:

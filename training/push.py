@@ -262,7 +262,8 @@ def patient_level(path: Path, allowed: bool = False) -> str | None:
             return "training state"
         if suffixes & (TABLES | DATABASES):
             return "a table, which may hold records or predictions"
-        if suffixes & OBJECTS:
+        # weights in a folder below, such as those of a run's last epoch, are no more of a record than the others
+        if suffixes & OBJECTS and not WEIGHTS.fullmatch(name):
             return "pickled objects or arrays, which may hold training state, attention or predictions of records"
         if suffixes & ARCHIVES:
             return "an archive, whose content is not looked into"

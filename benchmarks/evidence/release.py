@@ -13,8 +13,9 @@ from pathlib import Path
 
 from benchmarks.evidence import baselines
 from benchmarks.evidence.folds import TASK
+from benchmarks.evidence.tables import PAGE, cross_validation, read_results
 from benchmarks.evidence.units import hymate
-from hymate_training.cards import write_model_card
+from hymate_training.cards import CROSS_VALIDATION_FILE, write_model_card
 from hymate_training.collation import load_task
 from hymate_training.evaluate import EVALUATION_FILE
 from hymate_training.loop import RUN_FILE, write_json
@@ -23,6 +24,7 @@ from hymate_training.push import plan_push
 from hymate_training.readers import READERS
 from hymate_training.records import read_info, replace_folder, split_fingerprint
 
+EVIDENCE = PAGE.with_suffix("")
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 COMPARED = {
     "XGBoost on summary statistics": baselines.xgboost,
@@ -55,6 +57,7 @@ def main() -> None:
         for name, predict in COMPARED.items()
     }
     write_json(mortality / EVALUATION_FILE, evaluation)
+    (mortality / CROSS_VALIDATION_FILE).write_text(cross_validation(read_results(EVIDENCE / "runs")) + "\n")
     for folder in (pretrained, mortality):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,39 @@ def difference_table(results: Results, reference: str) -> str:
         "folds won (AUROC)",
     )
     return markdown(f"{MODELS[reference].title} less another model", header, rows)
+
+
+def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
+    """Whether the reference is better than others in AUROC and AUPRC, a sentence each: only if the interval says so."""
+    lines = []
+    for name in others:
+        if not reference_overlaps(results, reference, results.get((name, 100), {})):
+            continue
+        for figure in ("auroc", "auprc"):
+            mean, interval, _, of = paired(results[reference, 100], results[name, 100], figure)
+            if interval is None:
+                continue
+            verdict = "above" if interval[0] > 0 else "below" if interval[1] < 0 else "neither above nor below"
+            lines.append(
+                f'- {METRICS["binary"][figure]}: {verdict} "{MODELS[name].title}" ({mean:+.4f} '
+                f"[{interval[0]:+.4f}, {interval[1]:+.4f}], {of} folds)."
+            )
+    return "\n".join(lines)
+
+
+def cross_validation(results: Results) -> str:
+    """The section of a released model's card: the tables, and whether the hybrid beats its parts and the trees."""
+    compared = ("attention_only", "mamba_only", "xgboost")
+    return "\n\n".join(
+        [
+            "### Cross-validation of the recipe",
+            "Five folds over sets b and c, one seed a fold; `make evidence` in the project's repository. Means over "
+            "folds, 95 % intervals from resampled patients.",
+            main_table(results).split("\n\n", 1)[1],
+            "The recipe's model is, with paired 95 % intervals,",
+            verdicts(results, "hymate", compared),
+        ]
+    )
 
 
 def reference_overlaps(results: Results, reference: str, units: dict[int, dict]) -> bool:

@@ -1,0 +1,62 @@
+"""Event embedding: what was measured, what its value was, and when (STraTS, arXiv 2107.14293, section 4.1)."""
+
+import math
+
+import torch
+from torch import nn
+
+from .configuration_hymate import HyMaTEConfig
+from .dropout import FeatureDropout
+
+
+class ScalarEmbedding(nn.Sequential):
+    """Embeds numbers: 1 -> ceil(sqrt(hidden_size)) -> hidden_size with tanh between."""
+
+    def __init__(self, hidden_size: int):
+        width = math.ceil(math.sqrt(hidden_size))
+        super().__init__(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, hidden_size, bias=False))
+
+
+class HyMaTEEmbedding(nn.Module):
+    """Embeds events as the sum of their variable, value and time; events without a number have a learned vector."""
+
+    def __init__(self, config: HyMaTEConfig):
+        super().__init__()
+        self.variable_embedding = nn.Embedding(config.num_variables, config.hidden_size)
+        self.value_embedding = ScalarEmbedding(config.hidden_size)
+        self.variable_value_vectors = (
+            nn.Embedding(config.num_variables, config.hidden_size) if config.variable_value_vectors else None
+        )
+        self.time_embedding = ScalarEmbedding(config.hidden_size)
+        self.missing_value = nn.Parameter(torch.empty(config.hidden_size))
+        self.dropout = FeatureDropout(config.hidden_dropout)
+
+    def forward(
+        self, values: torch.Tensor, times: torch.Tensor, variable_ids: torch.Tensor, value_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """All arguments (batch, length), `value_mask` boolean; returns (batch, length, hidden_size)."""
+        dtype = self.missing_value.dtype
+        value_embeds = self.value_embedding(values.to(dtype).unsqueeze(-1))
+        if self.variable_value_vectors is not None:
+            value_embeds = value_embeds + values.to(dtype).unsqueeze(-1) * self.variable_value_vectors(variable_ids)
+        value_embeds = torch.where(value_mask.unsqueeze(-1), value_embeds, self.missing_value.to(value_embeds.dtype))
+        time_embeds = self.time_embedding(times.to(dtype).unsqueeze(-1))
+        return self.dropout(self.variable_embedding(variable_ids) + value_embeds + time_embeds)
+
+
+class HyMaTEStaticEmbedding(nn.Module):
+    """Embeds static features (demographics): num_static_features -> 2 hidden_size -> hidden_size with tanh."""
+
+    def __init__(self, config: HyMaTEConfig):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(config.num_static_features, 2 * config.hidden_size),
+            nn.Tanh(),
+            nn.Dropout(config.hidden_dropout),
+            nn.Linear(2 * config.hidden_size, config.hidden_size),
+            nn.Tanh(),
+        )
+
+    def forward(self, static_values: torch.Tensor) -> torch.Tensor:
+        """(batch, num_static_features) -> (batch, hidden_size)"""
+        return self.layers(static_values.to(next(self.parameters()).dtype))

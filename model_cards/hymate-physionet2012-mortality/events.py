@@ -1,0 +1,376 @@
+"""Events of many records as flat arrays, read from the shapes in which users hold them."""
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+EVENT_COLUMNS = ("time", "variable", "value")
+
+
+@dataclass
+class Events:
+    """Events of a batch of records, record after record.
+
+    Attributes:
+        offsets: where each record begins, and the end: record i holds the events `offsets[i]:offsets[i + 1]`.
+        times: hours since the record's start, `(events,)`.
+        variable_ids: index of each event's variable, `(events,)`.
+        values: in clinical units, `(events,)`; NaN where an event carries no number.
+        static: one array a static column, `(records,)`; NaN or None where unknown.
+        record_ids: name of each record; its position where the input has none.
+        ignored: number of events dropped because their variable is unknown, by name.
+    """
+
+    offsets: np.ndarray
+    times: np.ndarray
+    variable_ids: np.ndarray
+    values: np.ndarray
+    static: dict[str, np.ndarray] = field(default_factory=dict)
+    record_ids: list[str] = field(default_factory=list)
+    ignored: Counter = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of events of each record."""
+        return np.diff(self.offsets)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Record of each event, `(events,)`."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def select(self, keep: np.ndarray) -> "Events":
+        """The events at which the boolean array `keep` is true; records may end up empty."""
+        offsets = np.concatenate([[0], np.cumsum(keep)])[self.offsets]
+        return replace(
+            self,
+            offsets=offsets,
+            times=self.times[keep],
+            variable_ids=self.variable_ids[keep],
+            values=self.values[keep],
+        )
+
+    def take(self, rows: np.ndarray) -> "Events":
+        """The records at the positions `rows`, in that order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        chosen = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return replace(
+            self,
+            offsets=offsets,
+            times=self.times[chosen],
+            variable_ids=self.variable_ids[chosen],
+            values=self.values[chosen],
+            static={name: column[rows] for name, column in self.static.items()},
+            record_ids=[self.record_ids[row] for row in rows],
+        )
+
+    def latest(self, max_events: int) -> "Events":
+        """The last `max_events` events of each record."""
+        if max_events < 1:
+            raise ValueError(f"max_events must be at least 1, got {max_events}")
+        position_from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.times))
+        return self.select(position_from_end <= max_events)
+
+
+def parse_events(
+    records: Any,
+    variables: Sequence[str],
+    static: Any = None,
+    static_columns: Sequence[str] = (),
+    unknown_variables: Literal["error", "ignore"] = "error",
+) -> Events:
+    """Reads records in clinical units into flat arrays, each record's events in time order.
+
+    Args:
+        records: one of
+            - a long-format pandas or polars frame, or a mapping of its columns to lists: a row an event, columns
+              `time` (hours), `variable` (name or index) and `value` (number, or missing for an event without one),
+              and `record_id` unless it is one record; static columns repeat their value within a record;
+            - one record as a mapping of those columns to lists, static columns beside them as single values;
+            - a mapping whose columns hold a list a record (a slice of a prepared data set);
+            - a sequence of any mix of single records (mappings or frames), such as rows of a prepared data set.
+        variables: known variables, in the order of their indices.
+        static: static columns, where `records` does not hold them: a frame or mapping with `record_id` and the
+            static columns, or without `record_id` in the order of the records.
+        static_columns: names of the static columns to read; one that is nowhere given is missing for all.
+        unknown_variables: `"error"` or `"ignore"`, which drops such events and counts them in `Events.ignored`.
+
+    Raises:
+        ValueError: for a missing column, an unknown variable, a value that is no number, a time that is negative or
+            no number, and a record without events; the message names the column, the row and the record.
+    """
+    if unknown_variables not in ("error", "ignore"):
+        raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
+    columns, lengths, record_ids, own_static = _flatten(records, static_columns)
+    if not len(lengths):
+        raise ValueError("records is empty: hand over at least one record")
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    times = _numbers(columns["time"], "time", rows, record_ids)
+    values = _numbers(columns["value"], "value", rows, record_ids)
+    for bad, column, rule in (
+        (~np.isfinite(times), "time", "a finite number of hours"),
+        (times < 0, "time", "hours since the record's start, not negative"),
+        (np.isinf(values), "value", "a finite number, or missing"),
+    ):
+        if bad.any():
+            at = int(np.argmax(bad))
+            given = (times if column == "time" else values)[at]
+            raise ValueError(f"column {column!r}, {_place(at, rows, record_ids)}: {given} is not {rule}")
+    variable_ids, ignored = _variable_indices(columns["variable"], variables, unknown_variables, rows, record_ids)
+    known = variable_ids >= 0
+    rows, times, values, variable_ids = rows[known], times[known], values[known], variable_ids[known]
+    counts = np.bincount(rows, minlength=len(lengths))
+    if (counts == 0).any():
+        empty = record_ids[int(np.argmin(counts))]
+        reason = " left: all of its variables are unknown" if ignored else ""
+        raise ValueError(f"record {empty!r} has no events{reason}")
+    order = np.lexsort((values, variable_ids, times, rows))  # ties have one order, whatever that of the input
+    return Events(
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        times=times[order],
+        variable_ids=variable_ids[order],
+        values=values[order],
+        static=_static_arrays(static, static_columns, own_static, record_ids),
+        record_ids=record_ids,
+        ignored=ignored,
+    )
+
+
+def _is_frame(data: Any) -> bool:
+    return hasattr(data, "columns") and hasattr(data, "__getitem__") and not isinstance(data, Mapping)
+
+
+def _column_names(data: Any) -> list[str]:
+    return list(data.keys()) if isinstance(data, Mapping) else [str(name) for name in data.columns]
+
+
+def _column(data: Any, name: str) -> np.ndarray:
+    column = data[name]
+    if isinstance(column, np.ndarray):
+        return column
+    if hasattr(column, "to_numpy"):
+        return np.asarray(column.to_numpy())
+    if hasattr(column, "__array__"):
+        return np.asarray(column)
+    if not _is_listlike(column):
+        raise ValueError(f"column {name!r} must hold a list, got {type(column).__name__}")
+    return _object_array(column) if any(item is None or isinstance(item, str) for item in column) else np.array(column)
+
+
+def _object_array(items: Sequence) -> np.ndarray:
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
+
+
+def _require_columns(data: Any, where: str):
+    names = _column_names(data)
+    missing = [name for name in EVENT_COLUMNS if name not in names]
+    if missing:
+        raise ValueError(f"{where} lacks the column {missing[0]!r}; it has {', '.join(map(repr, names)) or 'none'}")
+
+
+def _flatten(records: Any, static_columns: Sequence[str]):
+    """Columns of all events, number of events a record, record names and the static values found in the records."""
+    if _is_frame(records):
+        return _flatten_frame(records, static_columns)
+    if isinstance(records, Mapping):
+        _require_columns(records, "the record")
+        nested = _is_listlike(records["time"]) and _is_listlike(next(iter(records["time"]), None))
+        if not nested and _is_listlike(records.get("record_id")):
+            return _flatten_frame(records, static_columns)
+        records = _unzip(records) if nested else [records]
+    if isinstance(records, str) or not isinstance(records, Sequence):
+        try:
+            records = list(records)
+        except TypeError:
+            raise ValueError(
+                f"records must be a frame, a mapping or a sequence of them, got {type(records).__name__}"
+            ) from None
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in EVENT_COLUMNS}
+    lengths, record_ids = [], []
+    own_static: dict[str, list] = {name: [] for name in static_columns}
+    for position, record in enumerate(records):
+        if not (_is_frame(record) or isinstance(record, Mapping)):
+            raise ValueError(f"record {position} must be a mapping or a frame, got {type(record).__name__}")
+        names = _column_names(record)
+        record_id = str(position)
+        if "record_id" in names:
+            record_id = str(_constant(record["record_id"], "record_id", position))
+        _require_columns(record, f"record {record_id!r}")
+        columns = {name: _column(record, name) for name in EVENT_COLUMNS}
+        sizes = {name: len(column) for name, column in columns.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"record {record_id!r}: columns differ in length: {sizes}")
+        for name, column in columns.items():
+            parts[name].append(column)
+        lengths.append(sizes["time"])
+        record_ids.append(record_id)
+        for name, found in own_static.items():
+            found.append(_constant(record[name], name, record_id) if name in names else None)
+    columns = {name: _concatenate(column) for name, column in parts.items()}
+    return columns, np.array(lengths, dtype=np.int64), record_ids, own_static
+
+
+def _unzip(columns: Mapping) -> list[dict]:
+    """Rows of a mapping whose columns hold an item a record."""
+    size = len(columns["time"])
+    for name, column in columns.items():
+        if not _is_listlike(column) or len(column) != size:
+            found = f"{len(column)} items" if _is_listlike(column) else f"a {type(column).__name__}"
+            raise ValueError(f"column {name!r} must hold one item a record, as 'time' does ({size}); it holds {found}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _constant(column: Any, name: str, record_id: Any) -> Any:
+    """What a column says about a whole record: a single value, or the one that all of its rows repeat."""
+    if not _is_listlike(column):
+        return column
+    found = {item for item in _column({name: column}, name).tolist() if not is_missing(item)}
+    if len(found) > 1:
+        raise ValueError(f"column {name!r} must hold one value a record, but record {record_id!r} has {len(found)}")
+    return next(iter(found), None)
+
+
+def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
+    parts = [part for part in parts if len(part)] or parts[:1] or [np.zeros(0)]
+    if len({part.dtype.kind for part in parts}) > 1:
+        parts = [part.astype(object) for part in parts]
+    return np.concatenate(parts)
+
+
+def _flatten_frame(frame: Any, static_columns: Sequence[str]):
+    _require_columns(frame, "the frame")
+    names = _column_names(frame)
+    columns = {name: _column(frame, name) for name in (*EVENT_COLUMNS, *(set(static_columns) & set(names)))}
+    size = len(columns["time"])
+    given = _column(frame, "record_id") if "record_id" in names else np.zeros(size, dtype=np.int64)
+    sizes = {name: len(column) for name, column in (columns | {"record_id": given}).items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"columns differ in length: {sizes}")
+    for row, record_id in enumerate(given):
+        if is_missing(record_id):
+            raise ValueError(f"column 'record_id', row {row}: the record id is missing")
+    unique, first, inverse = np.unique(given.astype(str), return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # records in the order in which they first appear
+    rows = rank[inverse]
+    order = np.argsort(rows, kind="stable")
+    record_ids = [str(unique[i]) for i in np.argsort(first)]
+    lengths = np.bincount(rows, minlength=len(unique))
+    columns = {name: column[order] for name, column in columns.items()}
+    own_static = {
+        name: [
+            _constant(part, name, record_id)
+            for part, record_id in zip(np.split(columns[name], np.cumsum(lengths)[:-1]), record_ids, strict=True)
+        ]
+        if name in columns
+        else [None] * len(record_ids)
+        for name in static_columns
+    }
+    return columns, lengths, record_ids, own_static
+
+
+def is_missing(item: Any) -> bool:
+    """Whether an item of a column stands for no value: None, NaN, or the NA and NaT of pandas."""
+    return item is None or (isinstance(item, float | np.floating) and math.isnan(item)) or str(item) in ("<NA>", "NaT")
+
+
+def _place(at: int, rows: np.ndarray, record_ids: list[str]) -> str:
+    row = rows[at]
+    return f"event {at - int(np.searchsorted(rows, row))} of record {record_ids[row]!r}"
+
+
+def _numbers(column: np.ndarray, name: str, rows: np.ndarray, record_ids: list[str]) -> np.ndarray:
+    if column.dtype.kind in "iuf":
+        return column.astype(np.float64)
+    if column.dtype.kind in "mM":
+        raise ValueError(f"column {name!r} must hold numbers (times in hours), got {column.dtype}")
+    numbers = np.empty(len(column))
+    for at, item in enumerate(column):
+        if is_missing(item):
+            numbers[at] = np.nan
+            continue
+        try:
+            numbers[at] = float(item)
+        except (TypeError, ValueError):
+            place = _place(at, rows, record_ids)
+            raise ValueError(f"column {name!r}, {place}: {item!r} is not a number") from None
+    return numbers
+
+
+def _variable_indices(column, variables, unknown_variables, rows, record_ids) -> tuple[np.ndarray, Counter]:
+    ignored: Counter = Counter()
+    if column.dtype.kind in "iu":
+        outside = (column < 0) | (column >= len(variables))
+        if outside.any():
+            at = int(np.argmax(outside))
+            place = _place(at, rows, record_ids)
+            raise ValueError(
+                f"column 'variable', {place}: index {column[at]} is not in [0, {len(variables)}), the known variables"
+            )
+        return column.astype(np.int64), ignored
+    if len(column) and column.dtype.kind == "f":
+        raise ValueError("column 'variable' must hold names or whole-number indices, got floating-point numbers")
+    # names, and indices beside them where records of both kinds were mixed
+    index = {position: position for position in range(len(variables))}
+    index |= {name: position for position, name in enumerate(variables)}
+    indices = np.fromiter((index.get(item, -1) for item in column), dtype=np.int64, count=len(column))
+    if (indices < 0).any():
+        unknown = np.flatnonzero(indices < 0)
+        if unknown_variables == "error":
+            at = int(unknown[0])
+            if is_missing(column[at]):
+                raise ValueError(f"column 'variable', {_place(at, rows, record_ids)}: the variable is missing")
+            close = difflib.get_close_matches(str(column[at]), variables, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"column 'variable', {_place(at, rows, record_ids)}: {column[at]!r} is not one of the "
+                f"{len(variables)} known variables{hint} (unknown_variables='ignore' drops such events)"
+            )
+        ignored.update(str(column[at]) for at in unknown)
+    return indices, ignored
+
+
+def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, np.ndarray]:
+    arrays = {}
+    if static is None:
+        return {
+            name: _object_array(own_static[name]) if name in own_static else np.full(len(record_ids), None, object)
+            for name in static_columns
+        }
+    if isinstance(static, Mapping) and not any(_is_listlike(static[name]) for name in static):
+        static = {name: [item] for name, item in static.items()}
+    names = _column_names(static)
+    rows = np.arange(len(record_ids))
+    if "record_id" in names:
+        given = [str(item) for item in _column(static, "record_id")]
+        position = {record_id: row for row, record_id in enumerate(given)}
+        if len(position) < len(given):
+            raise ValueError(f"static holds record_id {Counter(given).most_common(1)[0][0]!r} more than once")
+        absent = [record_id for record_id in record_ids if record_id not in position]
+        if absent:
+            raise ValueError(f"static has no row for record_id {absent[0]!r}")
+        rows = np.array([position[record_id] for record_id in record_ids])
+    for name in static_columns:
+        if name not in names:
+            raise ValueError(f"static lacks the column {name!r}; it has {', '.join(map(repr, names))}")
+        column = _column(static, name)
+        if "record_id" not in names and len(column) != len(record_ids):
+            raise ValueError(
+                f"static column {name!r} has {len(column)} rows for {len(record_ids)} records; add a record_id column"
+            )
+        arrays[name] = column[rows]
+    return arrays
+
+
+def _is_listlike(item: Any) -> bool:
+    return hasattr(item, "__len__") and not isinstance(item, str) and getattr(item, "ndim", 1) > 0

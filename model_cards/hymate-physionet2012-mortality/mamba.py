@@ -1,0 +1,116 @@
+"""The temporal encoder's layer: a Mamba mixer (Gu and Dao, arXiv 2312.00752) that runs on CPUs and CUDA."""
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_hymate import HyMaTEConfig
+from .dropout import FeatureDropout
+from .scan import hymate_native, resolve_backend, selective_scan
+
+
+class HyMaTEMixer(nn.Module):
+    """Mamba mixer whose parameters carry the names and shapes of transformers' `MambaMixer`."""
+
+    def __init__(self, config: HyMaTEConfig):
+        super().__init__()
+        self.config = config
+        inner_size = config.mamba_inner_size
+        rank = int(config.time_step_rank)
+        self.in_proj = nn.Linear(config.hidden_size, 2 * inner_size, bias=config.use_bias)
+        self.conv1d = nn.Conv1d(
+            inner_size, inner_size, config.conv_kernel, groups=inner_size, bias=config.use_conv_bias
+        )
+        self.act = ACT2FN[config.hidden_act]
+        self.x_proj = nn.Linear(inner_size, rank + 2 * config.state_size, bias=False)
+        self.dt_proj = nn.Linear(rank, inner_size)
+        self.A_log = nn.Parameter(torch.empty(inner_size, config.state_size))
+        self.D = nn.Parameter(torch.empty(inner_size))
+        self.out_proj = nn.Linear(inner_size, config.hidden_size, bias=config.use_bias)
+
+    @torch.no_grad()
+    def init_weights(self):
+        """The initialization of the Mamba paper (section 3.6): S4D-real decay rates, log-uniform step sizes."""
+        config = self.config
+        rates = torch.arange(1, config.state_size + 1, dtype=torch.float32, device=self.A_log.device)
+        init.copy_(self.A_log, rates.log().expand_as(self.A_log))
+        init.ones_(self.D)
+        bound = self.dt_proj.in_features**-0.5
+        init.uniform_(self.dt_proj.weight, -bound, bound)
+        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+        steps = torch.rand(config.mamba_inner_size, device=self.A_log.device) * (high - low) + low
+        steps = steps.exp().clamp(min=config.time_step_floor)
+        init.copy_(self.dt_proj.bias, steps + (-torch.expm1(-steps)).log())  # the inverse of softplus
+        init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
+        if self.conv1d.bias is not None:
+            init.zeros_(self.conv1d.bias)
+
+    def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Mixes events along time.
+
+        Args:
+            hidden_states: `(batch, length, hidden_size)`, real events first.
+            lengths: number of real events of each record, `(batch,)`.
+
+        Returns:
+            `(batch, length, hidden_size)`.
+        """
+        projected_states = self.in_proj(hidden_states)  # (batch, length, 2 * inner)
+        A = -torch.exp(self.A_log.float())
+        if self._is_fusable() and resolve_backend(projected_states) == "native":
+            states = hymate_native.mamba_inner(
+                projected_states,
+                self.conv1d.weight,
+                self.conv1d.bias,
+                self.x_proj.weight,
+                self.dt_proj.weight,
+                self.dt_proj.bias,
+                A,
+                self.D,
+                lengths,
+            )
+        else:
+            states, gate = projected_states.chunk(2, dim=-1)
+            states = self.act(self._causal_conv(states))
+            config = self.config
+            time_step, B, C = self.x_proj(states).split(
+                [config.time_step_rank, config.state_size, config.state_size], dim=-1
+            )
+            if type(self.dt_proj) is nn.Linear:
+                # the bias is added inside the scan, in float32
+                delta, delta_bias = F.linear(time_step, self.dt_proj.weight), self.dt_proj.bias
+            else:
+                delta, delta_bias = self.dt_proj(time_step), None
+            states = cast(
+                torch.Tensor, selective_scan(states, delta, A, B, C, self.D, gate, delta_bias, lengths=lengths)
+            )
+        return self.out_proj(states)
+
+    def _is_fusable(self) -> bool:
+        # An adapter (LoRA) that wraps one of these layers must be called, not read for its weight.
+        plain = type(self.x_proj) is nn.Linear and type(self.dt_proj) is nn.Linear and type(self.conv1d) is nn.Conv1d
+        return plain and self.config.hidden_act == "silu"
+
+    def _causal_conv(self, states: torch.Tensor) -> torch.Tensor:
+        """Depthwise convolution over past events, (batch, length, inner) -> (batch, length, inner)."""
+        padded = F.pad(states.transpose(1, 2), (self.config.conv_kernel - 1, 0))
+        return self.conv1d(padded).transpose(1, 2)
+
+
+class HyMaTEMambaLayer(GradientCheckpointingLayer):
+    """h <- h + dropout(Mamba(RMSNorm(h)))"""
+
+    def __init__(self, config: HyMaTEConfig):
+        super().__init__()
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixer = HyMaTEMixer(config)
+        self.dropout = FeatureDropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.dropout(self.mixer(self.norm(hidden_states), lengths))

@@ -1,0 +1,334 @@
+"""Feature extractor: records in clinical units -> standardized, padded tensors, and back."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
+
+from .events import Events, is_missing, parse_events
+
+logger = logging.get_logger(__name__)
+
+CLIP_PERCENTILES = (0.1, 99.9)
+TIME_SCALE_PERCENTILE = 99
+
+
+class HyMaTEFeatureExtractor(FeatureExtractionMixin):
+    r"""Turns records in clinical units into the tensors HyMaTE models take, and back.
+
+    A value is clipped to its variable's range in the training records (their 0.1 and 99.9 percentiles), put on a
+    logarithmic scale where that plainly cut the variable's skew there, and standardized. Times are divided by
+    `time_scale`. Static columns are standardized or one-hot encoded, each with an indicator that it is missing.
+    Usually made by `fit`, saved beside the model as `preprocessor_config.json`.
+
+    Args:
+        variables (`list[str]`): Names of the variables; their positions are the variable ids.
+        value_ranges (`list[tuple[float, float]]`): Clipping range of each variable, clinical units.
+        value_medians (`list[float | None]`): Median of each variable that is put on a logarithmic scale, else None.
+        value_means (`list[float]`): Mean of each variable after clipping and logarithm.
+        value_deviations (`list[float]`): Standard deviation after clipping and logarithm.
+        static_columns (`list[dict]`): One a static column: `name`, and for numbers `range`, `mean` and `deviation`,
+            for categories `categories`.
+        time_scale (`float`): Hours that one unit of `times` stands for.
+        unknown_variables (`"error"` or `"ignore"`, defaults to `"error"`): What to do with events whose variable is
+            not among `variables`: refuse them, or drop and count them.
+    """
+
+    model_input_names = ["values", "times", "variable_ids", "attention_mask", "value_mask", "static_values"]  # noqa: RUF012 - transformers' own convention
+
+    def __init__(
+        self,
+        variables: Sequence[str] = (),
+        value_ranges: Sequence[Sequence[float]] = (),
+        value_medians: Sequence[float | None] = (),
+        value_means: Sequence[float] = (),
+        value_deviations: Sequence[float] = (),
+        static_columns: Sequence[Mapping] = (),
+        time_scale: float = 1.0,
+        unknown_variables: Literal["error", "ignore"] = "error",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.variables = list(variables)
+        self.value_ranges = [list(bounds) for bounds in value_ranges]
+        self.value_medians = list(value_medians)
+        self.value_means = list(value_means)
+        self.value_deviations = list(value_deviations)
+        self.static_columns = [dict(column) for column in static_columns]
+        self.time_scale = time_scale
+        self.unknown_variables = unknown_variables
+        for name in ("value_ranges", "value_medians", "value_means", "value_deviations"):
+            if len(getattr(self, name)) != len(self.variables):
+                raise ValueError(
+                    f"{name} must have one entry a variable ({len(self.variables)}): {len(getattr(self, name))}"
+                )
+        if len(set(self.variables)) < len(self.variables):
+            raise ValueError("variables must not repeat a name")
+        if unknown_variables not in ("error", "ignore"):
+            raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
+        if not time_scale > 0:
+            raise ValueError(f"time_scale must be positive, got {time_scale}")
+
+    @classmethod
+    def fit(
+        cls,
+        records: Any,
+        variables: Sequence[str],
+        static: Any = None,
+        categorical_columns: Mapping[str, Sequence[str]] | None = None,
+        numeric_columns: Sequence[str] = (),
+        **kwargs,
+    ) -> "HyMaTEFeatureExtractor":
+        """Learns the preprocessing from training records.
+
+        Args:
+            records: `Events`, or anything `__call__` takes.
+            variables: names of all variables, in the order of their ids.
+            static: as in `__call__`.
+            categorical_columns: static columns that hold a category, with their categories.
+            numeric_columns: static columns that hold a number.
+            kwargs: further arguments of the constructor.
+
+        Raises:
+            ValueError: for bad records, see `__call__`.
+        """
+        categorical_columns = dict(categorical_columns or {})
+        if not isinstance(records, Events):
+            names = (*numeric_columns, *categorical_columns)
+            records = parse_events(records, variables, static, names, kwargs.get("unknown_variables", "error"))
+        statistics: dict[str, Any] = _fit_values(records.variable_ids, records.values, len(variables))
+        columns: list[dict] = []
+        for name in numeric_columns:
+            numbers = _static_numbers(records.static[name], name)
+            low, high, _, mean, deviation = _fit_variable(numbers[~np.isnan(numbers)], allow_log=False)
+            columns.append({"name": name, "range": [low, high], "mean": mean, "deviation": deviation})
+        columns += [
+            {"name": name, "categories": [str(category) for category in found]}
+            for name, found in categorical_columns.items()
+        ]
+        scale = float(np.percentile(records.times, TIME_SCALE_PERCENTILE)) if len(records.times) else 0.0
+        return cls(variables, **statistics, static_columns=columns, time_scale=scale or 1.0, **kwargs)
+
+    @property
+    def num_variables(self) -> int:
+        return len(self.variables)
+
+    @property
+    def static_feature_names(self) -> list[str]:
+        """Name of each column of `static_values`."""
+        names = []
+        for column in self.static_columns:
+            name = column["name"]
+            names += [f"{name}={category}" for category in column["categories"]] if "categories" in column else [name]
+            names.append(f"{name} missing")
+        return names
+
+    def __call__(
+        self,
+        records: Any,
+        static: Any = None,
+        max_events: int | None = None,
+        return_tensors: Literal["pt", "np"] = "pt",
+    ) -> BatchFeature:
+        """Encodes one record or many.
+
+        Args:
+            records: a long-format pandas or polars frame (`time` in hours, `variable`, `value`, and `record_id`
+                unless it is one record), one record as a dict of lists, rows or a slice of a prepared data set, or a
+                list of single records; see `parse_events`.
+            static: static columns where `records` does not hold them: a frame or dict, with `record_id` or in the
+                order of the records.
+            max_events: keep the latest events of longer records.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            The arguments of a model's `forward`: `values`, `times`, `variable_ids`, `attention_mask`, `value_mask`,
+            all `(batch, length)`, and `static_values` `(batch, num_static_features)` where there are any. Records
+            come in the order of their first event in `records`.
+
+        Raises:
+            ValueError: for a missing column, an unknown variable, a value that is no number, a time that is negative
+                or no number, an unknown category and a record without events; the message names what and where.
+        """
+        events = self.parse(records, static)
+        return self.encode(events if max_events is None else events.latest(max_events), return_tensors)
+
+    def parse(self, records: Any, static: Any = None) -> Events:
+        """Reads and checks records, still in clinical units; arguments as in `__call__`."""
+        names = [column["name"] for column in self.static_columns]
+        events = parse_events(records, self.variables, static, names, self.unknown_variables)
+        if events.ignored:
+            logger.warning(
+                "dropped %d events of %d unknown variables: %s",
+                events.ignored.total(),
+                len(events.ignored),
+                ", ".join(name for name, _ in events.ignored.most_common(5)),
+            )
+        return events
+
+    def encode(self, events: Events, return_tensors: Literal["pt", "np"] = "pt") -> BatchFeature:
+        """Standardizes and pads events that were already read; see `__call__` for what comes back."""
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}")
+        standardized = self.standardize(events.variable_ids, events.values)
+        has_value = ~np.isnan(standardized)
+        lengths = events.lengths
+        mask = np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
+        columns = {
+            "values": np.where(has_value, standardized, 0).astype(np.float32),
+            "times": (events.times / self.time_scale).astype(np.float32),
+            "variable_ids": events.variable_ids.astype(np.int64),
+            "value_mask": has_value,
+        }
+        features: dict[str, np.ndarray] = {"attention_mask": mask}
+        places = np.flatnonzero(mask)  # found once for all columns
+        for name, column in columns.items():
+            features[name] = np.zeros(mask.shape, column.dtype)
+            features[name].ravel()[places] = column
+        if self.static_columns:
+            features["static_values"] = self.encode_static(events.static, len(events))
+        ordered = {name: features[name] for name in self.model_input_names if name in features}
+        if return_tensors == "pt":
+            return BatchFeature({name: torch.from_numpy(array) for name, array in ordered.items()})
+        return BatchFeature(ordered)
+
+    def standardize(self, variable_ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Values in clinical units -> standardized; both arrays of one shape; NaN stays NaN."""
+        low, high, median, mean, deviation = self._tables[:, variable_ids]
+        clipped = np.clip(values, low, high)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            logarithm = np.log1p((clipped - low) / (median - low))
+        return (np.where(np.isnan(median), clipped, logarithm) - mean) / deviation
+
+    def destandardize(self, variable_ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Standardized values -> clinical units, the inverse of `standardize` inside the clipping range."""
+        low, high, median, mean, deviation = self._tables[:, variable_ids]
+        raw = values * deviation + mean
+        with np.errstate(invalid="ignore", over="ignore"):
+            raw = np.where(np.isnan(median), raw, low + np.expm1(raw) * (median - low))
+        return np.clip(raw, low, high)
+
+    def decode(self, features: Mapping[str, Any]) -> list[dict[str, list]]:
+        """Encoded features -> one dict of lists a record: `time` in hours, `variable` names, `value` in clinical
+        units, None where the event carries no number. Padding is left out."""
+        arrays = {name: np.asarray(features[name]) for name in self.model_input_names if name in features}
+        values = self.destandardize(arrays["variable_ids"], arrays["values"].astype(np.float64))
+        mask = arrays.get("attention_mask", np.ones(values.shape, dtype=bool)).astype(bool)
+        has_value = arrays.get("value_mask", ~np.isnan(arrays["values"])).astype(bool)
+        times = arrays["times"].astype(np.float64) * self.time_scale
+        return [
+            {
+                "time": times[row][keep].tolist(),
+                "variable": [self.variables[index] for index in arrays["variable_ids"][row][keep]],
+                "value": [
+                    value if known else None
+                    for value, known in zip(values[row][keep].tolist(), has_value[row][keep], strict=True)
+                ],
+            }
+            for row, keep in enumerate(mask)
+        ]
+
+    def encode_static(self, static: Mapping[str, np.ndarray], num_records: int) -> np.ndarray:
+        """Static columns in clinical units -> `(num_records, num_static_features)`.
+
+        Raises:
+            ValueError: for a number that is none, and for a category that `fit` was not told of.
+        """
+        features = []
+        for column in self.static_columns:
+            name = column["name"]
+            found = static.get(name, np.full(num_records, None, object))
+            if "categories" in column:
+                positions = _category_positions(found, column["categories"], name)
+                missing = positions < 0
+                features.append(positions[:, None] == np.arange(len(column["categories"])))
+            else:
+                numbers = _static_numbers(found, name)
+                missing = np.isnan(numbers)
+                standardized = (np.clip(numbers, *column["range"]) - column["mean"]) / column["deviation"]
+                features.append(np.where(missing, 0, standardized)[:, None])
+            features.append(missing[:, None])
+        return np.concatenate(features, axis=1).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if name != "_tables"}
+
+    @cached_property
+    def _tables(self) -> np.ndarray:
+        """Low, high, median (NaN: no logarithm), mean and deviation of each variable, (5, variables)."""
+        ranges = np.array(self.value_ranges, dtype=np.float64).reshape(-1, 2)
+        medians = np.array([np.nan if median is None else median for median in self.value_medians], dtype=np.float64)
+        return np.stack(
+            [*ranges.T, medians, np.array(self.value_means, float), np.array(self.value_deviations, float)]
+        )
+
+
+def _category_positions(column: np.ndarray, categories: Sequence[str], name: str) -> np.ndarray:
+    """Index of each item among the categories; -1 where it is missing."""
+    index = {category: position for position, category in enumerate(categories) if category != ""}
+    positions = np.array([index.get(item, -1) if isinstance(item, str) else -1 for item in column], dtype=np.int64)
+    for row in np.flatnonzero(positions < 0):  # missing, or something whose text is a category
+        if is_missing(column[row]) or column[row] == "":
+            continue
+        if str(column[row]) not in index:
+            known = ", ".join(map(repr, index))
+            raise ValueError(f"static column {name!r}: {column[row]!r} is not one of {known}")
+        positions[row] = index[str(column[row])]
+    return positions
+
+
+def _static_numbers(column: np.ndarray, name: str) -> np.ndarray:
+    if column.dtype.kind == "f":
+        numbers = column.astype(np.float64)
+    else:
+        try:
+            numbers = np.array([np.nan if is_missing(item) else item for item in column], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"static column {name!r} must hold numbers, got {list(column[:3])}") from None
+    if np.isinf(numbers).any():
+        raise ValueError(f"static column {name!r} must hold finite numbers, or missing ones")
+    return numbers
+
+
+def _fit_values(variable_ids: np.ndarray, values: np.ndarray, num_variables: int) -> dict[str, list]:
+    known = ~np.isnan(values)
+    variable_ids, values = variable_ids[known], values[known]
+    order = np.argsort(variable_ids, kind="stable")
+    groups = np.split(values[order], np.cumsum(np.bincount(variable_ids, minlength=num_variables))[:-1])
+    fitted = [_fit_variable(group) for group in groups]
+    return {
+        "value_ranges": [[low, high] for low, high, *_ in fitted],
+        "value_medians": [median for _, _, median, *_ in fitted],
+        "value_means": [mean for *_, mean, _ in fitted],
+        "value_deviations": [deviation for *_, deviation in fitted],
+    }
+
+
+def _fit_variable(values: np.ndarray, allow_log: bool = True) -> tuple[float, float, float | None, float, float]:
+    """Low, high, median if the logarithm helps, mean and deviation of one variable's training values."""
+    if not len(values):
+        return 0.0, 0.0, None, 0.0, 1.0
+    if values.min() == values.max():
+        return float(values[0]), float(values[0]), None, float(values[0]), 1.0
+    low, median, high = (
+        float(bound) for bound in np.percentile(values, [CLIP_PERCENTILES[0], 50, CLIP_PERCENTILES[1]])
+    )
+    clipped = np.clip(values, low, high)
+    scaled, used_median = clipped, None
+    if allow_log and median > low:
+        logarithm = np.log1p((clipped - low) / (median - low))
+        if _skewness(clipped) > 1 and abs(_skewness(logarithm)) < _skewness(clipped) / 2:
+            scaled, used_median = logarithm, median
+    return low, high, used_median, float(scaled.mean()), float(scaled.std()) or 1.0
+
+
+def _skewness(values: np.ndarray) -> float:
+    deviation = values.std()
+    return float((((values - values.mean()) / deviation) ** 3).mean()) if deviation > 0 else 0.0
+
+
+__all__ = ["HyMaTEFeatureExtractor"]
