@@ -80,7 +80,7 @@ def difference_table(results: Results, reference: str) -> str:
 
 
 def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
-    """Whether the reference is better than others in AUROC and AUPRC, a sentence each: only if the interval says so."""
+    """Whether the reference is better than others in AUROC and AUPRC, by their intervals; a line each."""
     lines = []
     for name in others:
         if not reference_overlaps(results, reference, results.get((name, 100), {})):
