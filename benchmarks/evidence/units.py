@@ -94,7 +94,7 @@ def finetune(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Fine-tunes by the recipe; returns the test split's probabilities, and how the run went."""
     options: dict[str, Any] = {"seed": fold, **model.finetune}
-    if percent < 100:  # fewer batches an epoch, so more epochs; a third of the steps in the end
+    if percent < 100:  # fewer batches an epoch, so more epochs
         options["epochs"] = round(read_recipe(RECIPE)["finetune"]["epochs"] * (100 / percent) ** 0.5)
         options["patience"] = options["epochs"]
     if quick:
