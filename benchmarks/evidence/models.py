@@ -31,19 +31,20 @@ class Model:
 
 
 MODELS = {
-    "hymate": Model("HyMaTE"),
+    "pretrained": Model("HyMaTE", pretrained=True),
+    "hymate": Model("HyMaTE, from scratch"),
     "xgboost": Model("XGBoost on summary statistics", baseline=baselines.xgboost),
     "logistic_regression": Model("logistic regression on summary statistics", baseline=baselines.logistic_regression),
     "gru_d": Model("GRU-D", baseline=baselines.gru_d),
-    "attention_only": Model("HyMaTE without Mamba layers", {"num_mamba_layers": 0}),
-    "mamba_only": Model("HyMaTE without attention layers", {"num_attention_layers": 0}),
-    "pretrained": Model("HyMaTE, pretrained", pretrained=True),
-    "no_statistics": Model("HyMaTE without statistics in its tokens", {"num_statistic_bins": 0}),
-    "no_demographics": Model("HyMaTE without demographics", static=False),
-    "no_auxiliary": Model("HyMaTE without auxiliary targets", finetune={"auxiliary_tasks": None}),
-    "no_event_dropout": Model("HyMaTE without dropout of events", finetune={"event_dropout": 0.0}),
+    "attention_only": Model("from scratch, without Mamba layers", {"num_mamba_layers": 0}),
+    "mamba_only": Model("from scratch, without attention layers", {"num_attention_layers": 0}),
+    "no_statistics": Model("from scratch, without statistics in its tokens", {"num_statistic_bins": 0}),
+    "no_demographics": Model("from scratch, without demographics", static=False),
+    "no_auxiliary": Model("from scratch, without auxiliary targets", finetune={"auxiliary_tasks": None}),
+    "no_event_dropout": Model("from scratch, without dropout of events", finetune={"event_dropout": 0.0}),
     "event_attention": Model(
-        "HyMaTE with attention across events (as in STraTS)", {"attention_axis": "event", "num_statistic_bins": 0}
+        "from scratch, with attention across events (as in STraTS)",
+        {"attention_axis": "event", "num_statistic_bins": 0},
     ),
 }
 # every model on all labels, and the two that are compared on fewer

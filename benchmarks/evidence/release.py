@@ -44,7 +44,8 @@ def main() -> None:
     if not (pretrained / RUN_FILE).is_file():
         hymate("pretrain", ["--data", str(data), "--output", str(pretrained)], pretrained)
     if not (mortality / EVALUATION_FILE).is_file():
-        hymate("finetune", ["--data", str(data), "--task", TASK, "--output", str(mortality)], mortality)
+        arguments = ["--data", str(data), "--task", TASK, "--checkpoint", str(pretrained)]
+        hymate("finetune", [*arguments, "--output", str(mortality)], mortality)
     evaluation = json.loads((mortality / EVALUATION_FILE).read_text())
     labels = load_task(data, TASK, "validation", read_info(data).variables).labels
     evaluation["baselines"] = {
