@@ -31,7 +31,9 @@ from modeling_hymate import (
 
 CODE = {
     "attention.py",
+    "channel_statistics.py",
     "configuration_hymate.py",
+    "dropout.py",
     "embedding.py",
     "events.py",
     "feature_extraction_hymate.py",
