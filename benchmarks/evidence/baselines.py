@@ -68,7 +68,7 @@ def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) ->
 
 
 def xgboost(folder: Path, seed: int, split: str = "test") -> np.ndarray:
-    """Gradient-boosted trees on `summary_features`. Settings were chosen on other folds than those reported."""
+    """Gradient-boosted trees on `summary_features`; the settings are usual ones, not tuned."""
     extractor, datasets = _load(folder, split)
     parts = {
         name: xgb.DMatrix(summary_features(dataset, extractor), dataset.labels) for name, dataset in datasets.items()
