@@ -47,7 +47,5 @@ MODELS = {
         {"attention_axis": "event", "num_statistic_bins": 0},
     ),
 }
-# every model on all labels, and the two that are compared on fewer
-UNITS = [(name, 100) for name in MODELS] + [
-    (name, percent) for percent in PERCENTAGES for name in ("hymate", "pretrained")
-]
+FEW_LABELS = ("hymate", "pretrained", "xgboost")  # what is compared on some of the labels
+UNITS = [(name, 100) for name in MODELS] + [(name, percent) for percent in PERCENTAGES for name in FEW_LABELS]

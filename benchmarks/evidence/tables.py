@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.models import MODELS, PERCENTAGES
+from benchmarks.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
 from benchmarks.evidence.units import FIGURES
 from benchmarks.measure import markdown
 from hymate_training.metrics import METRICS, percentile_interval
@@ -133,18 +133,17 @@ def _differences(units: dict[int, dict], others: dict[int, dict]) -> list[str]:
 
 
 def label_table(results: Results) -> str:
-    """Pretraining against training from scratch, by percentage of the labels."""
+    """By percentage of the labels: figures of what is trained on them, and what pretraining gains."""
     rows = []
     for percent in (*PERCENTAGES, 100):
-        pretrained, scratch = results.get(("pretrained", percent)), results.get(("hymate", percent))
-        if pretrained and scratch and pretrained.keys() & scratch.keys():
-            shown = [mean_with_interval(units, "auroc") for units in (scratch, pretrained)]
-            rows.append([f"{percent} %", *shown, *_differences(pretrained, scratch)])
+        found = {name: results.get((name, percent), {}) for name in FEW_LABELS}
+        if found["pretrained"].keys() & found["hymate"].keys():
+            shown = [mean_with_interval(units, "auroc") if units else "" for units in found.values()]
+            rows.append([f"{percent} %", *shown, *_differences(found["pretrained"], found["hymate"])])
     header = (
         "labels",
-        "AUROC, from scratch",
-        "AUROC, pretrained",
-        *(f"{METRICS['binary'][f]}, gain" for f in FIGURES),
+        *(f"AUROC, {MODELS[name].title}" for name in FEW_LABELS),
+        *(f"{METRICS['binary'][figure]}, gain" for figure in FIGURES),
     )
     return markdown("What pretraining adds", (*header, "folds won (AUROC)"), rows)
 
