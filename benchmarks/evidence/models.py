@@ -40,6 +40,7 @@ MODELS = {
     "mamba_only": Model("from scratch, without attention layers", {"num_attention_layers": 0}),
     "no_statistics": Model("from scratch, without statistics in its tokens", {"num_statistic_bins": 0}),
     "no_demographics": Model("from scratch, without demographics", static=False),
+    "no_teacher": Model("from scratch, without a teacher", finetune={"teacher_weight": 0.0}),
     "no_auxiliary": Model("from scratch, without auxiliary targets", finetune={"auxiliary_tasks": None}),
     "no_event_dropout": Model("from scratch, without dropout of events", finetune={"event_dropout": 0.0}),
     "event_attention": Model(
