@@ -94,9 +94,10 @@ def finetune(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Fine-tunes by the recipe; returns the test split's probabilities, and how the run went."""
     options: dict[str, Any] = {"seed": fold, **model.finetune}
-    if percent < 100:  # fewer batches an epoch, so more epochs
-        options["epochs"] = round(read_recipe(RECIPE)["finetune"]["epochs"] * (100 / percent) ** 0.5)
-        options["patience"] = options["epochs"]
+    if percent < 100:  # fewer batches an epoch, so more epochs, and weights averaged over as large a part of the run
+        recipe, factor = read_recipe(RECIPE)["finetune"], (100 / percent) ** 0.5
+        options["epochs"] = options["patience"] = round(recipe["epochs"] * factor)
+        options["ema_decay"] = round(1 - (1 - recipe["ema_decay"]) * factor, 4)
     if quick:
         options["epochs"] = 1
     arguments = ["--data", str(data), "--task", TASK, "--output", str(output)]
