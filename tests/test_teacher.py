@@ -98,6 +98,7 @@ def test_a_taught_run_leaves_a_plain_classifier(synthetic_folder, tmp_path, monk
     assert main([*arguments, "--teacher-weight", "0.5", "--auxiliary-tasks", "length_of_stay"]) == 0
     model, _ = load_checkpoint(output)
     assert isinstance(model, HyMaTEForSequenceClassification)
+    assert "gradient-boosted trees counted 50%" in (output / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
