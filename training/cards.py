@@ -316,7 +316,7 @@ def _training(run: Mapping) -> list[str]:
     teacher_weight = (run.get("recipe") or {}).get("teacher_weight")
     if teacher_weight:
         sentences.append(
-            f"In training, the out-of-fold probabilities of gradient-boosted trees counted {teacher_weight:.0%} of the "
+            f"In training, out-of-fold probabilities of gradient-boosted trees counted {teacher_weight:.0%} of the "
             "target, the labels the rest; predictions need no trees."
         )
     if run.get("temperature"):
