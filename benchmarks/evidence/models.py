@@ -15,6 +15,7 @@ class Model:
 
     Attributes:
         title: as it is printed.
+        recipe: whose options it has.
         model: fields of the configuration that differ from the recipe's.
         finetune: options of `hymate finetune` that differ from it.
         static: whether it sees the demographics.
@@ -23,6 +24,7 @@ class Model:
     """
 
     title: str
+    recipe: str = "physionet2012"
     model: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     static: bool = True
@@ -31,21 +33,21 @@ class Model:
 
 
 MODELS = {
-    "pretrained": Model("HyMaTE", pretrained=True),
+    "taught": Model("HyMaTE, pretrained and taught by trees", "physionet2012-taught", pretrained=True),
+    "pretrained": Model("HyMaTE, pretrained", pretrained=True),
     "hymate": Model("HyMaTE, from scratch"),
     "xgboost": Model("XGBoost on summary statistics", baseline=baselines.xgboost),
     "logistic_regression": Model("logistic regression on summary statistics", baseline=baselines.logistic_regression),
     "gru_d": Model("GRU-D", baseline=baselines.gru_d),
-    "attention_only": Model("from scratch, without Mamba layers", {"num_mamba_layers": 0}),
-    "mamba_only": Model("from scratch, without attention layers", {"num_attention_layers": 0}),
-    "no_statistics": Model("from scratch, without statistics in its tokens", {"num_statistic_bins": 0}),
+    "attention_only": Model("from scratch, without Mamba layers", model={"num_mamba_layers": 0}),
+    "mamba_only": Model("from scratch, without attention layers", model={"num_attention_layers": 0}),
+    "no_statistics": Model("from scratch, without statistics in its tokens", model={"num_statistic_bins": 0}),
     "no_demographics": Model("from scratch, without demographics", static=False),
-    "no_teacher": Model("from scratch, without a teacher", finetune={"teacher_weight": 0.0}),
     "no_auxiliary": Model("from scratch, without auxiliary targets", finetune={"auxiliary_tasks": None}),
     "no_event_dropout": Model("from scratch, without dropout of events", finetune={"event_dropout": 0.0}),
     "event_attention": Model(
         "from scratch, with attention across events (as in STraTS)",
-        {"attention_axis": "event", "num_statistic_bins": 0},
+        model={"attention_axis": "event", "num_statistic_bins": 0},
     ),
 }
 FEW_LABELS = ("hymate", "pretrained", "xgboost")  # what is compared on some of the labels
