@@ -1,6 +1,7 @@
 """The evidence of docs/evidence.md: folds, paired differences, baselines, and one unit from start to end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from benchmarks.evidence import baselines, units
 from benchmarks.evidence.folds import NUM_FOLDS, TASK, assign_folds, prepare_fold
 from benchmarks.evidence.models import MODELS, Model
 from benchmarks.evidence.tables import TABLES, paired, read_results, write_page
-from hymate_training.collation import fit_feature_extractor, load_task
+from hymate_training.collation import TaskDataset, fit_feature_extractor, load_task
+from hymate_training.finetune import FinetuneOptions
+from hymate_training.options import read_recipe
 from hymate_training.records import read_info, read_records, read_task
+from modeling_hymate import HyMaTEConfig
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,14 @@ def test_a_fold_is_the_test_split_and_fewer_labels_are_among_more(synthetic_fold
     assert len(some) == len(every) // 10
 
 
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.baseline is None])
+def test_every_row_has_options_that_exist(name):
+    model = MODELS[name]
+    recipe = read_recipe(units.RECIPE)
+    FinetuneOptions(**recipe["finetune"] | model.finetune)
+    HyMaTEConfig(num_variables=3, **recipe["model"] | model.model)
+
+
 @pytest.mark.parametrize("name", ["xgboost", "logistic_regression", "gru_d"])
 def test_baselines_learn(name, fold_folder, monkeypatch):
     monkeypatch.setattr(baselines, "TREES", baselines.TREES[:2])
@@ -58,6 +70,40 @@ def test_baselines_learn(name, fold_folder, monkeypatch):
     assert probabilities.shape == dataset.labels.shape
     assert ((probabilities > 0) & (probabilities < 1)).all()
     assert np.array_equal(probabilities, MODELS[name].baseline(fold_folder, 0))
+
+
+def test_summary_features_are_those_of_a_loop(fold_folder):
+    extractor = fit_feature_extractor(fold_folder)
+    full = load_task(fold_folder, TASK, "test", extractor.variables)
+    dataset = TaskDataset(full.events, full.rows, np.full(len(full), 24.0), full.labels)
+    features = baselines.summary_features(dataset, extractor)
+    for row in range(5):
+        record = dataset.events.take(dataset.rows[[row]])
+        seen = record.times <= 24
+        assert not seen.all()
+        for variable in range(extractor.num_variables):
+            found = dict(zip(baselines.STATISTICS, features[row, 8 * variable : 8 * variable + 8], strict=True))
+            chosen = seen & (record.variable_ids == variable)
+            values = record.values[chosen]
+            assert found.pop("count") == len(values)
+            if not len(values):
+                assert np.isnan(list(found.values())).all()
+                continue
+            early = values[record.times[chosen] <= 12]
+            expected = [values[0], values[-1], values.min(), values.max(), values.mean(), values.std()]
+            expected.append(early.mean() if len(early) else np.nan)
+            np.testing.assert_allclose(list(found.values()), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_events_without_numbers_are_counted_alone(fold_folder):
+    extractor = fit_feature_extractor(fold_folder)
+    dataset = load_task(fold_folder, TASK, "test", extractor.variables)
+    values = dataset.events.values.copy()
+    values[dataset.events.variable_ids == 0] = np.nan
+    blind = TaskDataset(replace(dataset.events, values=values), dataset.rows, dataset.prediction_times, dataset.labels)
+    features, before = baselines.summary_features(blind, extractor), baselines.summary_features(dataset, extractor)
+    assert np.isnan(features[:, :7]).all()
+    np.testing.assert_array_equal(features[:, 7:], before[:, 7:])
 
 
 def test_the_grid_of_gru_d_counts_hours_since_a_measurement(fold_folder):

@@ -69,21 +69,21 @@ class AuxiliaryCollator:
 
 
 class AuxiliaryModel(nn.Module):
-    """A classifier, bare or one that is taught, with one more linear head for auxiliary targets."""
+    """A classifier with one more linear head for auxiliary targets. Only `classifier` is kept in the end."""
 
     binary: torch.Tensor
 
-    def __init__(self, classifier: nn.Module, binary: np.ndarray, weight: float):
+    def __init__(self, classifier: HyMaTEForSequenceClassification, binary: np.ndarray, weight: float):
         super().__init__()
         self.classifier = classifier
-        self.heads = nn.Linear(bare_classifier(classifier).config.pooler_size, len(binary))
+        self.heads = nn.Linear(classifier.config.pooler_size, len(binary))
         self.weight = weight
         self.register_buffer("binary", torch.from_numpy(binary))
 
     def forward(self, auxiliary_labels: torch.Tensor, **inputs) -> ModelOutput:
         """As the classifier; `auxiliary_labels` (batch, targets), NaN where unknown."""
         outputs = self.classifier(**inputs)
-        predicted = self.heads(bare_classifier(self.classifier).dropout(outputs.pooler_output)).float()
+        predicted = self.heads(self.classifier.dropout(outputs.pooler_output)).float()
         known = ~auxiliary_labels.isnan()
         labels = auxiliary_labels.masked_fill(~known, 0)
         losses = torch.where(
@@ -95,8 +95,6 @@ class AuxiliaryModel(nn.Module):
         return outputs
 
 
-def bare_classifier(model: nn.Module) -> HyMaTEForSequenceClassification:
-    """The classifier without what is only there in training."""
-    while not isinstance(model, HyMaTEForSequenceClassification):
-        model = model.classifier
-    return model
+def without_auxiliary(model: nn.Module) -> HyMaTEForSequenceClassification:
+    """The classifier of a model that may carry auxiliary heads."""
+    return model.classifier if isinstance(model, AuxiliaryModel) else model  # type: ignore[return-value]

@@ -313,12 +313,6 @@ def _training(run: Mapping) -> list[str]:
         sentences.append(f"It started from the pretrained weights {_code(run['checkpoint'])}.")
     elif run.get("kind") == "finetune":
         sentences.append("It started from random weights.")
-    teacher_weight = (run.get("recipe") or {}).get("teacher_weight")
-    if teacher_weight:
-        sentences.append(
-            f"In training, out-of-fold probabilities of gradient-boosted trees counted {teacher_weight:.0%} of the "
-            "target, the labels the rest; predictions need no trees."
-        )
     if run.get("temperature"):
         sentences.append(
             f"Logits are divided by a temperature of {run['temperature']:.3g}, fitted on the validation split, before "

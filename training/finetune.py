@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from hymate_training import loop
-from hymate_training.auxiliary import AuxiliaryCollator, AuxiliaryModel, bare_classifier, load_auxiliary
+from hymate_training.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
 from hymate_training.calibrate import calibrate
 from hymate_training.cards import write_model_card
 from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, fit_feature_extractor, load_task
@@ -22,7 +22,6 @@ from hymate_training.metrics import compute_metrics
 from hymate_training.options import add_option_flags, option, read_options
 from hymate_training.predict import load_checkpoint, predict_examples
 from hymate_training.records import TaskInfo, read_info, split_fingerprint
-from hymate_training.teacher import TaughtModel, TeacherCollator, cross_fitted_trees
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
 PROBLEM_TYPES = {
@@ -51,16 +50,11 @@ class FinetuneOptions(loop.LoopOptions):
         None, "further tasks of the prepared folder, separated by commas, that are learned beside the main one"
     )
     auxiliary_weight: float = option(0.3, "weight of the auxiliary tasks in the loss")
-    teacher_weight: float = option(
-        0.0, "share of the loss in which cross-fitted gradient-boosted trees take the place of the labels"
-    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight must not be negative, got {self.auxiliary_weight}")
-        if not 0 <= self.teacher_weight <= 1:
-            raise ValueError(f"teacher_weight must lie in [0, 1], got {self.teacher_weight}")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -83,23 +77,17 @@ def run(args: argparse.Namespace) -> str:
         split: load_task(args.data, task.name, split, extractor.variables) for split in ("train", "validation")
     }
     model = build_model(args.checkpoint, extractor, task, datasets["train"], options)
-    loop.from_main(accelerator, partial(loop.prepare_output, args.output, args.resume))
     collator = partial(TaskCollator, extractor, options.max_events, seed=options.seed)
     trained: nn.Module = model
     train_collator: Callable = collator(variable_dropout=options.variable_dropout, event_dropout=options.event_dropout)
-    if options.teacher_weight:
-        fit = partial(cross_fitted_trees, datasets["train"], extractor, task, options.seed)
-        probabilities = loop.from_main(accelerator, fit)
-        trained = TaughtModel(trained, options.teacher_weight)
-        train_collator = TeacherCollator(train_collator, probabilities)
     if options.auxiliary_tasks:
         names = [name.strip() for name in options.auxiliary_tasks.split(",")]
         targets = load_auxiliary(args.data, names, "train", datasets["train"])
-        trained = AuxiliaryModel(trained, targets.binary, options.auxiliary_weight)
+        trained = AuxiliaryModel(model, targets.binary, options.auxiliary_weight)
         train_collator = AuxiliaryCollator(train_collator, targets)
 
     def validate(candidate: nn.Module) -> dict[str, float]:
-        candidate = bare_classifier(candidate)
+        candidate = without_auxiliary(candidate)
         shard = (accelerator.process_index, accelerator.num_processes)
         predicted = predict_examples(candidate, datasets["validation"], collator(), options.batch_size, *shard)
         indices, values = loop.gather_predictions(accelerator, predicted.indices, predicted.values)
@@ -111,9 +99,10 @@ def run(args: argparse.Namespace) -> str:
         }
 
     def save(candidate: nn.Module, folder: Path):
-        bare_classifier(candidate).save_pretrained(folder)
+        without_auxiliary(candidate).save_pretrained(folder)
         extractor.save_pretrained(folder)
 
+    loop.from_main(accelerator, partial(loop.prepare_output, args.output, args.resume))
     progress = loop.train(
         accelerator,
         trained,

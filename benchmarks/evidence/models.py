@@ -15,7 +15,6 @@ class Model:
 
     Attributes:
         title: as it is printed.
-        recipe: whose options it has.
         model: fields of the configuration that differ from the recipe's.
         finetune: options of `hymate finetune` that differ from it.
         static: whether it sees the demographics.
@@ -24,7 +23,6 @@ class Model:
     """
 
     title: str
-    recipe: str = "physionet2012"
     model: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     static: bool = True
@@ -33,8 +31,7 @@ class Model:
 
 
 MODELS = {
-    "taught": Model("HyMaTE, pretrained and taught by trees", "physionet2012-taught", pretrained=True),
-    "pretrained": Model("HyMaTE, pretrained", pretrained=True),
+    "pretrained": Model("HyMaTE", pretrained=True),
     "hymate": Model("HyMaTE, from scratch"),
     "xgboost": Model("XGBoost on summary statistics", baseline=baselines.xgboost),
     "logistic_regression": Model("logistic regression on summary statistics", baseline=baselines.logistic_regression),

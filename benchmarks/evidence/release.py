@@ -2,7 +2,7 @@
 
     python -m benchmarks.evidence.release --raw DIR
 
-The encoder is pretrained and the classifier trained by the recipe of the first row of the evidence on the STraTS split of sets b and c,
+The encoder is pretrained and the classifier trained by the recipe `physionet2012` on the STraTS split of sets b and c,
 one seed, chosen in advance. The card's figures are those of the validation split, with the baselines beside them.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from benchmarks.evidence import baselines
 from benchmarks.evidence.folds import TASK
-from benchmarks.evidence.models import MODELS
 from benchmarks.evidence.tables import PAGE, cross_validation, read_results
 from benchmarks.evidence.units import hymate
 from hymate_training.cards import CROSS_VALIDATION_FILE, write_model_card
@@ -27,7 +26,6 @@ from hymate_training.records import read_info, replace_folder, split_fingerprint
 
 EVIDENCE = PAGE.with_suffix("")
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
-RECIPE = MODELS["taught"].recipe
 COMPARED = {
     "XGBoost on summary statistics": baselines.xgboost,
     "logistic regression on summary statistics": baselines.logistic_regression,
@@ -44,10 +42,10 @@ def main() -> None:
         READERS["physionet2012"].prepare(args.raw, data)
     pretrained, mortality = (args.work / f"hymate-physionet2012-{name}" for name in ("pretrained", "mortality"))
     if not (pretrained / RUN_FILE).is_file():
-        hymate("pretrain", RECIPE, ["--data", str(data), "--output", str(pretrained)], pretrained)
+        hymate("pretrain", ["--data", str(data), "--output", str(pretrained)], pretrained)
     if not (mortality / EVALUATION_FILE).is_file():
         arguments = ["--data", str(data), "--task", TASK, "--checkpoint", str(pretrained)]
-        hymate("finetune", RECIPE, [*arguments, "--output", str(mortality)], mortality)
+        hymate("finetune", [*arguments, "--output", str(mortality)], mortality)
     evaluation = json.loads((mortality / EVALUATION_FILE).read_text())
     labels = load_task(data, TASK, "validation", read_info(data).variables).labels
     evaluation["baselines"] = {

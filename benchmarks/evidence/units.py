@@ -22,6 +22,7 @@ from hymate_training.options import read_recipe
 from hymate_training.predict import load_checkpoint, predict_examples
 from hymate_training.records import split_fingerprint
 
+RECIPE = "physionet2012"
 FIGURES = ("auroc", "auprc", "log_loss")  # whose resamples are kept, so that differences are paired later on
 NUM_SAMPLES = 400
 PACKAGES = ("hymate", "torch", "transformers", "xgboost-cpu", "scikit-learn")
@@ -94,14 +95,14 @@ def finetune(
     """Fine-tunes by the recipe; returns the test split's probabilities, and how the run went."""
     options: dict[str, Any] = {"seed": fold, **model.finetune}
     if percent < 100:  # fewer batches an epoch, so more epochs
-        options["epochs"] = round(read_recipe(model.recipe)["finetune"]["epochs"] * (100 / percent) ** 0.5)
+        options["epochs"] = round(read_recipe(RECIPE)["finetune"]["epochs"] * (100 / percent) ** 0.5)
         options["patience"] = options["epochs"]
     if quick:
         options["epochs"] = 1
     arguments = ["--data", str(data), "--task", TASK, "--output", str(output)]
     if model.pretrained:
-        arguments += ["--checkpoint", str(pretrain(model.recipe, data, fold, work, quick))]
-    hymate("finetune", model.recipe, [*arguments, *_flags(options), *_model_flags(model)], output)
+        arguments += ["--checkpoint", str(pretrain(data, fold, work, quick))]
+    hymate("finetune", [*arguments, *_flags(options), *_model_flags(model)], output)
     classifier, extractor = load_checkpoint(output)
     dataset = load_task(data, TASK, "test", extractor.variables)
     predicted = predict_examples(classifier, dataset, TaskCollator(extractor))
@@ -117,22 +118,22 @@ def finetune(
     }
 
 
-def pretrain(recipe: str, data: Path, fold: int, work: Path, quick: bool) -> Path:
+def pretrain(data: Path, fold: int, work: Path, quick: bool) -> Path:
     """The encoder pretrained on the fold's training records, which all percentages share."""
-    output = work / "pretrained" / recipe / f"fold{fold}"
+    output = work / "pretrained" / f"fold{fold}"
     if not (output / LAST_FOLDER).is_dir() or (output / STATE_FOLDER).is_dir():
         options = {"seed": fold} | ({"epochs": 1} if quick else {})
-        hymate("pretrain", recipe, ["--data", str(data), "--output", str(output), *_flags(options)], output)
+        hymate("pretrain", ["--data", str(data), "--output", str(output), *_flags(options)], output)
     return output
 
 
-def hymate(command: str, recipe: str, arguments: list[str], output: Path) -> None:
+def hymate(command: str, arguments: list[str], output: Path) -> None:
     """Runs the command in a process of its own; goes on with the run in `output` if one was interrupted there."""
     resume = ["--resume"] if (output / STATE_FOLDER).is_dir() else []
     if output.is_dir() and not resume:
         shutil.rmtree(output)
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    call = [sys.executable, "-m", "hymate_training", command, "--recipe", recipe, *arguments, *resume]
+    call = [sys.executable, "-m", "hymate_training", command, "--recipe", RECIPE, *arguments, *resume]
     subprocess.run(call, check=True, env=environment)
 
 
