@@ -18,7 +18,6 @@ from benchmarks.evidence.models import MODELS, Model
 from hymate_training.collation import TaskCollator, load_task
 from hymate_training.loop import LAST_FOLDER, RUN_FILE, STATE_FOLDER
 from hymate_training.metrics import bootstrap_samples, compute_metrics
-from hymate_training.options import read_recipe
 from hymate_training.predict import load_checkpoint, predict_examples
 from hymate_training.records import split_fingerprint
 
@@ -95,8 +94,7 @@ def finetune(
     """Fine-tunes by the recipe; returns the test split's probabilities, and how the run went."""
     options: dict[str, Any] = {"seed": fold, **model.finetune}
     if percent < 100:  # fewer batches an epoch, so more epochs
-        options["epochs"] = round(read_recipe(RECIPE)["finetune"]["epochs"] * (100 / percent) ** 0.5)
-        options["patience"] = options["epochs"]
+        options["epochs"] = options["patience"] = round(options["epochs"] * (100 / percent) ** 0.5)
     if quick:
         options["epochs"] = 1
     arguments = ["--data", str(data), "--task", TASK, "--output", str(output)]
