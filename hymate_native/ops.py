@@ -15,10 +15,6 @@ def _custom_op(name: str, schema: str):
     return torch.library.custom_op(f"hymate::{name}", mutates_args=(), device_types="cpu", schema=schema)
 
 
-def _given(tensor: Tensor) -> Tensor | None:
-    return tensor if tensor.numel() else None
-
-
 def _no_second_derivative(name: str):
     def backward(ctx, *grads):
         raise RuntimeError(

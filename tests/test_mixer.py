@@ -114,3 +114,9 @@ def test_adapters_around_projections_are_called(target, dtype, tmp_path):
         assert parameter.grad.abs().max() > 0, name
     if dtype == torch.float32:
         torch.testing.assert_close(adapted.merge_and_unload()(**inputs).last_hidden_state, after, rtol=1e-4, atol=1e-5)
+
+
+def test_a_kernel_too_wide_for_the_native_layer_still_runs():
+    mixer = HyMaTEMixer(tiny_config(conv_kernel=9))
+    hidden_states = torch.randn(2, 12, mixer.config.hidden_size)
+    assert mixer(hidden_states, torch.tensor([12, 5])).isfinite().all()

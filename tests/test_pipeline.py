@@ -110,6 +110,7 @@ def test_every_shape_of_input_gives_the_same_answers(classify):
     alone = classify(one.drop(columns="record_id"), {"Age": None})
     assert_same([{**alone, "record_id": "b"}], expected[:1])
     assert isinstance(classify(one, STATIC), list)
+    assert_same(classify({name: FRAME[name].tolist() for name in FRAME.columns}, STATIC), expected)
 
 
 def test_generators_are_read_as_results_are_asked_for(classify):

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> str:
     """Evaluates a checkpoint; returns the table to print."""
     if args.output.suffix != ".json":
         raise ValueError(f"--output must end in .json, got {args.output}")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     model, extractor = load_checkpoint(args.checkpoint)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate(
@@ -88,12 +90,13 @@ def evaluate(
         return dataset, task_predictions(values, task_info), predicted.variable_shares
 
     dataset, predictions, shares = predict(split)
+    names = None if task_info.problem_type == "binary" else task_info.label_names
     evaluation = report(
         task_info.problem_type,
         dataset.labels,
         predictions,
         groups=dataset.record_ids,
-        label_names=None if task_info.problem_type == "binary" else task_info.label_names,
+        label_names=names,
         split_fingerprint=split_fingerprint(data, task, split),
     )
     if utility := info.extra.get("utility", {}).get(task):
@@ -112,7 +115,9 @@ def evaluate(
     }
     shares = shares / max(1, len(dataset))
     ranked = np.argsort(-shares, kind="stable")
-    plots = save_plots(task_info.problem_type, dataset.labels, predictions, output.parent, output.stem)
+    plots = save_plots(
+        task_info.problem_type, dataset.labels, predictions, output.parent, output.stem, label_names=names
+    )
     evaluation |= {
         "task": task,
         "split": split,
@@ -160,7 +165,7 @@ def subgroup_columns(dataset: ExampleDataset) -> dict[str, np.ndarray]:
     columns = {}
     for name, column in dataset.events.static.items():
         found = column[dataset.rows]
-        if name.lower() == "age":
+        if name.lower() == "age" and found.dtype.kind == "f":
             columns[name] = np.array([_age_band(age) for age in found], dtype=object)
         elif len({value for value in found if isinstance(value, str)}) in range(1, MAX_SUBGROUPS + 1):
             columns[name] = np.array(["unknown" if value is None else value for value in found], dtype=object)

@@ -209,10 +209,12 @@ def make_config(extractor: HyMaTEFeatureExtractor, fields: dict[str, Any]) -> Hy
     Raises:
         ValueError: for fields that HyMaTEConfig does not have, or values it refuses.
     """
-    unknown = [name for name in fields if not hasattr(HyMaTEConfig(), name)]
-    if unknown:
-        raise ValueError(f"HyMaTEConfig has no field {unknown[0]!r}")
     sizes = {"num_variables": extractor.num_variables, "num_static_features": len(extractor.static_feature_names)}
+    for name in fields:
+        if name in sizes:
+            raise ValueError(f"model options: {name} follows from the data and cannot be set")
+        if not hasattr(HyMaTEConfig(), name) or isinstance(getattr(HyMaTEConfig, name, None), property):
+            raise ValueError(f"HyMaTEConfig has no field {name!r} to be set")
     try:
         return HyMaTEConfig(**sizes, **fields)
     except StrictDataclassError as error:

@@ -34,6 +34,7 @@ from hymate_training.records import replace_folder
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = "state"  # of a run that is not over: optimizer, random states, progress
+OPTIONS_FILE = "options.json"  # in the state
 LAST_FOLDER = "last"  # checkpoint of a run that is over, as the last epoch left it
 RUN_FILE = "training_run.json"
 MEGA_BATCH = 32  # batches whose examples are sorted by length together
@@ -192,6 +193,7 @@ def train(
     for stateful in (scheduler, progress, *([averaged] if averaged else [])):
         accelerator.register_for_checkpointing(stateful)
     if resume:
+        check_options(options, output)
         accelerator.load_state(str(output / STATE_FOLDER))
     if options.report_to:
         accelerator.init_trackers("hymate", config=tracked_options(options))
@@ -244,10 +246,10 @@ def train(
                     )
                 if stop.requested:
                     bar.close()
-                    save_state(accelerator, output)
+                    save_state(accelerator, output, options)
                     raise InterruptedRunError(f"stopped at step {progress.step}; --resume continues")
                 if options.save_steps and progress.step % options.save_steps == 0:
-                    save_state(accelerator, output)
+                    save_state(accelerator, output, options)
             bar.close()
             seconds = time.perf_counter() - started
             figures = validate_and_keep()
@@ -266,7 +268,7 @@ def train(
                 tqdm.write(f"epoch {progress.epoch}: {json.dumps(shown)}", file=sys.stderr)
             if options.report_to:
                 accelerator.log({f"validation/{name}": value for name, value in figures.items()}, progress.step)
-            save_state(accelerator, output)
+            save_state(accelerator, output, options)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_checkpoint(averaged.module if averaged else trained, save, output / LAST_FOLDER)
@@ -397,7 +399,17 @@ def write_json(path: Path, content: Any):
     os.replace(incoming, path)
 
 
-def save_state(accelerator: Accelerator, output: Path):
+def check_options(options: LoopOptions, output: Path):
+    """Raises ValueError if the interrupted run in `output` had other options, which name the first that differs."""
+    saved = json.loads((output / STATE_FOLDER / OPTIONS_FILE).read_text(encoding="utf-8"))
+    for name, value in asdict(options).items():
+        if name not in ("save_steps", "report_to") and saved.get(name) != value:
+            raise ValueError(
+                f"--resume: {name} was {saved.get(name)!r} in the run that {output} holds, and is {value!r} now"
+            )
+
+
+def save_state(accelerator: Accelerator, output: Path, options: LoopOptions):
     """Saves everything that `resume` needs; the previous state stays until the new one is complete."""
     incoming = output / f".{STATE_FOLDER}.incoming"
     accelerator.wait_for_everyone()
@@ -407,6 +419,7 @@ def save_state(accelerator: Accelerator, output: Path):
     accelerator.save_state(str(incoming))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        write_json(incoming / OPTIONS_FILE, asdict(options))
         replace_folder(incoming, output / STATE_FOLDER)
     accelerator.wait_for_everyone()
 

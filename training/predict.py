@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import torch
 from tqdm.auto import tqdm
 
@@ -149,7 +150,8 @@ def _format_of(path: Path) -> str:
 
 
 def read_frame(path: Path) -> pl.DataFrame:
-    """A CSV or Parquet file; `record_id` is read as text.
+    """A CSV or Parquet file as `hymate prepare frame` reads it: `record_id`, `variable`, and what is true or false as
+    text, and text without spaces around it.
 
     Raises:
         ValueError: if the file is not there or cannot be read.
@@ -159,10 +161,16 @@ def read_frame(path: Path) -> pl.DataFrame:
         raise ValueError(f"{path} does not exist")
     try:
         if kind == ".parquet":
-            return pl.read_parquet(path)
-        return pl.read_csv(path, infer_schema_length=None, schema_overrides={"record_id": pl.String})
+            frame = pl.read_parquet(path)
+        else:
+            text = dict.fromkeys(("record_id", "variable"), pl.String)
+            frame = pl.read_csv(path, infer_schema_length=None, schema_overrides=text)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    names = [name for name in ("record_id", "variable") if name in frame.columns]
+    frame = frame.with_columns(pl.col(names).cast(pl.String))
+    words = cs.boolean() | cs.categorical() | (cs.string() - cs.by_name(names))
+    return frame.with_columns(words.cast(pl.String).str.strip_chars().replace("", None))
 
 
 def write_frame(frame: pl.DataFrame, path: Path):

@@ -201,7 +201,7 @@ def describe(plan: Plan, folder: Path, destination: str) -> str:
     if plan.left:
         shown.append(f"not uploaded, as no part of it: {', '.join(plan.left)}")
     if "README.md" not in plan.uploaded:
-        shown.append("there is no model card (README.md): `hymate finetune` and `hymate evaluate` write one")
+        shown.append("there is no model card (README.md): `hymate pretrain` and `hymate finetune` write one")
     return "\n".join(shown)
 
 

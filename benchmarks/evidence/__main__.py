@@ -33,7 +33,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    results = args.work / "quick" if args.quick else EVIDENCE / "runs"
+    if args.quick:  # apart, so that nothing of it is taken for a finished run
+        args.work = args.work / "quick"
+    results = args.work / "figures" if args.quick else EVIDENCE / "runs"
     prepared = args.work / "data" / "all"
     if not prepared.is_dir():
         READERS["physionet2012"].prepare(args.raw, prepared)

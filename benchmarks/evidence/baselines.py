@@ -27,7 +27,7 @@ HOURS = 48
 GRU_EPOCHS = 25
 GRU_BATCH = 64
 # what the validation split chooses from, by log-loss
-PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of the logistic regression
+INVERSE_PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of the logistic regression
 TREES = [
     {"max_depth": depth, "min_child_weight": weight, "colsample_bytree": share}
     for depth, weight, share in product((3, 4, 6), (1, 5, 20), (0.1, 0.3))
@@ -110,11 +110,11 @@ def logistic_regression(folder: Path, seed: int, split: str = "test") -> np.ndar
     extractor, datasets = _load(folder, split)
     features = {name: summary_features(dataset, extractor) for name, dataset in datasets.items()}
     candidates = []
-    for penalty in PENALTIES:
+    for inverse_penalty in INVERSE_PENALTIES:
         model = make_pipeline(
             SimpleImputer(strategy="median", add_indicator=True),
             StandardScaler(),
-            LogisticRegression(C=penalty, max_iter=500, random_state=seed),
+            LogisticRegression(C=inverse_penalty, max_iter=500, random_state=seed),
         ).fit(features["train"], datasets["train"].labels)
         validation = model.predict_proba(features["validation"])[:, 1]
         candidates.append((log_loss(datasets["validation"].labels, validation), len(candidates), model))

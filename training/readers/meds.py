@@ -135,7 +135,7 @@ def prepare(
         with writer:
             info = _assemble(writer, raw, done, tasks, min_subjects, splits is None, seed)
     except ValueError:
-        if started_here:
+        if started_here and shard is None:  # else other processes may have results there
             shutil.rmtree(results, ignore_errors=True)
         raise
     shutil.rmtree(results)
