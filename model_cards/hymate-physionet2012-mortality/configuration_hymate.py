@@ -61,7 +61,8 @@ class HyMaTEConfig(PreTrainedConfig):
             probabilities, fitted on validation data so that these are calibrated (arXiv 1706.04599).
 
     Raises:
-        ValueError: for values that cannot be combined; the message names the fields.
+        StrictDataclassError: (of huggingface_hub) for values of the wrong type or that cannot be combined; the
+            message names the fields.
     """
 
     model_type = "hymate"

@@ -163,7 +163,9 @@ class _Stream(IterableDataset):
 def _is_one_record(records: Any) -> bool:
     """Whether parsed `records` were one record by themselves rather than a collection of one or more."""
     if isinstance(records, Mapping):
-        first = records["time"][0]
+        if isinstance(records.get("record_id"), Sequence | np.ndarray) and not isinstance(records["record_id"], str):
+            return False  # flat columns of several records
+        first = next(iter(records["time"]))
         return isinstance(first, str) or not isinstance(first, Sequence | np.ndarray)
     return hasattr(records, "columns") and "record_id" not in records.columns
 

@@ -63,7 +63,7 @@ class HyMaTEMixer(nn.Module):
         """
         projected_states = self.in_proj(hidden_states)  # (batch, length, 2 * inner)
         A = -torch.exp(self.A_log.float())
-        if self._is_fusable() and resolve_backend(projected_states) == "native":
+        if resolve_backend(projected_states) == "native" and self._is_fusable():
             states = hymate_native.mamba_inner(
                 projected_states,
                 self.conv1d.weight,
@@ -95,7 +95,7 @@ class HyMaTEMixer(nn.Module):
     def _is_fusable(self) -> bool:
         # An adapter (LoRA) that wraps one of these layers must be called, not read for its weight.
         plain = type(self.x_proj) is nn.Linear and type(self.dt_proj) is nn.Linear and type(self.conv1d) is nn.Conv1d
-        return plain and self.config.hidden_act == "silu"
+        return plain and self.config.hidden_act == "silu" and self.config.conv_kernel <= hymate_native.MAX_KERNEL
 
     def _causal_conv(self, states: torch.Tensor) -> torch.Tensor:
         """Depthwise convolution over past events, (batch, length, inner) -> (batch, length, inner)."""
