@@ -126,7 +126,7 @@ class HyMaTEPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the folder also holds the code, so that it loads where this package is missing."""
         # The pipeline uses models, not they it. It is imported here so that its file travels with this one's.
-        from .pipeline_hymate import CUSTOM_PIPELINES  # noqa: PLC0415
+        from .pipeline_hymate import CUSTOM_PIPELINES  # noqa: PLC0415 - only saving needs it
 
         self.config.auto_map = dict(AUTO_MAP)
         classifies = type(self).__name__ == "HyMaTEForSequenceClassification"
