@@ -1,12 +1,13 @@
-"""Native CPU kernels for the selective scan and the causal convolution of Mamba layers."""
+"""Native CPU kernels for Mamba layers: the selective scan, the causal convolution and the projections."""
 
 from hymate_native.library import MAX_KERNEL, is_available, runnable_builds, selected_build, unavailable_reason
-from hymate_native.ops import causal_conv1d, mamba_inner, selective_scan
+from hymate_native.ops import causal_conv1d, linear, mamba_inner, selective_scan
 
 __all__ = [
     "MAX_KERNEL",
     "causal_conv1d",
     "is_available",
+    "linear",
     "mamba_inner",
     "runnable_builds",
     "selected_build",

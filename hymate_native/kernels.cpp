@@ -1,5 +1,6 @@
 // The functions that Python calls. Each returns a Status; arguments are checked in Python.
 #include "convolution.h"
+#include "matrix.h"
 #include "scan.h"
 
 using namespace hymate;
@@ -39,6 +40,9 @@ HYMATE_EXPORT int hymate_convolution_forward(const ConvolutionArguments* c) {
 HYMATE_EXPORT int hymate_convolution_backward(const ConvolutionArguments* c) {
     HYMATE_BY_DTYPE(c->dtype, backward_by_kernel, *c)
 }
+
+HYMATE_EXPORT int hymate_matrix_product(const ProductArguments* p) { return matrix_product(*p); }
+HYMATE_EXPORT int hymate_matrix_reduction(const ReductionArguments* r) { return matrix_reduction(*r); }
 
 // Whether this library may run here: 1 for the portable build, elsewhere by the level it was compiled for.
 HYMATE_EXPORT int hymate_supports(int level) {

@@ -5,7 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hymate_native.library import CHUNK, DTYPES, ConvolutionArguments, ScanArguments, call, pointer, rows, threads
+from hymate_native.library import (
+    CHUNK,
+    DTYPES,
+    ConvolutionArguments,
+    ProductArguments,
+    ReductionArguments,
+    ScanArguments,
+    call,
+    matrix,
+    pointer,
+    rows,
+    threads,
+)
 
 
 def states_size(batch: int, length: int, inner: int, state: int) -> int:
@@ -135,3 +147,36 @@ def convolution_backward(
     )
     call("convolution_backward", arguments)
     return grad_weight, grad_bias
+
+
+def matrix_product(
+    tall: Tensor, small: Tensor, bias: Tensor | None = None, out: Tensor | None = None, *, accumulate: bool = False
+) -> Tensor:
+    """`tall @ small + bias`, (rows, depth) with (depth, columns), into `out` or, with `accumulate`, added to it."""
+    if tall.dtype != torch.float32:  # MKL and oneDNN know the half types
+        if out is None:
+            return tall @ small if bias is None else torch.addmm(bias, tall, small)
+        return out.addmm_(tall, small) if accumulate else torch.mm(tall, small, out=out)
+    tall, bias = _dense_rows(tall), _dense(bias)
+    if out is None:
+        out = torch.empty(len(tall), small.shape[1])
+    arguments = ProductArguments(
+        *(*tall.shape, small.shape[1], accumulate, threads(), matrix(tall), matrix(small), pointer(bias), matrix(out))
+    )
+    call("matrix_product", arguments)
+    return out
+
+
+def matrix_reduction(left: Tensor, right: Tensor) -> Tensor:
+    """`left.T @ right` of two matrices with many rows, (rows, m) with (rows, n) -> (m, n)."""
+    if left.dtype != torch.float32:
+        return left.t() @ right
+    if right.shape[1] < left.shape[1]:  # the vectors lie along the right one's columns
+        return matrix_reduction(right, left).t().contiguous()
+    left, right = _dense_rows(left), _dense_rows(right)
+    out = torch.empty(left.shape[1], right.shape[1])
+    arguments = ReductionArguments(
+        *(len(left), left.shape[1], right.shape[1], threads(), matrix(left), matrix(right), pointer(out))
+    )
+    call("matrix_reduction", arguments)
+    return out

@@ -28,12 +28,18 @@ class Rows(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("time_stride", ctypes.c_int64))
 
 
+class Matrix(ctypes.Structure):
+    """A float32 matrix; strides count elements."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("row_stride", ctypes.c_int64), ("column_stride", ctypes.c_int64))
+
+
 def _structure(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
     fields = [(field, kind) for kind, names in groups for field in names.split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-# The order is that of the structs in scan.h and convolution.h.
+# The order is that of the structs in scan.h, convolution.h and matrix.h.
 ScanArguments = _structure(
     "ScanArguments",
     (ctypes.c_int64, "batch length inner state dtype softplus threads"),
@@ -54,6 +60,23 @@ ConvolutionArguments = _structure(
     (Rows, "out grad_out grad_x"),
     (ctypes.c_void_p, "grad_weight grad_bias"),
 )
+ProductArguments = _structure(
+    "ProductArguments",
+    (ctypes.c_int64, "rows depth columns accumulate threads"),
+    (Matrix, "tall small"),
+    (ctypes.c_void_p, "bias"),
+    (Matrix, "out"),
+)
+ReductionArguments = _structure(
+    "ReductionArguments",
+    (ctypes.c_int64, "rows left_columns right_columns threads"),
+    (Matrix, "left right"),
+    (ctypes.c_void_p, "out"),
+)
+FUNCTIONS = (
+    *("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"),
+    *("matrix_product", "matrix_reduction"),
+)
 
 
 def _path(build: str) -> Path:
@@ -63,7 +86,7 @@ def _path(build: str) -> Path:
 @functools.cache
 def _open(build: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(_path(build)))
-    for function in ("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"):
+    for function in FUNCTIONS:
         getattr(library, f"hymate_{function}").argtypes = (ctypes.c_void_p,)
     return library
 
@@ -155,6 +178,10 @@ def rows(tensor: torch.Tensor | None) -> Rows:
     if tensor is None:
         return Rows(None, 0, 0)
     return Rows(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def matrix(tensor: torch.Tensor) -> Matrix:
+    return Matrix(tensor.data_ptr(), *tensor.stride())
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:

@@ -172,6 +172,46 @@ _convolution.register_autograd(_differentiate_convolution, setup_context=_keep_c
 _convolution_backward.register_autograd(_no_second_derivative("causal convolution"))
 
 
+# ----------------------------------------------------------------------------------------------- linear
+
+
+@_custom_op("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+def _linear(x, weight, bias):
+    return launch.matrix_product(x.flatten(0, -2), weight.t(), bias).unflatten(0, x.shape[:-1])
+
+
+@_linear.register_fake
+def _(x, weight, bias):
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@_custom_op("linear_backward", "(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)")
+def _linear_backward(grad, x, weight):
+    flat_grad = grad.flatten(0, -2)
+    grad_x = launch.matrix_product(flat_grad, weight).unflatten(0, x.shape[:-1])
+    return grad_x, launch.matrix_reduction(flat_grad, x.flatten(0, -2))
+
+
+@_linear_backward.register_fake
+def _(grad, x, weight):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _keep_linear(ctx, inputs, output):
+    x, weight, bias = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_linear(ctx, grad):
+    grad_x, grad_weight = torch.ops.hymate.linear_backward(grad, *ctx.saved_tensors)
+    return grad_x, grad_weight, grad.flatten(0, -2).sum(0) if ctx.has_bias else None
+
+
+_linear.register_autograd(_differentiate_linear, setup_context=_keep_linear)
+_linear_backward.register_autograd(_no_second_derivative("linear layer"))
+
+
 # ------------------------------------------------------------------------------------------ inner block
 
 _INNER_INPUTS = (
@@ -205,10 +245,11 @@ def _inner(
     (inner, state), rank = A.shape, dt_proj_weight.shape[1]
     x, gate = _split(projected_states, inner)
     convolved = launch.convolution_forward(x, conv_weight, conv_bias, True, lengths)
-    parameters = convolved @ x_proj_weight.t()  # (batch, length, rank + 2 state)
+    flat_parameters = launch.matrix_product(convolved.flatten(0, 1), x_proj_weight.t())
+    parameters = flat_parameters.unflatten(0, convolved.shape[:2])  # (batch, length, rank + 2 state)
     time_step, B, C = _split_parameters(parameters, rank, state)
     delta = torch.empty_like(convolved)
-    torch.mm(time_step.flatten(0, 1), dt_proj_weight.t(), out=delta.flatten(0, 1))
+    launch.matrix_product(time_step.flatten(0, 1), dt_proj_weight.t(), out=delta.flatten(0, 1))
     y, _, states = launch.scan_forward(
         *(convolved, delta, A, B, C, D, gate, dt_proj_bias, True, lengths, None),
         return_final_state=False,
@@ -278,10 +319,10 @@ def _inner_backward(
         grad_rows=(grad_convolved, grad_delta, grad_gate, grad_B, grad_C),
     )
     flat_grad_delta, flat_grad_parameters = grad_delta.flatten(0, 1), grad_parameters.flatten(0, 1)
-    torch.mm(flat_grad_delta, dt_proj_weight, out=flat_grad_parameters[:, :rank])
-    grad_dt_weight = flat_grad_delta.t() @ time_step.flatten(0, 1)
-    grad_x_weight = flat_grad_parameters.t() @ convolved.flatten(0, 1)
-    grad_convolved.flatten(0, 1).addmm_(flat_grad_parameters, x_proj_weight)
+    launch.matrix_product(flat_grad_delta, dt_proj_weight, out=flat_grad_parameters[:, :rank])
+    grad_dt_weight = launch.matrix_reduction(flat_grad_delta, time_step.flatten(0, 1))
+    grad_x_weight = launch.matrix_reduction(flat_grad_parameters, convolved.flatten(0, 1))
+    launch.matrix_product(flat_grad_parameters, x_proj_weight, out=grad_convolved.flatten(0, 1), accumulate=True)
     grad_conv_weight, grad_conv_bias = launch.convolution_backward(
         grad_convolved, x, conv_weight, conv_bias, True, lengths, grad_x
     )
@@ -472,6 +513,29 @@ def causal_conv1d(
     _row_dtype(x)
     lengths = _checked_lengths(lengths, batch, length)
     return torch.ops.hymate.causal_conv1d(x, weight.float(), _float(bias), activation == "silu", lengths)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` for many rows and a small weight in float32, on the CPU.
+
+    Args:
+        x: `(..., in_features)`, of at least two dimensions.
+        weight: `(out_features, in_features)`. bias: `(out_features,)`.
+
+    Returns:
+        `(..., out_features)`.
+
+    Raises:
+        ValueError: a shape, device or dtype does not fit.
+        RuntimeError: the kernels are not available, or a second derivative is asked for.
+    """
+    if x.dim() < 2 or weight.dim() != 2:
+        raise ValueError(f"x must have at least 2 dimensions and weight 2, got {x.dim()} and {weight.dim()}")
+    _check(x=(x, (*x.shape[:-1], weight.shape[1])), weight=(weight, weight.shape), bias=(bias, weight.shape[:1]))
+    for name, tensor in {"x": x, "weight": weight, "bias": bias}.items():
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise ValueError(f"{name} must be float32, got {tensor.dtype}")
+    return torch.ops.hymate.linear(x, weight, bias)
 
 
 def mamba_inner(

@@ -61,7 +61,7 @@ class HyMaTEMixer(nn.Module):
         Returns:
             `(batch, length, hidden_size)`.
         """
-        projected_states = self.in_proj(hidden_states)  # (batch, length, 2 * inner)
+        projected_states = _project(self.in_proj, hidden_states)  # (batch, length, 2 * inner)
         A = -torch.exp(self.A_log.float())
         if resolve_backend(projected_states) == "native" and self._is_fusable():
             states = hymate_native.mamba_inner(
@@ -90,7 +90,7 @@ class HyMaTEMixer(nn.Module):
             states = cast(
                 torch.Tensor, selective_scan(states, delta, A, B, C, self.D, gate, delta_bias, lengths=lengths)
             )
-        return self.out_proj(states)
+        return _project(self.out_proj, states)
 
     def _is_fusable(self) -> bool:
         # An adapter (LoRA) that wraps one of these layers must be called, not read for its weight.
@@ -101,6 +101,15 @@ class HyMaTEMixer(nn.Module):
         """Depthwise convolution over past events, (batch, length, inner) -> (batch, length, inner)."""
         padded = F.pad(states.transpose(1, 2), (self.config.conv_kernel - 1, 0))
         return self.conv1d(padded).transpose(1, 2)
+
+
+def _project(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """The linear layer, on CPUs in float32 by the native kernel."""
+    plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter  # neither an adapter nor quantized
+    float32 = states.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if plain and float32 and resolve_backend(states) == "native":
+        return hymate_native.linear(states, layer.weight, layer.bias)
+    return layer(states)
 
 
 class HyMaTEMambaLayer(GradientCheckpointingLayer):

@@ -288,6 +288,49 @@ def test_writing_half_numbers_rounds_as_pytorch_does(build, dtype):
     assert torch.equal(found, (half.float() * weight.flatten()).to(dtype))
 
 
+# ----------------------------------------------------------------------------------------------- linear
+
+
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"),
+    [(1, 1, 1), (7, 5, 3), (333, 64, 256), (200, 36, 128), (97, 128, 37), (500, 4, 128), (61, 130, 4), (0, 3, 2)],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_agrees_with_float64(build, rows, depth, columns, bias):
+    inputs = {"x": normal(1, rows, depth), "weight": normal(columns, depth, seed=1)}
+    if bias:
+        inputs["bias"] = normal(columns, seed=2)
+    found = with_gradients(hymate_native.linear, inputs)
+    expected = with_gradients(lambda x, weight, bias=None: F.linear(x, weight, bias), inputs, torch.float64)
+    assert_close(found, expected)
+
+
+def test_linear_reads_rows_of_any_stride_and_repeats_bit_for_bit(build):
+    wide, weight = normal(3, 50, 40), normal(12, 24, seed=1)
+    part = wide[:, ::2, 8:32]
+    before = torch.get_num_threads()
+    found = hymate_native.linear(part, weight)
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(hymate_native.linear(part.contiguous(), weight), found)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"x": torch.zeros(5)}, "at least 2 dimensions"),
+        ({"x": torch.zeros(2, 4)}, r"x must have the shape \(2, 3\), got \(2, 4\)"),
+        ({"bias": torch.zeros(3)}, r"bias must have the shape \(4,\), got \(3,\)"),
+        ({"weight": torch.zeros(4, 3, dtype=torch.float64)}, "weight must be float32, got torch.float64"),
+    ],
+)
+def test_wrong_linear_arguments_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        hymate_native.linear(**{"x": torch.zeros(2, 3), "weight": torch.zeros(4, 3), **wrong})
+
+
 # ------------------------------------------------------------------------------------------- the whole
 
 

@@ -98,6 +98,7 @@ def test_operators_keep_pytorchs_rules(given):
     torch.library.opcheck(torch.ops.hymate.scan.default, scan, test_utils=tests)
     convolution = (normal(2, 7, 5), normal(5, 4), optional["bias"], given, optional["lengths"])
     torch.library.opcheck(torch.ops.hymate.causal_conv1d.default, convolution, test_utils=tests)
+    torch.library.opcheck(torch.ops.hymate.linear.default, (normal(2, 7, 5), normal(4, 5), None), test_utils=tests)
     inner = (normal(2, 7, 10), normal(5, 4), optional["bias"], normal(8, 5), normal(5, 2), optional["bias"], A)
     inner += (normal(5), optional["lengths"], True)
     torch.library.opcheck(torch.ops.hymate.mamba_inner.default, inner, test_utils=tests)

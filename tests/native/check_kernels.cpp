@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../../hymate_native/convolution.h"
+#include "../../hymate_native/matrix.h"
 #include "../../hymate_native/scan.h"
 
 using namespace hymate;
@@ -16,6 +17,8 @@ int hymate_scan_forward(const ScanArguments*);
 int hymate_scan_backward(const ScanArguments*);
 int hymate_convolution_forward(const ConvolutionArguments*);
 int hymate_convolution_backward(const ConvolutionArguments*);
+int hymate_matrix_product(const ProductArguments*);
+int hymate_matrix_reduction(const ReductionArguments*);
 }
 
 namespace {
@@ -307,6 +310,38 @@ void check_convolution(const ConvolutionCase& k) {
     report("grad bias", compare(grad_bias, db), 2e-6);
 }
 
+// ------------------------------------------------------------------------------------------------ matrices
+
+void check_matrices(int64_t rows, int64_t depth, int64_t columns, int64_t threads) {
+    std::vector<float> tall = random_floats(rows * depth, -1, 1), small = random_floats(depth * columns, -1, 1);
+    std::vector<float> bias = random_floats(columns, -1, 1), out = random_floats(rows * columns, -1, 1);
+    std::vector<float> grad((size_t)(depth * columns));
+    std::vector<double> product((size_t)(rows * columns)), sum((size_t)(depth * columns));
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) {
+            double& y = product[(size_t)(r * columns + c)];
+            y = (double)out[(size_t)(r * columns + c)] + bias[(size_t)c];
+            // the small matrix is handed over as its transpose
+            for (int64_t k = 0; k < depth; ++k) y += (double)tall[(size_t)(r * depth + k)] * small[(size_t)(c * depth + k)];
+        }
+    ProductArguments p{};
+    p.rows = rows, p.depth = depth, p.columns = columns, p.accumulate = 1, p.threads = threads;
+    p.tall = {tall.data(), depth, 1}, p.small = {small.data(), 1, depth}, p.bias = bias.data();
+    p.out = {out.data(), columns, 1};
+    failures += hymate_matrix_product(&p) != kOk;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t c = 0; c < columns; ++c)
+                sum[(size_t)(k * columns + c)] += (double)tall[(size_t)(r * depth + k)] * out[(size_t)(r * columns + c)];
+    ReductionArguments q{};
+    q.rows = rows, q.left_columns = depth, q.right_columns = columns, q.threads = threads;
+    q.left = {tall.data(), depth, 1}, q.right = {out.data(), columns, 1}, q.out = grad.data();
+    failures += hymate_matrix_reduction(&q) != kOk;
+    printf("matrices rows %d depth %d columns %d threads %d\n", (int)rows, (int)depth, (int)columns, (int)threads);
+    report("product", compare(out, product), 2e-6);
+    report("reduction", compare(grad, sum), 2e-6);
+}
+
 }  // namespace
 
 int main() {
@@ -323,6 +358,8 @@ int main() {
     check_scan({2, 0, 3, 2, kFloat32, 2, true, false, true});
     check_convolution({0, 5, 3, 2, kFloat32, 2, true, false});
     check_convolution({2, 0, 3, 2, kFloat32, 2, true, true});
+    const int64_t sizes[][3] = {{1, 1, 1}, {7, 5, 3}, {200, 36, 128}, {97, 130, 37}, {333, 64, 100}, {0, 3, 2}};
+    for (const auto& size : sizes) check_matrices(size[0], size[1], size[2], 1 + (int64_t)(engine() % 3));
     printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
     return failures != 0;
 }

@@ -1,0 +1,177 @@
+// Products of a tall matrix (one row an event) with a small one, in float32: what a Mamba layer's projections are.
+//
+// BLAS libraries are made for large square matrices, and PyTorch's (MKL) leaves AVX-512 alone on processors that are
+// not Intel's. Here the small matrix stays in the cache, and a tile of the result in registers.
+#pragma once
+
+#include "tasks.h"
+
+namespace hymate {
+
+constexpr int kTileRows = 6;
+#if defined(HYMATE_AVX512) || defined(__aarch64__)
+constexpr int kTileVectors = 4;  // of 32 registers, 24 hold the tile
+#else
+constexpr int kTileVectors = 2;  // of 16 registers, 12
+#endif
+constexpr int64_t kNearFloats = 4096;  // of the tall matrix, worked on together: half of a small first-level cache
+constexpr int64_t kNearRows = 96;      // of both tall matrices in a gradient
+
+// A matrix of any strides, which count elements.
+struct Matrix {
+    float* data;
+    int64_t row_stride, column_stride;
+
+    HYMATE_INLINE float* at(int64_t row, int64_t column) const { return data + row * row_stride + column * column_stride; }
+};
+
+struct ProductArguments {
+    int64_t rows, depth, columns, accumulate, threads;
+    Matrix tall;        // (rows, depth); columns contiguous
+    Matrix small;       // (depth, columns)
+    const float* bias;  // (columns,), may be absent
+    Matrix out;         // (rows, columns); columns contiguous
+};
+
+struct ReductionArguments {
+    int64_t rows, left_columns, right_columns, threads;
+    Matrix left, right;  // (rows, left_columns) and (rows, right_columns); columns contiguous
+    float* out;          // (left_columns, right_columns), contiguous: the sum of the rows' outer products
+};
+
+// U rows by V vectors of sums.
+template <int U, int V>
+struct Tile {
+    Vector sum[U][V];
+
+    HYMATE_INLINE void clear() {
+        HYMATE_EACH HYMATE_UNROLL for (int j = 0; j < V; ++j) sum[i][j] = Vector{};
+    }
+    // sum[i][j] += left[i * stride] * right[j]
+    HYMATE_INLINE void add(const float* left, int64_t stride, const float* right, int last = kLanes) {
+        Vector vectors[V];
+        HYMATE_UNROLL
+        for (int j = 0; j < V - 1; ++j) vectors[j] = load(right + j * kLanes);
+        vectors[V - 1] = load(right + (V - 1) * kLanes, last);
+        HYMATE_EACH {
+            const Vector factor = broadcast(left[i * stride]);
+            HYMATE_UNROLL
+            for (int j = 0; j < V; ++j) sum[i][j] += factor * vectors[j];
+        }
+    }
+    HYMATE_INLINE void add_to(float* out, int64_t stride, bool accumulate, int last) {
+        HYMATE_EACH {
+            HYMATE_UNROLL
+            for (int j = 0; j < V; ++j) {
+                float* p = out + i * stride + j * kLanes;
+                const int count = j < V - 1 ? kLanes : last;
+                store(p, accumulate ? sum[i][j] + load(p, count) : sum[i][j], count);
+            }
+        }
+    }
+};
+
+// Calls visit(Constant<V>, first column, lanes of the last vector) for stripes of V vectors that cover all columns.
+template <typename F>
+HYMATE_INLINE void for_stripes(int64_t columns, F visit) {
+    int64_t first = 0;
+    for (; columns - first >= kTileVectors * kLanes; first += kTileVectors * kLanes)
+        visit(Constant<kTileVectors>(), first, kLanes);
+    const int rest = (int)(columns - first), vectors = (rest + kLanes - 1) / kLanes;
+    const int last = rest - (vectors - 1) * kLanes;
+    if (vectors == 4) visit(Constant<4>(), first, last);
+    if (vectors == 3) visit(Constant<3>(), first, last);
+    if (vectors == 2) visit(Constant<2>(), first, last);
+    if (vectors == 1) visit(Constant<1>(), first, last);
+}
+
+// Calls visit(Constant<U>, first) for tiles of U rows that cover first .. end.
+template <typename F>
+HYMATE_INLINE void for_tiles(int64_t first, int64_t end, F visit) {
+    for (; first + kTileRows <= end; first += kTileRows) visit(Constant<kTileRows>(), first);
+    for (; first < end; ++first) visit(Constant<1>(), first);
+}
+
+// The small matrix in stripes, each (depth, its vectors), zeros beyond the last column; the bias is a row before them.
+struct Stripes {
+    int64_t width;
+    Arena arena;
+    float *bias, *data;
+
+    explicit Stripes(const ProductArguments& p)
+        : width(round_up(p.columns, kLanes)), arena((p.depth + 1) * width + 16) {
+        if (!arena.ok()) return;
+        bias = arena.take(width);
+        data = arena.take(p.depth * width);
+        if (p.bias != nullptr) memcpy(bias, p.bias, p.columns * sizeof(float));
+        for_stripes(p.columns, [&](auto vectors, int64_t first, int) {
+            const int64_t stripe = decltype(vectors)::value * kLanes;
+            float* packed = data + first * p.depth;
+            for (int64_t k = 0; k < p.depth; ++k)
+                for (int64_t i = 0; i < minimum_of(stripe, p.columns - first); ++i)
+                    packed[k * stripe + i] = *p.small.at(k, first + i);
+        });
+    }
+};
+
+inline void multiply_rows(const ProductArguments& p, const Stripes& stripes, int64_t begin, int64_t end) {
+    for_stripes(p.columns, [&](auto vectors, int64_t first, int last) {
+        constexpr int V = decltype(vectors)::value;
+        const float *packed = stripes.data + first * p.depth, *bias = stripes.bias + first;
+        for_tiles(begin, end, [&](auto rows, int64_t row) {
+            constexpr int U = decltype(rows)::value;
+            const float* tall = p.tall.at(row, 0);
+            Tile<U, V> tile;
+            HYMATE_EACH HYMATE_UNROLL for (int j = 0; j < V; ++j) tile.sum[i][j] = load(bias + j * kLanes);
+            for (int64_t k = 0; k < p.depth; ++k) tile.add(tall + k, p.tall.row_stride, packed + k * V * kLanes);
+            tile.add_to(p.out.at(row, first), p.out.row_stride, p.accumulate, last);
+        });
+    });
+}
+
+// out (+)= tall small + bias
+inline int matrix_product(const ProductArguments& p) {
+    const Stripes stripes(p);
+    if (!stripes.arena.ok()) return kOutOfMemory;
+    const int64_t near = round_up(kNearFloats / (p.depth + 1) + 1, kTileRows), blocks = (p.rows + near - 1) / near;
+    const int threads = (int)minimum_of(p.threads, blocks > 0 ? blocks : 1);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < blocks; ++block)
+        multiply_rows(p, stripes, block * near, minimum_of((block + 1) * near, p.rows));
+    return kOk;
+}
+
+inline void reduce_rows(const ReductionArguments& r, int64_t begin, int64_t end, float* sum, int64_t stride) {
+    for_stripes(r.right_columns, [&](auto vectors, int64_t first, int last) {
+        constexpr int V = decltype(vectors)::value;
+        for_tiles(0, r.left_columns, [&](auto tile_rows, int64_t column) {
+            constexpr int U = decltype(tile_rows)::value;
+            Tile<U, V> tile;
+            tile.clear();
+            for (int64_t row = begin; row < end; ++row)
+                tile.add(r.left.at(row, column), 1, r.right.at(row, first), last);
+            tile.add_to(sum + column * stride + first, stride, true, kLanes);
+        });
+    });
+}
+
+// out = left^T right. Threads sum ranges of rows of their own, which are then added in a fixed order.
+inline int matrix_reduction(const ReductionArguments& r) {
+    const int64_t stride = round_up(r.right_columns, kLanes), blocks = (r.rows + kNearRows - 1) / kNearRows;
+    const int64_t parts = minimum_of(r.threads, blocks > 0 ? blocks : 1), size = r.left_columns * stride;
+    Arena arena(parts * size + 16);
+    if (!arena.ok()) return kOutOfMemory;
+    float* sums = arena.take(parts * size);
+#pragma omp parallel for num_threads((int)parts) schedule(static)
+    for (int64_t part = 0; part < parts; ++part)
+        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
+            reduce_rows(r, block * kNearRows, minimum_of((block + 1) * kNearRows, r.rows), sums + part * size, stride);
+    for (int64_t part = 1; part < parts; ++part)
+        for (int64_t i = 0; i < size; i += kLanes)
+            store(sums + i, load(sums + i) + load(sums + part * size + i));
+    for (int64_t row = 0; row < r.left_columns; ++row)
+        memcpy(r.out + row * r.right_columns, sums + row * stride, r.right_columns * sizeof(float));
+    return kOk;
+}
+
+}  // namespace hymate
