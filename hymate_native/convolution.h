@@ -77,6 +77,7 @@ void convolve_block(const ConvolutionArguments& c, const TapRows<K>& all_taps, i
     for_steps(steps, [&](auto size, int t) {
         constexpr int U = decltype(size)::value;
         const Pack<U> fresh = x.load(size, t, count);
+        x.fetch(size, t + kChunk);
         HYMATE_EACH inputs[K - 1 + t + i] = fresh.v[i];
         Pack<U> y = taps.template apply<U>(inputs + t);
         if (c.silu) y = y * sigmoid(y);
@@ -116,6 +117,9 @@ void convolve_block_backward(const ConvolutionArguments& c, const TapRows<K>& al
         constexpr int U = decltype(size)::value;
         const Pack<U> fresh = x.load(size, t, count);
         Pack<U> grad = grad_out.load(size, t, count);
+        x.fetch(size, t - kChunk);
+        grad_out.fetch(size, t - kChunk);
+        grad_x.fetch(size, t - kChunk);
         HYMATE_EACH inputs[K - 1 + t + i] = fresh.v[i];
         if (c.silu) {
             const Pack<U> y = taps.template apply<U>(inputs + t);

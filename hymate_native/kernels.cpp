@@ -42,7 +42,7 @@ HYMATE_EXPORT int hymate_convolution_backward(const ConvolutionArguments* c) {
 }
 
 HYMATE_EXPORT int hymate_matrix_product(const ProductArguments* p) { return matrix_product(*p); }
-HYMATE_EXPORT int hymate_matrix_reduction(const ReductionArguments* r) { return matrix_reduction(*r); }
+HYMATE_EXPORT int hymate_linear_backward(const LinearBackwardArguments* a) { return linear_backward(*a); }
 
 // Whether this library may run here: 1 for the portable build, elsewhere by the level it was compiled for.
 HYMATE_EXPORT int hymate_supports(int level) {

@@ -9,8 +9,8 @@ from hymate_native.library import (
     CHUNK,
     DTYPES,
     ConvolutionArguments,
+    LinearBackwardArguments,
     ProductArguments,
-    ReductionArguments,
     ScanArguments,
     call,
     matrix,
@@ -149,34 +149,31 @@ def convolution_backward(
     return grad_weight, grad_bias
 
 
-def matrix_product(
-    tall: Tensor, small: Tensor, bias: Tensor | None = None, out: Tensor | None = None, *, accumulate: bool = False
-) -> Tensor:
-    """`tall @ small + bias`, (rows, depth) with (depth, columns), into `out` or, with `accumulate`, added to it."""
-    if tall.dtype != torch.float32:  # MKL and oneDNN know the half types
-        if out is None:
-            return tall @ small if bias is None else torch.addmm(bias, tall, small)
-        return out.addmm_(tall, small) if accumulate else torch.mm(tall, small, out=out)
-    tall, bias = _dense_rows(tall), _dense(bias)
-    if out is None:
-        out = torch.empty(len(tall), small.shape[1])
-    arguments = ProductArguments(
-        *(*tall.shape, small.shape[1], accumulate, threads(), matrix(tall), matrix(small), pointer(bias), matrix(out))
-    )
-    call("matrix_product", arguments)
+def _product(tall: Tensor, small: Tensor, bias: Tensor | None, out: Tensor, accumulate: bool) -> ProductArguments:
+    sizes = (*tall.shape, small.shape[1], accumulate, threads())
+    return ProductArguments(*sizes, matrix(tall), matrix(small), pointer(bias), matrix(out))
+
+
+def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """(rows, in), (out, in) -> (rows, out), written to `out` where that is given."""
+    out = torch.empty(len(x), len(weight), dtype=x.dtype) if out is None else out
+    if x.dtype != torch.float32:  # the half types are oneDNN's
+        return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+    x, bias = _dense_rows(x), _dense(bias)
+    call("matrix_product", _product(x, weight.t(), bias, out, False))
     return out
 
 
-def matrix_reduction(left: Tensor, right: Tensor) -> Tensor:
-    """`left.T @ right` of two matrices with many rows, (rows, m) with (rows, n) -> (m, n)."""
-    if left.dtype != torch.float32:
-        return left.t() @ right
-    if right.shape[1] < left.shape[1]:  # the vectors lie along the right one's columns
-        return matrix_reduction(right, left).t().contiguous()
-    left, right = _dense_rows(left), _dense_rows(right)
-    out = torch.empty(left.shape[1], right.shape[1])
-    arguments = ReductionArguments(
-        *(len(left), left.shape[1], right.shape[1], threads(), matrix(left), matrix(right), pointer(out))
-    )
-    call("matrix_reduction", arguments)
-    return out
+def linear_backward(grad: Tensor, x: Tensor, weight: Tensor, grad_x: Tensor, *, accumulate: bool = False) -> Tensor:
+    """Writes the gradient of x into `grad_x`, or adds it to what is there; returns that of the weight."""
+    if grad.dtype != torch.float32:
+        if accumulate:
+            grad_x.addmm_(grad, weight)
+        else:
+            torch.mm(grad, weight, out=grad_x)
+        return grad.t() @ x
+    grad, x = _dense_rows(grad), _dense_rows(x)
+    grad_weight = torch.empty(weight.shape)
+    product = _product(grad, weight, None, grad_x, accumulate)
+    call("linear_backward", LinearBackwardArguments(product, matrix(x), pointer(grad_weight)))
+    return grad_weight

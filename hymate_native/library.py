@@ -67,15 +67,12 @@ ProductArguments = _structure(
     (ctypes.c_void_p, "bias"),
     (Matrix, "out"),
 )
-ReductionArguments = _structure(
-    "ReductionArguments",
-    (ctypes.c_int64, "rows left_columns right_columns threads"),
-    (Matrix, "left right"),
-    (ctypes.c_void_p, "out"),
+LinearBackwardArguments = _structure(
+    "LinearBackwardArguments", (ProductArguments, "product"), (Matrix, "x"), (ctypes.c_void_p, "grad_weight")
 )
 FUNCTIONS = (
     *("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"),
-    *("matrix_product", "matrix_reduction"),
+    *("matrix_product", "linear_backward"),
 )
 
 

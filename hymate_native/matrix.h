@@ -15,7 +15,7 @@ constexpr int kTileVectors = 4;  // of 32 registers, 24 hold the tile
 constexpr int kTileVectors = 2;  // of 16 registers, 12
 #endif
 constexpr int64_t kNearFloats = 4096;  // of the tall matrix, worked on together: half of a small first-level cache
-constexpr int64_t kNearRows = 96;      // of both tall matrices in a gradient
+constexpr int64_t kNearRows = 64;      // of the tall matrices in a backward pass
 
 // A matrix of any strides, which count elements.
 struct Matrix {
@@ -33,10 +33,11 @@ struct ProductArguments {
     Matrix out;         // (rows, columns); columns contiguous
 };
 
-struct ReductionArguments {
-    int64_t rows, left_columns, right_columns, threads;
-    Matrix left, right;  // (rows, left_columns) and (rows, right_columns); columns contiguous
-    float* out;          // (left_columns, right_columns), contiguous: the sum of the rows' outer products
+// The backward pass of out = x small^T: two products that read the same gradients.
+struct LinearBackwardArguments {
+    ProductArguments product;  // of the gradients (tall) and the weight (small); out is the gradient of x
+    Matrix x;                  // (rows, columns); columns contiguous
+    float* grad_weight;        // (depth, columns), contiguous
 };
 
 // U rows by V vectors of sums.
@@ -48,11 +49,10 @@ struct Tile {
         HYMATE_EACH HYMATE_UNROLL for (int j = 0; j < V; ++j) sum[i][j] = Vector{};
     }
     // sum[i][j] += left[i * stride] * right[j]
-    HYMATE_INLINE void add(const float* left, int64_t stride, const float* right, int last = kLanes) {
+    HYMATE_INLINE void add(const float* left, int64_t stride, const float* right) {
         Vector vectors[V];
         HYMATE_UNROLL
-        for (int j = 0; j < V - 1; ++j) vectors[j] = load(right + j * kLanes);
-        vectors[V - 1] = load(right + (V - 1) * kLanes, last);
+        for (int j = 0; j < V; ++j) vectors[j] = load(right + j * kLanes);
         HYMATE_EACH {
             const Vector factor = broadcast(left[i * stride]);
             HYMATE_UNROLL
@@ -89,6 +89,7 @@ HYMATE_INLINE void for_stripes(int64_t columns, F visit) {
 template <typename F>
 HYMATE_INLINE void for_tiles(int64_t first, int64_t end, F visit) {
     for (; first + kTileRows <= end; first += kTileRows) visit(Constant<kTileRows>(), first);
+    for (; first + 4 <= end; first += 4) visit(Constant<4>(), first);
     for (; first < end; ++first) visit(Constant<1>(), first);
 }
 
@@ -141,36 +142,61 @@ inline int matrix_product(const ProductArguments& p) {
     return kOk;
 }
 
-inline void reduce_rows(const ReductionArguments& r, int64_t begin, int64_t end, float* sum, int64_t stride) {
-    for_stripes(r.right_columns, [&](auto vectors, int64_t first, int last) {
-        constexpr int V = decltype(vectors)::value;
-        for_tiles(0, r.left_columns, [&](auto tile_rows, int64_t column) {
-            constexpr int U = decltype(tile_rows)::value;
-            Tile<U, V> tile;
-            tile.clear();
-            for (int64_t row = begin; row < end; ++row)
-                tile.add(r.left.at(row, column), 1, r.right.at(row, first), last);
-            tile.add_to(sum + column * stride + first, stride, true, kLanes);
-        });
-    });
-}
+// The sum of the outer products of rows of two tall matrices, added to `sum`, whose rows are `stride` apart.
+struct Reduction {
+    Matrix left, right;
+    int64_t left_columns, right_columns, stride;
 
-// out = left^T right. Threads sum ranges of rows of their own, which are then added in a fixed order.
-inline int matrix_reduction(const ReductionArguments& r) {
-    const int64_t stride = round_up(r.right_columns, kLanes), blocks = (r.rows + kNearRows - 1) / kNearRows;
-    const int64_t parts = minimum_of(r.threads, blocks > 0 ? blocks : 1), size = r.left_columns * stride;
+    void add(int64_t begin, int64_t end, float* sum) const {
+        for_stripes(right_columns, [&](auto vectors, int64_t first, int last) {
+            constexpr int V = decltype(vectors)::value;
+            // Copied, because rows a power of two apart would push each other out of the cache.
+            alignas(64) float packed[kNearRows * V * kLanes];
+            for (int64_t row = begin; row < end; ++row) {
+                HYMATE_UNROLL
+                for (int j = 0; j < V; ++j)
+                    store(packed + ((row - begin) * V + j) * kLanes,
+                          load(right.at(row, first) + j * kLanes, j < V - 1 ? kLanes : last));
+            }
+            for_tiles(0, left_columns, [&](auto tile_rows, int64_t column) {
+                constexpr int U = decltype(tile_rows)::value;
+                Tile<U, V> tile;
+                tile.clear();
+                for (int64_t row = begin; row < end; ++row)
+                    tile.add(left.at(row, column), 1, packed + (row - begin) * V * kLanes);
+                tile.add_to(sum + column * stride + first, stride, true, kLanes);
+            });
+        });
+    }
+};
+
+// Threads sum ranges of rows of their own, which are then added in a fixed order. The vectors lie along the wider one
+// of the two matrices.
+inline int linear_backward(const LinearBackwardArguments& a) {
+    const ProductArguments& p = a.product;
+    const bool swap = p.depth > p.columns;
+    const Reduction reduction =
+        swap ? Reduction{a.x, p.tall, p.columns, p.depth, round_up(p.depth, kLanes)}
+             : Reduction{p.tall, a.x, p.depth, p.columns, round_up(p.columns, kLanes)};
+    const int64_t blocks = (p.rows + kNearRows - 1) / kNearRows, size = reduction.left_columns * reduction.stride;
+    const int64_t parts = minimum_of(p.threads, blocks > 0 ? blocks : 1);
+    const Stripes stripes(p);
     Arena arena(parts * size + 16);
-    if (!arena.ok()) return kOutOfMemory;
+    if (!arena.ok() || !stripes.arena.ok()) return kOutOfMemory;
     float* sums = arena.take(parts * size);
 #pragma omp parallel for num_threads((int)parts) schedule(static)
     for (int64_t part = 0; part < parts; ++part)
-        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
-            reduce_rows(r, block * kNearRows, minimum_of((block + 1) * kNearRows, r.rows), sums + part * size, stride);
+        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+            const int64_t begin = block * kNearRows, end = minimum_of(begin + kNearRows, p.rows);
+            reduction.add(begin, end, sums + part * size);
+            multiply_rows(p, stripes, begin, end);
+        }
     for (int64_t part = 1; part < parts; ++part)
-        for (int64_t i = 0; i < size; i += kLanes)
-            store(sums + i, load(sums + i) + load(sums + part * size + i));
-    for (int64_t row = 0; row < r.left_columns; ++row)
-        memcpy(r.out + row * r.right_columns, sums + row * stride, r.right_columns * sizeof(float));
+        for (int64_t i = 0; i < size; i += kLanes) store(sums + i, load(sums + i) + load(sums + part * size + i));
+    for (int64_t row = 0; row < p.depth; ++row)
+        for (int64_t column = 0; column < p.columns; ++column)
+            a.grad_weight[row * p.columns + column] =
+                swap ? sums[column * reduction.stride + row] : sums[row * reduction.stride + column];
     return kOk;
 }
 

@@ -177,7 +177,7 @@ _convolution_backward.register_autograd(_no_second_derivative("causal convolutio
 
 @_custom_op("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 def _linear(x, weight, bias):
-    return launch.matrix_product(x.flatten(0, -2), weight.t(), bias).unflatten(0, x.shape[:-1])
+    return launch.linear_forward(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
 
 
 @_linear.register_fake
@@ -187,9 +187,8 @@ def _(x, weight, bias):
 
 @_custom_op("linear_backward", "(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)")
 def _linear_backward(grad, x, weight):
-    flat_grad = grad.flatten(0, -2)
-    grad_x = launch.matrix_product(flat_grad, weight).unflatten(0, x.shape[:-1])
-    return grad_x, launch.matrix_reduction(flat_grad, x.flatten(0, -2))
+    grad_x = torch.empty(x.shape)
+    return grad_x, launch.linear_backward(grad.flatten(0, -2), x.flatten(0, -2), weight, grad_x.flatten(0, -2))
 
 
 @_linear_backward.register_fake
@@ -245,11 +244,11 @@ def _inner(
     (inner, state), rank = A.shape, dt_proj_weight.shape[1]
     x, gate = _split(projected_states, inner)
     convolved = launch.convolution_forward(x, conv_weight, conv_bias, True, lengths)
-    flat_parameters = launch.matrix_product(convolved.flatten(0, 1), x_proj_weight.t())
+    flat_parameters = launch.linear_forward(convolved.flatten(0, 1), x_proj_weight)
     parameters = flat_parameters.unflatten(0, convolved.shape[:2])  # (batch, length, rank + 2 state)
     time_step, B, C = _split_parameters(parameters, rank, state)
     delta = torch.empty_like(convolved)
-    launch.matrix_product(time_step.flatten(0, 1), dt_proj_weight.t(), out=delta.flatten(0, 1))
+    launch.linear_forward(time_step.flatten(0, 1), dt_proj_weight, out=delta.flatten(0, 1))
     y, _, states = launch.scan_forward(
         *(convolved, delta, A, B, C, D, gate, dt_proj_bias, True, lengths, None),
         return_final_state=False,
@@ -319,10 +318,12 @@ def _inner_backward(
         grad_rows=(grad_convolved, grad_delta, grad_gate, grad_B, grad_C),
     )
     flat_grad_delta, flat_grad_parameters = grad_delta.flatten(0, 1), grad_parameters.flatten(0, 1)
-    launch.matrix_product(flat_grad_delta, dt_proj_weight, out=flat_grad_parameters[:, :rank])
-    grad_dt_weight = launch.matrix_reduction(flat_grad_delta, time_step.flatten(0, 1))
-    grad_x_weight = launch.matrix_reduction(flat_grad_parameters, convolved.flatten(0, 1))
-    launch.matrix_product(flat_grad_parameters, x_proj_weight, out=grad_convolved.flatten(0, 1), accumulate=True)
+    grad_dt_weight = launch.linear_backward(
+        flat_grad_delta, time_step.flatten(0, 1), dt_proj_weight, flat_grad_parameters[:, :rank]
+    )
+    grad_x_weight = launch.linear_backward(
+        flat_grad_parameters, convolved.flatten(0, 1), x_proj_weight, grad_convolved.flatten(0, 1), accumulate=True
+    )
     grad_conv_weight, grad_conv_bias = launch.convolution_backward(
         grad_convolved, x, conv_weight, conv_bias, True, lengths, grad_x
     )

@@ -42,6 +42,11 @@ struct Column {
     HYMATE_INLINE Pack<U> load(Constant<U>, int t, Count count) const {
         return load_rows<U>(data + t * stride, stride, count);
     }
+    // Asks for rows that will be needed soon; there may be none.
+    template <int U>
+    HYMATE_INLINE void fetch(Constant<U>, int t) const {
+        HYMATE_EACH __builtin_prefetch((const char*)data + (t + i) * stride * (int64_t)sizeof(T));
+    }
     template <int U, typename Count>
     HYMATE_INLINE void store(int t, const Pack<U>& rows, Count count) const {
         store_rows(data + t * stride, stride, rows, count);

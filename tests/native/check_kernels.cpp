@@ -18,7 +18,7 @@ int hymate_scan_backward(const ScanArguments*);
 int hymate_convolution_forward(const ConvolutionArguments*);
 int hymate_convolution_backward(const ConvolutionArguments*);
 int hymate_matrix_product(const ProductArguments*);
-int hymate_matrix_reduction(const ReductionArguments*);
+int hymate_linear_backward(const LinearBackwardArguments*);
 }
 
 namespace {
@@ -315,31 +315,39 @@ void check_convolution(const ConvolutionCase& k) {
 void check_matrices(int64_t rows, int64_t depth, int64_t columns, int64_t threads) {
     std::vector<float> tall = random_floats(rows * depth, -1, 1), small = random_floats(depth * columns, -1, 1);
     std::vector<float> bias = random_floats(columns, -1, 1), out = random_floats(rows * columns, -1, 1);
-    std::vector<float> grad((size_t)(depth * columns));
+    ProductArguments p{};
+    p.rows = rows, p.depth = depth, p.columns = columns, p.accumulate = 1, p.threads = threads;
+    // the small matrix is handed over as its transpose
+    p.tall = {tall.data(), depth, 1}, p.small = {small.data(), 1, depth}, p.bias = bias.data();
+    p.out = {out.data(), columns, 1};
     std::vector<double> product((size_t)(rows * columns)), sum((size_t)(depth * columns));
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < columns; ++c) {
             double& y = product[(size_t)(r * columns + c)];
             y = (double)out[(size_t)(r * columns + c)] + bias[(size_t)c];
-            // the small matrix is handed over as its transpose
             for (int64_t k = 0; k < depth; ++k) y += (double)tall[(size_t)(r * depth + k)] * small[(size_t)(c * depth + k)];
         }
-    ProductArguments p{};
-    p.rows = rows, p.depth = depth, p.columns = columns, p.accumulate = 1, p.threads = threads;
-    p.tall = {tall.data(), depth, 1}, p.small = {small.data(), 1, depth}, p.bias = bias.data();
-    p.out = {out.data(), columns, 1};
+    printf("matrices rows %d depth %d columns %d threads %d\n", (int)rows, (int)depth, (int)columns, (int)threads);
     failures += hymate_matrix_product(&p) != kOk;
+    report("product", compare(out, product), 2e-6);
+
+    std::vector<float> x = random_floats(rows * columns, -1, 1), grad_weight((size_t)(depth * columns));
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t k = 0; k < depth; ++k)
             for (int64_t c = 0; c < columns; ++c)
-                sum[(size_t)(k * columns + c)] += (double)tall[(size_t)(r * depth + k)] * out[(size_t)(r * columns + c)];
-    ReductionArguments q{};
-    q.rows = rows, q.left_columns = depth, q.right_columns = columns, q.threads = threads;
-    q.left = {tall.data(), depth, 1}, q.right = {out.data(), columns, 1}, q.out = grad.data();
-    failures += hymate_matrix_reduction(&q) != kOk;
-    printf("matrices rows %d depth %d columns %d threads %d\n", (int)rows, (int)depth, (int)columns, (int)threads);
-    report("product", compare(out, product), 2e-6);
-    report("reduction", compare(grad, sum), 2e-6);
+                sum[(size_t)(k * columns + c)] += (double)tall[(size_t)(r * depth + k)] * x[(size_t)(r * columns + c)];
+    LinearBackwardArguments a{p, {x.data(), columns, 1}, grad_weight.data()};
+    a.product.accumulate = 0;
+    failures += hymate_linear_backward(&a) != kOk;
+    for (double& y : product) y = 0;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) {
+            double& y = product[(size_t)(r * columns + c)];
+            y = bias[(size_t)c];
+            for (int64_t k = 0; k < depth; ++k) y += (double)tall[(size_t)(r * depth + k)] * small[(size_t)(c * depth + k)];
+        }
+    report("grad x", compare(out, product), 2e-6);
+    report("grad weight", compare(grad_weight, sum), 2e-6);
 }
 
 }  // namespace
