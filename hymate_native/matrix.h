@@ -115,13 +115,22 @@ struct Stripes {
     }
 };
 
-inline void multiply_rows(const ProductArguments& p, const Stripes& stripes, int64_t begin, int64_t end) {
+// A row that will be needed soon, into the second-level cache.
+HYMATE_INLINE void fetch_row(const Matrix& matrix, int64_t row, int64_t columns) {
+    for (int64_t i = 0; i < columns; i += 16)
+        __builtin_prefetch((const char*)matrix.data + (row * matrix.row_stride + i) * (int64_t)sizeof(float), 0, 2);
+}
+
+// While it multiplies, calls fetch(row) for each row of the next block, so that memory is busy all the time.
+template <typename F>
+HYMATE_INLINE void multiply_rows(const ProductArguments& p, const Stripes& stripes, int64_t begin, int64_t end, F fetch) {
     for_stripes(p.columns, [&](auto vectors, int64_t first, int last) {
         constexpr int V = decltype(vectors)::value;
         const float *packed = stripes.data + first * p.depth, *bias = stripes.bias + first;
         for_tiles(begin, end, [&](auto rows, int64_t row) {
             constexpr int U = decltype(rows)::value;
             const float* tall = p.tall.at(row, 0);
+            if (first == 0) HYMATE_EACH fetch(row + i + (end - begin));
             Tile<U, V> tile;
             HYMATE_EACH HYMATE_UNROLL for (int j = 0; j < V; ++j) tile.sum[i][j] = load(bias + j * kLanes);
             for (int64_t k = 0; k < p.depth; ++k) tile.add(tall + k, p.tall.row_stride, packed + k * V * kLanes);
@@ -138,19 +147,24 @@ inline int matrix_product(const ProductArguments& p) {
     const int threads = (int)minimum_of(p.threads, blocks > 0 ? blocks : 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t block = 0; block < blocks; ++block)
-        multiply_rows(p, stripes, block * near, minimum_of((block + 1) * near, p.rows));
+        multiply_rows(p, stripes, block * near, minimum_of((block + 1) * near, p.rows), [&](int64_t row) {
+            fetch_row(p.tall, row, p.depth);
+            fetch_row(p.out, row, p.columns);
+        });
     return kOk;
 }
 
-// The sum of the outer products of rows of two tall matrices, added to `sum`, whose rows are `stride` apart.
+// The sum of the outer products of rows of two tall matrices, in stripes of its columns, each (left columns, its
+// vectors). Rows a power of two apart would push each other out of the cache, so the right matrix is copied, too.
 struct Reduction {
     Matrix left, right;
-    int64_t left_columns, right_columns, stride;
+    int64_t left_columns, right_columns;
+
+    int64_t size() const { return left_columns * round_up(right_columns, kLanes); }
 
     void add(int64_t begin, int64_t end, float* sum) const {
         for_stripes(right_columns, [&](auto vectors, int64_t first, int last) {
             constexpr int V = decltype(vectors)::value;
-            // Copied, because rows a power of two apart would push each other out of the cache.
             alignas(64) float packed[kNearRows * V * kLanes];
             for (int64_t row = begin; row < end; ++row) {
                 HYMATE_UNROLL
@@ -164,8 +178,18 @@ struct Reduction {
                 tile.clear();
                 for (int64_t row = begin; row < end; ++row)
                     tile.add(left.at(row, column), 1, packed + (row - begin) * V * kLanes);
-                tile.add_to(sum + column * stride + first, stride, true, kLanes);
+                tile.add_to(sum + first * left_columns + column * V * kLanes, V * kLanes, true, kLanes);
             });
+        });
+    }
+    // Calls visit(left column, right column, sum) for all of them.
+    template <typename F>
+    void read(const float* sum, F visit) const {
+        for_stripes(right_columns, [&](auto vectors, int64_t first, int) {
+            const int64_t width = decltype(vectors)::value * kLanes, present = minimum_of(width, right_columns - first);
+            for (int64_t row = 0; row < left_columns; ++row)
+                for (int64_t i = 0; i < present; ++i)
+                    visit(row, first + i, sum[first * left_columns + row * width + i]);
         });
     }
 };
@@ -176,9 +200,8 @@ inline int linear_backward(const LinearBackwardArguments& a) {
     const ProductArguments& p = a.product;
     const bool swap = p.depth > p.columns;
     const Reduction reduction =
-        swap ? Reduction{a.x, p.tall, p.columns, p.depth, round_up(p.depth, kLanes)}
-             : Reduction{p.tall, a.x, p.depth, p.columns, round_up(p.columns, kLanes)};
-    const int64_t blocks = (p.rows + kNearRows - 1) / kNearRows, size = reduction.left_columns * reduction.stride;
+        swap ? Reduction{a.x, p.tall, p.columns, p.depth} : Reduction{p.tall, a.x, p.depth, p.columns};
+    const int64_t blocks = (p.rows + kNearRows - 1) / kNearRows, size = reduction.size();
     const int64_t parts = minimum_of(p.threads, blocks > 0 ? blocks : 1);
     const Stripes stripes(p);
     Arena arena(parts * size + 16);
@@ -188,15 +211,18 @@ inline int linear_backward(const LinearBackwardArguments& a) {
     for (int64_t part = 0; part < parts; ++part)
         for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
             const int64_t begin = block * kNearRows, end = minimum_of(begin + kNearRows, p.rows);
+            multiply_rows(p, stripes, begin, end, [&](int64_t row) {
+                fetch_row(p.tall, row, p.depth);
+                fetch_row(p.out, row, p.columns);
+                fetch_row(a.x, row, p.columns);
+            });
             reduction.add(begin, end, sums + part * size);
-            multiply_rows(p, stripes, begin, end);
         }
     for (int64_t part = 1; part < parts; ++part)
         for (int64_t i = 0; i < size; i += kLanes) store(sums + i, load(sums + i) + load(sums + part * size + i));
-    for (int64_t row = 0; row < p.depth; ++row)
-        for (int64_t column = 0; column < p.columns; ++column)
-            a.grad_weight[row * p.columns + column] =
-                swap ? sums[column * reduction.stride + row] : sums[row * reduction.stride + column];
+    reduction.read(sums, [&](int64_t row, int64_t column, float sum) {
+        a.grad_weight[swap ? column * p.columns + row : row * p.columns + column] = sum;
+    });
     return kOk;
 }
 

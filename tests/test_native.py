@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hymate_native
+from hymate_native import launch, mixer
 from modeling_hymate import selective_scan
 
 BUILDS = hymate_native.runnable_builds()
@@ -291,52 +292,47 @@ def test_writing_half_numbers_rounds_as_pytorch_does(build, dtype):
 # ----------------------------------------------------------------------------------------------- linear
 
 
+def linear(x, weight, accumulate):
+    """The products of a linear layer: its output, the gradient of x (added to ones or not) and that of the weight."""
+    output = launch.linear_forward(x, weight, weight[:, 0])
+    grad, grad_x = output.flip(0).contiguous(), torch.ones(x.shape)
+    grad_weight = launch.linear_backward(grad, x, weight, grad_x, accumulate=accumulate)
+    return {"output": output, "grad x": grad_x, "grad weight": grad_weight}, grad
+
+
 @pytest.mark.parametrize(
     ("rows", "depth", "columns"),
     [(1, 1, 1), (7, 5, 3), (333, 64, 256), (200, 36, 128), (97, 128, 37), (500, 4, 128), (61, 130, 4), (0, 3, 2)],
 )
-@pytest.mark.parametrize("bias", [False, True])
-def test_linear_agrees_with_float64(build, rows, depth, columns, bias):
-    inputs = {"x": normal(1, rows, depth), "weight": normal(columns, depth, seed=1)}
-    if bias:
-        inputs["bias"] = normal(columns, seed=2)
-    found = with_gradients(hymate_native.linear, inputs)
-    expected = with_gradients(lambda x, weight, bias=None: F.linear(x, weight, bias), inputs, torch.float64)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_linear_agrees_with_float64(build, rows, depth, columns, accumulate):
+    x, weight = normal(rows, depth), normal(columns, depth, seed=1)
+    found, grad = linear(x, weight, accumulate)
+    wide, grad = weight.double(), grad.double()
+    expected = {
+        "output": F.linear(x.double(), wide, wide[:, 0]),
+        "grad x": grad @ wide + accumulate,
+        "grad weight": grad.T @ x.double(),
+    }
     assert_close(found, expected)
 
 
-def test_linear_reads_rows_of_any_stride_and_repeats_bit_for_bit(build):
-    wide, weight = normal(3, 50, 40), normal(12, 24, seed=1)
-    part = wide[:, ::2, 8:32]
-    before = torch.get_num_threads()
-    found = hymate_native.linear(part, weight)
-    try:
-        torch.set_num_threads(3)
-        assert torch.equal(hymate_native.linear(part.contiguous(), weight), found)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"x": torch.zeros(5)}, "at least 2 dimensions"),
-        ({"x": torch.zeros(2, 4)}, r"x must have the shape \(2, 3\), got \(2, 4\)"),
-        ({"bias": torch.zeros(3)}, r"bias must have the shape \(4,\), got \(3,\)"),
-        ({"weight": torch.zeros(4, 3, dtype=torch.float64)}, "weight must be float32, got torch.float64"),
-    ],
-)
-def test_wrong_linear_arguments_are_named(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        hymate_native.linear(**{"x": torch.zeros(2, 3), "weight": torch.zeros(4, 3), **wrong})
+def test_linear_reads_strides_in_place_and_repeats_bit_for_bit(build):
+    wide, weight = normal(150, 40), normal(24, 12, seed=1).T
+    part = wide[::2, 8:32]
+    found, _ = linear(part, weight, True)
+    again, _ = linear(part.contiguous(), weight.contiguous(), True)
+    assert all(torch.equal(found[name], again[name]) for name in found)
 
 
 # ------------------------------------------------------------------------------------------- the whole
 
 
-def inner_inputs(batch=3, length=45, inner=24, state=5, rank=3, kernel=4):
+def mixer_inputs(batch=3, length=45, hidden=10, inner=24, state=5, rank=3, kernel=4):
     return {
-        "projected_states": normal(batch, length, 2 * inner),
+        "states": normal(batch, length, hidden),
+        "in_proj_weight": normal(2 * inner, hidden, seed=8) / 3,
+        "in_proj_bias": normal(2 * inner, seed=9),
         "conv_weight": normal(inner, 1, kernel, seed=1),
         "conv_bias": normal(inner, seed=2),
         "x_proj_weight": normal(rank + 2 * state, inner, seed=3) / 5,
@@ -344,54 +340,86 @@ def inner_inputs(batch=3, length=45, inner=24, state=5, rank=3, kernel=4):
         "dt_proj_bias": normal(inner, seed=5),
         "A": -1 - 7 * torch.rand(inner, state, generator=torch.Generator().manual_seed(6)),
         "D": normal(inner, seed=7),
+        "out_proj_weight": normal(hidden, inner, seed=10) / 20,
+        "out_proj_bias": normal(hidden, seed=11),
     }
 
 
-def reference_inner(
-    projected_states, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A, D, lengths=None
+def reference_mixer(
+    states,
+    conv_weight,
+    conv_bias,
+    x_proj_weight,
+    dt_proj_weight,
+    dt_proj_bias,
+    A,
+    D,
+    lengths=None,
+    in_proj_weight=None,
+    in_proj_bias=None,
+    out_proj_weight=None,
+    out_proj_bias=None,
 ):
     (_inner, state), rank = A.shape, dt_proj_weight.shape[1]
-    x, gate = projected_states.chunk(2, -1)
+    projected = states if in_proj_weight is None else F.linear(states, in_proj_weight, in_proj_bias)
+    x, gate = projected.chunk(2, -1)
     x = reference_convolution(x, conv_weight.squeeze(1), conv_bias, lengths=lengths)
     time_step, B, C = (x @ x_proj_weight.T).split([rank, state, state], -1)
     delta = time_step @ dt_proj_weight.T
-    return selective_scan(x, delta, A, B, C, D, gate, dt_proj_bias, lengths=lengths, backend="reference")
+    y = selective_scan(x, delta, A, B, C, D, gate, dt_proj_bias, lengths=lengths, backend="reference")
+    return y if out_proj_weight is None else F.linear(y, out_proj_weight, out_proj_bias)
+
+
+BIASES = ("in_proj_bias", "conv_bias", "dt_proj_bias", "out_proj_bias")
 
 
 @pytest.mark.parametrize("lengths", [None, (45, 0, 20)])
-@pytest.mark.parametrize("without", [(), ("conv_bias", "dt_proj_bias")])
-def test_the_inner_block_agrees_with_float64(build, lengths, without):
-    inputs = {name: tensor for name, tensor in inner_inputs().items() if name not in without}
+@pytest.mark.parametrize(
+    "without", [(), BIASES, ("out_proj_weight", "out_proj_bias"), ("in_proj_weight", "in_proj_bias")]
+)
+def test_the_mixer_agrees_with_float64(build, lengths, without):
+    sizes = {"hidden": 48} if "in_proj_weight" in without else {}
+    inputs = {name: tensor for name, tensor in mixer_inputs(**sizes).items() if name not in without}
     options = {"lengths": lengths and torch.tensor(lengths)} | dict.fromkeys(without)
-    found = with_gradients(lambda **leaves: hymate_native.mamba_inner(**leaves, **options), inputs)
-    expected = with_gradients(lambda **leaves: reference_inner(**leaves, **options), inputs, torch.float64)
+    found = with_gradients(lambda **leaves: hymate_native.mamba_mixer(**leaves, **options), inputs)
+    expected = with_gradients(lambda **leaves: reference_mixer(**leaves, **options), inputs, torch.float64)
+    assert_close(found, expected)
+
+
+def test_the_mixer_works_on_groups_of_records(build, monkeypatch):
+    monkeypatch.setattr(mixer, "_GROUP_FLOATS", 1)
+    monkeypatch.setattr(mixer, "threads", lambda: 1)
+    options = {"lengths": torch.tensor([45, 0, 20, 45, 7])}
+    inputs = mixer_inputs(batch=5)  # groups of two
+    found = with_gradients(lambda **leaves: hymate_native.mamba_mixer(**leaves, **options), inputs)
+    expected = with_gradients(lambda **leaves: reference_mixer(**leaves, **options), inputs, torch.float64)
     assert_close(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_inner_block_in_half_precision(dtype):
-    inputs = inner_inputs()
+def test_the_mixer_in_half_precision(dtype):
+    inputs = mixer_inputs()
     half = {name: tensor if name in ("A", "D") else tensor.to(dtype) for name, tensor in inputs.items()}
-    found = with_gradients(hymate_native.mamba_inner, half)
+    found = with_gradients(hymate_native.mamba_mixer, half)
     assert all(found[name].dtype == tensor.dtype for name, tensor in half.items())
-    expected = with_gradients(reference_inner, half, torch.float64)
+    expected = with_gradients(reference_mixer, half, torch.float64)
     for name, wanted in expected.items():
         error = (found[name].double() - wanted).norm() / wanted.norm()
         assert error < (0.04 if dtype == torch.bfloat16 else 0.005), name
 
 
-def test_autocast_runs_the_inner_block_in_its_data_type_and_returns_float32_gradients():
-    inputs = inner_inputs()
+def test_autocast_runs_the_mixer_in_its_data_type_and_returns_float32_gradients():
+    inputs = mixer_inputs()
 
     def under_autocast(**leaves):
         with torch.autocast("cpu", torch.bfloat16):
-            output = hymate_native.mamba_inner(**leaves)
+            output = hymate_native.mamba_mixer(**leaves)
         assert output.dtype == torch.bfloat16
         return output.float()
 
     found = with_gradients(under_autocast, inputs)
     assert all(tensor.dtype == torch.float32 for tensor in found.values())
-    for name, wanted in with_gradients(reference_inner, inputs, torch.float64).items():
+    for name, wanted in with_gradients(reference_mixer, inputs, torch.float64).items():
         assert (found[name] - wanted).norm() / wanted.norm() < 0.04, name
 
 

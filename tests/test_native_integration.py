@@ -35,7 +35,7 @@ class Mixer(torch.nn.Module):
 
     def forward(self, projected_states, lengths):
         A = -self.A_log.exp()
-        block = hymate_native.mamba_inner(
+        block = hymate_native.mamba_mixer(
             *(projected_states, self.conv_weight, self.conv_bias, self.x_proj_weight, self.dt_proj_weight),
             *(self.dt_proj_bias, A, self.D, lengths),
         )
@@ -98,10 +98,10 @@ def test_operators_keep_pytorchs_rules(given):
     torch.library.opcheck(torch.ops.hymate.scan.default, scan, test_utils=tests)
     convolution = (normal(2, 7, 5), normal(5, 4), optional["bias"], given, optional["lengths"])
     torch.library.opcheck(torch.ops.hymate.causal_conv1d.default, convolution, test_utils=tests)
-    torch.library.opcheck(torch.ops.hymate.linear.default, (normal(2, 7, 5), normal(4, 5), None), test_utils=tests)
-    inner = (normal(2, 7, 10), normal(5, 4), optional["bias"], normal(8, 5), normal(5, 2), optional["bias"], A)
-    inner += (normal(5), optional["lengths"], True)
-    torch.library.opcheck(torch.ops.hymate.mamba_inner.default, inner, test_utils=tests)
+    into, out = ((normal(10, 6), normal(10)), (normal(6, 5), normal(6))) if given else ((None, None), (None, None))
+    mixer = (normal(2, 7, 6 if given else 10), *into, normal(5, 4), optional["bias"], normal(8, 5), normal(5, 2))
+    mixer += (optional["bias"], A, normal(5), *out, optional["lengths"], True)
+    torch.library.opcheck(torch.ops.hymate.mamba_mixer.default, mixer, test_utils=tests)
 
 
 # ------------------------------------------------------------------------------------- processes, threads
