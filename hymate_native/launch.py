@@ -1,5 +1,6 @@
 """The kernels on plain tensors: no autograd, no checks of shapes, outputs handed in where the caller has a place."""
 
+from ctypes import Structure
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ def convolution_backward(
     return grad_weight, grad_bias
 
 
-def _product(tall: Tensor, small: Tensor, bias: Tensor | None, out: Tensor, accumulate: bool) -> ProductArguments:
+def _product(tall: Tensor, small: Tensor, bias: Tensor | None, out: Tensor, accumulate: bool) -> Structure:
     sizes = (*tall.shape, small.shape[1], accumulate, threads())
     return ProductArguments(*sizes, matrix(tall), matrix(small), pointer(bias), matrix(out))
 

@@ -158,8 +158,8 @@ def _mixer_backward(
     # Every gradient is written where it belongs, into a part of a wider tensor, so that nothing has to be joined. All
     # but those that are returned use the same memory for each group of records.
     grad_rows = new(*rows.shape)
-    grad_projected = None if in_weight is None else new(size, length, 2 * inner)
-    grad_gated = None if out_weight is None else new(size, length, inner)
+    grad_projected = new(size, length, 0 if in_weight is None else 2 * inner)
+    grad_gated = new(size, length, 0 if out_weight is None else inner)
     grad_parameters, grad_convolved, grad_delta = (
         new(size, length, width) for width in (parameters.shape[-1], inner, inner)
     )

@@ -1,4 +1,4 @@
-"""The selective scan and the causal convolution as PyTorch operators: with autograd, compiled, exported, in half precision."""
+"""The selective scan and the causal convolution as PyTorch operators: with autograd, compiled, in half precision."""
 
 import torch
 from torch import Tensor
