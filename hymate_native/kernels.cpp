@@ -41,8 +41,8 @@ HYMATE_EXPORT int hymate_convolution_backward(const ConvolutionArguments* c) {
     HYMATE_BY_DTYPE(c->dtype, backward_by_kernel, *c)
 }
 
-HYMATE_EXPORT int hymate_matrix_product(const ProductArguments* p) { return matrix_product(*p); }
-HYMATE_EXPORT int hymate_linear_backward(const LinearBackwardArguments* a) { return linear_backward(*a); }
+HYMATE_EXPORT int hymate_matrix_products(const Steps<ProductArguments>* s) { return matrix_products(*s); }
+HYMATE_EXPORT int hymate_linear_backwards(const Steps<LinearBackwardArguments>* s) { return linear_backwards(*s); }
 
 // Whether this library may run here: 1 for the portable build, elsewhere by the level it was compiled for.
 HYMATE_EXPORT int hymate_supports(int level) {

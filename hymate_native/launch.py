@@ -11,7 +11,9 @@ from hymate_native.library import (
     DTYPES,
     ConvolutionArguments,
     LinearBackwardArguments,
+    LinearBackwardSteps,
     ProductArguments,
+    ProductSteps,
     ScanArguments,
     call,
     matrix,
@@ -155,26 +157,48 @@ def _product(tall: Tensor, small: Tensor, bias: Tensor | None, out: Tensor, accu
     return ProductArguments(*sizes, matrix(tall), matrix(small), pointer(bias), matrix(out))
 
 
-def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """(rows, in), (out, in) -> (rows, out), written to `out` where that is given."""
-    out = torch.empty(len(x), len(weight), dtype=x.dtype) if out is None else out
-    if x.dtype != torch.float32:  # the half types are oneDNN's
-        return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
-    x, bias = _dense_rows(x), _dense(bias)
-    call("matrix_product", _product(x, weight.t(), bias, out, False))
-    return out
+def linear_forward(*steps: tuple[Tensor, Tensor, Tensor | None, Tensor]) -> None:
+    """One linear layer or two on the same rows, the second of which reads what the first wrote.
+
+    Args:
+        steps: x (rows, in), weight (out, in), bias or None, and where the result goes, (rows, out).
+    """
+    if steps[0][0].dtype != torch.float32:  # the half types are oneDNN's
+        for x, weight, bias, out in steps:
+            if bias is None:
+                torch.mm(x, weight.t(), out=out)
+            else:
+                torch.addmm(bias, x, weight.t(), out=out)
+        return
+    steps = tuple((_dense_rows(x), weight, _dense(bias), out) for x, weight, bias, out in steps)
+    products = tuple(_product(x, weight.t(), bias, out, False) for x, weight, bias, out in steps)
+    call("matrix_products", ProductSteps(len(steps), products))
 
 
-def linear_backward(grad: Tensor, x: Tensor, weight: Tensor, grad_x: Tensor, *, accumulate: bool = False) -> Tensor:
-    """Writes the gradient of x into `grad_x`, or adds it to what is there; returns that of the weight."""
-    if grad.dtype != torch.float32:
-        if accumulate:
-            grad_x.addmm_(grad, weight)
-        else:
-            torch.mm(grad, weight, out=grad_x)
-        return grad.t() @ x
-    grad, x = _dense_rows(grad), _dense_rows(x)
-    grad_weight = torch.empty(weight.shape)
-    product = _product(grad, weight, None, grad_x, accumulate)
-    call("linear_backward", LinearBackwardArguments(product, matrix(x), pointer(grad_weight)))
-    return grad_weight
+def linear_backward(*steps: tuple[Tensor, Tensor, Tensor, Tensor, bool]) -> list[Tensor]:
+    """The backward pass of one linear layer or two on the same rows, the second of which reads what the first wrote.
+
+    Args:
+        steps: gradient of the output (rows, out), x (rows, in), weight (out, in), where the gradient of x goes, and
+            whether it is added to what is there.
+
+    Returns:
+        The weights' gradients.
+    """
+    if steps[0][0].dtype != torch.float32:
+        grad_weights = []
+        for grad, x, weight, grad_x, accumulate in steps:
+            if accumulate:
+                grad_x.addmm_(grad, weight)
+            else:
+                torch.mm(grad, weight, out=grad_x)
+            grad_weights.append(grad.t() @ x)
+        return grad_weights
+    steps = tuple((_dense_rows(grad), _dense_rows(x), *others) for grad, x, *others in steps)
+    grad_weights = [torch.empty(weight.shape) for _, _, weight, _, _ in steps]
+    passes = (
+        LinearBackwardArguments(_product(grad, weight, None, grad_x, accumulate), matrix(x), pointer(grad_weight))
+        for (grad, x, weight, grad_x, accumulate), grad_weight in zip(steps, grad_weights, strict=True)
+    )
+    call("linear_backwards", LinearBackwardSteps(len(steps), tuple(passes)))
+    return grad_weights

@@ -70,9 +70,13 @@ ProductArguments = _structure(
 LinearBackwardArguments = _structure(
     "LinearBackwardArguments", (ProductArguments, "product"), (Matrix, "x"), (ctypes.c_void_p, "grad_weight")
 )
+ProductSteps = _structure("ProductSteps", (ctypes.c_int64, "count"), (ProductArguments * 2, "step"))
+LinearBackwardSteps = _structure(
+    "LinearBackwardSteps", (ctypes.c_int64, "count"), (LinearBackwardArguments * 2, "step")
+)
 FUNCTIONS = (
     *("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"),
-    *("matrix_product", "linear_backward"),
+    *("matrix_products", "linear_backwards"),
 )
 
 

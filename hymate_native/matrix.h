@@ -40,6 +40,13 @@ struct LinearBackwardArguments {
     float* grad_weight;        // (depth, columns), contiguous
 };
 
+// One step or two, the second of which takes what the first has made of the same rows while it is still near.
+template <typename Arguments>
+struct Steps {
+    int64_t count;
+    Arguments step[2];
+};
+
 // U rows by V vectors of sums.
 template <int U, int V>
 struct Tile {
@@ -139,19 +146,37 @@ HYMATE_INLINE void multiply_rows(const ProductArguments& p, const Stripes& strip
     });
 }
 
-// out (+)= tall small + bias
-inline int matrix_product(const ProductArguments& p) {
-    const Stripes stripes(p);
-    if (!stripes.arena.ok()) return kOutOfMemory;
+struct ProductPass {
+    const ProductArguments& p;
+    Stripes stripes;
+
+    explicit ProductPass(const ProductArguments& arguments) : p(arguments), stripes(arguments) {}
+    bool ok() const { return stripes.arena.ok(); }
+    void run(int64_t begin, int64_t end) const {
+        multiply_rows(p, stripes, begin, end, [&](int64_t row) {
+            fetch_row(p.tall, row, p.depth);
+            fetch_row(p.out, row, p.columns);
+        });
+    }
+};
+
+template <int N>
+int products(const ProductPass (&passes)[N]) {
+    for (const ProductPass& pass : passes)
+        if (!pass.ok()) return kOutOfMemory;
+    const ProductArguments& p = passes[0].p;
     const int64_t near = round_up(kNearFloats / (p.depth + 1) + 1, kTileRows), blocks = (p.rows + near - 1) / near;
     const int threads = (int)minimum_of(p.threads, blocks > 0 ? blocks : 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t block = 0; block < blocks; ++block)
-        multiply_rows(p, stripes, block * near, minimum_of((block + 1) * near, p.rows), [&](int64_t row) {
-            fetch_row(p.tall, row, p.depth);
-            fetch_row(p.out, row, p.columns);
-        });
+        for (const ProductPass& pass : passes) pass.run(block * near, minimum_of((block + 1) * near, p.rows));
     return kOk;
+}
+
+// out (+)= tall small + bias, once or twice
+inline int matrix_products(const Steps<ProductArguments>& s) {
+    if (s.count == 1) return products({ProductPass(s.step[0])});
+    return products({ProductPass(s.step[0]), ProductPass(s.step[1])});
 }
 
 // The sum of the outer products of rows of two tall matrices, in stripes of its columns, each (left columns, its
@@ -194,36 +219,60 @@ struct Reduction {
     }
 };
 
-// Threads sum ranges of rows of their own, which are then added in a fixed order. The vectors lie along the wider one
-// of the two matrices.
-inline int linear_backward(const LinearBackwardArguments& a) {
-    const ProductArguments& p = a.product;
-    const bool swap = p.depth > p.columns;
-    const Reduction reduction =
-        swap ? Reduction{a.x, p.tall, p.columns, p.depth} : Reduction{p.tall, a.x, p.depth, p.columns};
-    const int64_t blocks = (p.rows + kNearRows - 1) / kNearRows, size = reduction.size();
-    const int64_t parts = minimum_of(p.threads, blocks > 0 ? blocks : 1);
-    const Stripes stripes(p);
-    Arena arena(parts * size + 16);
-    if (!arena.ok() || !stripes.arena.ok()) return kOutOfMemory;
-    float* sums = arena.take(parts * size);
+struct BackwardPass {
+    const ProductArguments& p;
+    const LinearBackwardArguments& a;
+    bool swap;  // the vectors lie along the wider one of the two matrices
+    Reduction reduction;
+    Stripes stripes;
+    Arena arena;
+    float* sums;  // one for each part of the rows
+
+    BackwardPass(const LinearBackwardArguments& arguments, int64_t parts)
+        : p(arguments.product), a(arguments), swap(p.depth > p.columns),
+          reduction(swap ? Reduction{a.x, p.tall, p.columns, p.depth} : Reduction{p.tall, a.x, p.depth, p.columns}),
+          stripes(p), arena(parts * reduction.size() + 16) {
+        if (arena.ok()) sums = arena.take(parts * reduction.size());
+    }
+    bool ok() const { return arena.ok() && stripes.arena.ok(); }
+    void run(int64_t begin, int64_t end, int64_t part) const {
+        multiply_rows(p, stripes, begin, end, [&](int64_t row) {
+            fetch_row(p.tall, row, p.depth);
+            fetch_row(p.out, row, p.columns);
+            fetch_row(a.x, row, p.columns);
+        });
+        reduction.add(begin, end, sums + part * reduction.size());
+    }
+    void finish(int64_t parts) const {
+        const int64_t size = reduction.size();
+        for (int64_t part = 1; part < parts; ++part)
+            for (int64_t i = 0; i < size; i += kLanes) store(sums + i, load(sums + i) + load(sums + part * size + i));
+        reduction.read(sums, [&](int64_t row, int64_t column, float sum) {
+            a.grad_weight[swap ? column * p.columns + row : row * p.columns + column] = sum;
+        });
+    }
+};
+
+// Threads sum ranges of rows of their own, which are then added in a fixed order.
+template <int N>
+int backwards(const BackwardPass (&passes)[N], int64_t blocks, int64_t parts) {
+    for (const BackwardPass& pass : passes)
+        if (!pass.ok()) return kOutOfMemory;
+    const int64_t rows = passes[0].p.rows;
 #pragma omp parallel for num_threads((int)parts) schedule(static)
     for (int64_t part = 0; part < parts; ++part)
-        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
-            const int64_t begin = block * kNearRows, end = minimum_of(begin + kNearRows, p.rows);
-            multiply_rows(p, stripes, begin, end, [&](int64_t row) {
-                fetch_row(p.tall, row, p.depth);
-                fetch_row(p.out, row, p.columns);
-                fetch_row(a.x, row, p.columns);
-            });
-            reduction.add(begin, end, sums + part * size);
-        }
-    for (int64_t part = 1; part < parts; ++part)
-        for (int64_t i = 0; i < size; i += kLanes) store(sums + i, load(sums + i) + load(sums + part * size + i));
-    reduction.read(sums, [&](int64_t row, int64_t column, float sum) {
-        a.grad_weight[swap ? column * p.columns + row : row * p.columns + column] = sum;
-    });
+        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
+            for (const BackwardPass& pass : passes)
+                pass.run(block * kNearRows, minimum_of((block + 1) * kNearRows, rows), part);
+    for (const BackwardPass& pass : passes) pass.finish(parts);
     return kOk;
+}
+
+inline int linear_backwards(const Steps<LinearBackwardArguments>& s) {
+    const ProductArguments& p = s.step[0].product;
+    const int64_t blocks = (p.rows + kNearRows - 1) / kNearRows, parts = minimum_of(p.threads, blocks > 0 ? blocks : 1);
+    if (s.count == 1) return backwards({BackwardPass(s.step[0], parts)}, blocks, parts);
+    return backwards({BackwardPass(s.step[0], parts), BackwardPass(s.step[1], parts)}, blocks, parts);
 }
 
 }  // namespace hymate

@@ -30,7 +30,13 @@ def _flat(rows: Tensor) -> Tensor:
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return launch.linear_forward(_flat(rows), weight, bias).unflatten(0, rows.shape[:2])
+    projected = rows.new_empty((*rows.shape[:2], len(weight)))
+    launch.linear_forward((_flat(rows), weight, bias, _flat(projected)))
+    return projected
+
+
+def _backward(flat_grad: Tensor, rows: Tensor, weight: Tensor, grad_rows: Tensor) -> Tensor:
+    return launch.linear_backward((flat_grad, _flat(rows), weight, _flat(grad_rows), False))[0]
 
 
 def _group_size(batch: int, length: int, inner: int) -> int:
@@ -69,9 +75,13 @@ def _mixer(
     projected = rows if in_weight is None else _linear(rows, in_weight, in_bias)
     x, gate = _split(projected, inner)
     convolved = launch.convolution_forward(x, conv_weight, conv_bias, True, lengths)
-    parameters = _linear(convolved, x_proj_weight, None)  # (batch, length, rank + 2 state)
+    parameters = rows.new_empty((*convolved.shape[:2], rank + 2 * state))
     time_step, B, C = _split_parameters(parameters, rank, state)
-    delta = _linear(time_step, dt_proj_weight, None)
+    delta = torch.empty_like(convolved)
+    launch.linear_forward(
+        (_flat(convolved), x_proj_weight, None, _flat(parameters)),
+        (_flat(time_step), dt_proj_weight, None, _flat(delta)),
+    )
     gated, _, states = launch.scan_forward(
         *(convolved, delta, A, B, C, D, gate, dt_proj_bias, True, lengths, None),
         return_final_state=False,
@@ -177,7 +187,7 @@ def _mixer_backward(
         if out_weight is not None:
             grad_y, flat_grad = grad_gated[part], _flat(grad_y)
             add(
-                out_weight=launch.linear_backward(flat_grad, _flat(gated[group]), out_weight, _flat(grad_y)),
+                out_weight=_backward(flat_grad, gated[group], out_weight, grad_y),
                 out_bias=None if out_bias is None else flat_grad.sum(0),
             )
         x, gate = _split((rows if in_weight is None else projected)[group], inner)
@@ -192,15 +202,12 @@ def _mixer_backward(
             grad_rows=(grad_convolved[part], grad_delta[part], grad_gate, grad_B, grad_C),
         )
         add(A=grad_A, D=grad_D, dt_proj_bias=grad_dt_bias)
-        add(
-            dt_proj_weight=launch.linear_backward(
-                _flat(grad_delta[part]), _flat(time_step), dt_proj_weight, _flat(grad_time_step)
-            ),
-            x_proj_weight=launch.linear_backward(
-                *(_flat(grad_parameters[part]), _flat(convolved[group]), x_proj_weight, _flat(grad_convolved[part])),
-                accumulate=True,
-            ),
+        flat_parameters, flat_convolved = _flat(grad_parameters[part]), _flat(grad_convolved[part])
+        grad_dt_weight, grad_x_weight = launch.linear_backward(
+            (_flat(grad_delta[part]), _flat(time_step), dt_proj_weight, _flat(grad_time_step), False),
+            (flat_parameters, _flat(convolved[group]), x_proj_weight, flat_convolved, True),
         )
+        add(dt_proj_weight=grad_dt_weight, x_proj_weight=grad_x_weight)
         grad_conv_weight, grad_conv_bias = launch.convolution_backward(
             grad_convolved[part], x, conv_weight, conv_bias, True, group_lengths, grad_x
         )
@@ -208,7 +215,7 @@ def _mixer_backward(
         if in_weight is not None:
             flat_grad = _flat(grad_x_and_gate)
             add(
-                in_weight=launch.linear_backward(flat_grad, _flat(rows[group]), in_weight, _flat(grad_rows[group])),
+                in_weight=_backward(flat_grad, rows[group], in_weight, grad_rows[group]),
                 in_bias=None if in_bias is None else flat_grad.sum(0),
             )
     return grad_rows, *(sums[name] if name in sums else torch.empty(0) for name in _MIXER_WEIGHTS)

@@ -294,9 +294,10 @@ def test_writing_half_numbers_rounds_as_pytorch_does(build, dtype):
 
 def linear(x, weight, accumulate):
     """The products of a linear layer: its output, the gradient of x (added to ones or not) and that of the weight."""
-    output = launch.linear_forward(x, weight, weight[:, 0])
-    grad, grad_x = output.flip(0).contiguous(), torch.ones(x.shape)
-    grad_weight = launch.linear_backward(grad, x, weight, grad_x, accumulate=accumulate)
+    output, grad_x = torch.empty(len(x), len(weight)), torch.ones(x.shape)
+    launch.linear_forward((x, weight, weight[:, 0], output))
+    grad = output.flip(0).contiguous()
+    (grad_weight,) = launch.linear_backward((grad, x, weight, grad_x, accumulate))
     return {"output": output, "grad x": grad_x, "grad weight": grad_weight}, grad
 
 

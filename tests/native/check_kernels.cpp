@@ -17,8 +17,8 @@ int hymate_scan_forward(const ScanArguments*);
 int hymate_scan_backward(const ScanArguments*);
 int hymate_convolution_forward(const ConvolutionArguments*);
 int hymate_convolution_backward(const ConvolutionArguments*);
-int hymate_matrix_product(const ProductArguments*);
-int hymate_linear_backward(const LinearBackwardArguments*);
+int hymate_matrix_products(const Steps<ProductArguments>*);
+int hymate_linear_backwards(const Steps<LinearBackwardArguments>*);
 }
 
 namespace {
@@ -328,7 +328,8 @@ void check_matrices(int64_t rows, int64_t depth, int64_t columns, int64_t thread
             for (int64_t k = 0; k < depth; ++k) y += (double)tall[(size_t)(r * depth + k)] * small[(size_t)(c * depth + k)];
         }
     printf("matrices rows %d depth %d columns %d threads %d\n", (int)rows, (int)depth, (int)columns, (int)threads);
-    failures += hymate_matrix_product(&p) != kOk;
+    const Steps<ProductArguments> forward{1, {p, {}}};
+    failures += hymate_matrix_products(&forward) != kOk;
     report("product", compare(out, product), 2e-6);
 
     std::vector<float> x = random_floats(rows * columns, -1, 1), grad_weight((size_t)(depth * columns));
@@ -336,9 +337,9 @@ void check_matrices(int64_t rows, int64_t depth, int64_t columns, int64_t thread
         for (int64_t k = 0; k < depth; ++k)
             for (int64_t c = 0; c < columns; ++c)
                 sum[(size_t)(k * columns + c)] += (double)tall[(size_t)(r * depth + k)] * x[(size_t)(r * columns + c)];
-    LinearBackwardArguments a{p, {x.data(), columns, 1}, grad_weight.data()};
-    a.product.accumulate = 0;
-    failures += hymate_linear_backward(&a) != kOk;
+    p.accumulate = 0;
+    const Steps<LinearBackwardArguments> backward{1, {{p, {x.data(), columns, 1}, grad_weight.data()}, {}}};
+    failures += hymate_linear_backwards(&backward) != kOk;
     for (double& y : product) y = 0;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < columns; ++c) {
