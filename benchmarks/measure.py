@@ -22,16 +22,22 @@ def median_seconds(call: Callable[[], object], budget: float = 1.0, most: int = 
     return statistics.median(times)
 
 
-def extra_megabytes(call: Callable[[], object]) -> float | None:
-    """Growth of the resident set while `call` runs, beyond what is there before; None outside of Linux."""
+def extra_megabytes(call: Callable[[], object], repeats: int = 3) -> float | None:
+    """Growth of the resident set while `call` runs, beyond what is there before; None outside of Linux.
+
+    The largest of `repeats`: memory that is free but still resident before a call hides a part of what it takes.
+    """
     if not LINUX:
         return None
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
-    before = _resident("VmRSS")
-    call()
-    return max(0.0, (_resident("VmHWM") - before) / 1024)
+    growth = 0.0
+    for _ in range(repeats):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
+        before = _resident("VmRSS")
+        call()
+        growth = max(growth, (_resident("VmHWM") - before) / 1024)
+    return growth
 
 
 def _resident(field: str) -> int:
