@@ -22,13 +22,15 @@ def median_seconds(call: Callable[[], object], budget: float = 1.0, most: int = 
     return statistics.median(times)
 
 
-def extra_megabytes(call: Callable[[], object], repeats: int = 3) -> float | None:
+def extra_megabytes(call: Callable[[], object], repeats: int = 2) -> float | None:
     """Growth of the resident set while `call` runs, beyond what is there before; None outside of Linux.
 
-    The largest of `repeats`: memory that is free but still resident before a call hides a part of what it takes.
+    The largest of `repeats`, after a call that warms up: memory that is free but still resident before a call hides a
+    part of what it takes.
     """
     if not LINUX:
         return None
+    call()
     growth = 0.0
     for _ in range(repeats):
         gc.collect()
