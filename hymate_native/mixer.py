@@ -173,7 +173,7 @@ def _mixer_backward(
     grad_parameters, grad_convolved, grad_delta = (
         new(size, length, width) for width in (parameters.shape[-1], inner, inner)
     )
-    states = states.view(batch, -1)
+    states = states.view(batch, launch.states_size(1, length, inner, state))
     sums: dict[str, Tensor] = {}
 
     def add(**grads):
@@ -181,7 +181,7 @@ def _mixer_backward(
             if value is not None:
                 sums[name] = value if name not in sums else sums[name] + value
 
-    for start in range(0, batch, size):
+    for start in range(0, max(1, batch), size):
         group, part = slice(start, start + size), slice(min(size, batch - start))
         grad_y = grad[group]
         if out_weight is not None:

@@ -397,6 +397,13 @@ def test_the_mixer_works_on_groups_of_records(build, monkeypatch):
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])
+def test_the_mixer_makes_nothing_of_nothing(batch, length):
+    found = with_gradients(hymate_native.mamba_mixer, mixer_inputs(batch=batch, length=length))
+    assert found["output 0"].shape == (batch, length, 10)
+    assert not any(found[name].any() for name in found)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_mixer_in_half_precision(dtype):
     inputs = mixer_inputs()
