@@ -61,11 +61,15 @@ class HyMaTEMixer(nn.Module):
         Returns:
             `(batch, length, hidden_size)`.
         """
-        projected_states = self.in_proj(hidden_states)  # (batch, length, 2 * inner)
         A = -torch.exp(self.A_log.float())
-        if resolve_backend(projected_states) == "native" and self._is_fusable():
-            states = hymate_native.mamba_inner(
-                projected_states,
+        if resolve_backend(hidden_states) == "native" and self._is_fusable():
+            projections: dict[str, torch.Tensor | None] = {}
+            for name, layer in {"in_proj": self.in_proj, "out_proj": self.out_proj}.items():
+                if _is_plain(layer):
+                    projections |= {f"{name}_weight": layer.weight, f"{name}_bias": layer.bias}
+            states = hidden_states if "in_proj_weight" in projections else self.in_proj(hidden_states)
+            states = hymate_native.mamba_mixer(
+                states,
                 self.conv1d.weight,
                 self.conv1d.bias,
                 self.x_proj.weight,
@@ -74,33 +78,37 @@ class HyMaTEMixer(nn.Module):
                 A,
                 self.D,
                 lengths,
+                **projections,
             )
+            return states if "out_proj_weight" in projections else self.out_proj(states)
+        states, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
+        states = self.act(self._causal_conv(states))
+        config = self.config
+        time_step, B, C = self.x_proj(states).split(
+            [config.time_step_rank, config.state_size, config.state_size], dim=-1
+        )
+        if type(self.dt_proj) is nn.Linear:
+            # the bias is added inside the scan, in float32
+            delta, delta_bias = F.linear(time_step, self.dt_proj.weight), self.dt_proj.bias
         else:
-            states, gate = projected_states.chunk(2, dim=-1)
-            states = self.act(self._causal_conv(states))
-            config = self.config
-            time_step, B, C = self.x_proj(states).split(
-                [config.time_step_rank, config.state_size, config.state_size], dim=-1
-            )
-            if type(self.dt_proj) is nn.Linear:
-                # the bias is added inside the scan, in float32
-                delta, delta_bias = F.linear(time_step, self.dt_proj.weight), self.dt_proj.bias
-            else:
-                delta, delta_bias = self.dt_proj(time_step), None
-            states = cast(
-                torch.Tensor, selective_scan(states, delta, A, B, C, self.D, gate, delta_bias, lengths=lengths)
-            )
+            delta, delta_bias = self.dt_proj(time_step), None
+        states = cast(torch.Tensor, selective_scan(states, delta, A, B, C, self.D, gate, delta_bias, lengths=lengths))
         return self.out_proj(states)
 
     def _is_fusable(self) -> bool:
-        # An adapter (LoRA) that wraps one of these layers must be called, not read for its weight.
-        plain = type(self.x_proj) is nn.Linear and type(self.dt_proj) is nn.Linear and type(self.conv1d) is nn.Conv1d
+        plain = _is_plain(self.x_proj) and _is_plain(self.dt_proj) and type(self.conv1d) is nn.Conv1d
         return plain and self.config.hidden_act == "silu" and self.config.conv_kernel <= hymate_native.MAX_KERNEL
 
     def _causal_conv(self, states: torch.Tensor) -> torch.Tensor:
         """Depthwise convolution over past events, (batch, length, inner) -> (batch, length, inner)."""
         padded = F.pad(states.transpose(1, 2), (self.config.conv_kernel - 1, 0))
         return self.conv1d(padded).transpose(1, 2)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer may be read for its weight: one that an adapter (LoRA) wraps, or that is quantized, must be
+    called."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
 
 
 class HyMaTEMambaLayer(GradientCheckpointingLayer):
