@@ -28,6 +28,13 @@ def states_size(batch: int, length: int, inner: int, state: int) -> int:
     return batch * ((length + CHUNK - 1) // CHUNK) * state * ((inner + 15) // 16 * 16)
 
 
+def new_states(batch: int, length: int, inner: int, state: int) -> Tensor:
+    """Room for the states that a training forward keeps."""
+    # builds of narrower vectors leave lanes beyond `inner` unwritten, and what stands there would differ between calls
+    new = torch.zeros if inner % 16 else torch.empty
+    return new(states_size(batch, length, inner, state))
+
+
 def _dense_rows(tensor: Any) -> Any:
     """The tensor itself if its last dimension is contiguous, else a contiguous copy; None stays None."""
     return tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
@@ -52,17 +59,20 @@ def scan_forward(
     *,
     return_final_state: bool,
     keep_states: bool,
+    y: Tensor | None = None,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns y, the final state and the kept states; what was not asked for has no elements."""
+    """Returns y, the final state and the kept states; what was not asked for has no elements. Where y and states are
+    given, they are written to."""
     u, delta, z, B, C = (_dense_rows(tensor) for tensor in (u, delta, z, B, C))
     A, D, delta_bias, lengths, initial_state = map(_dense, (A, D, delta_bias, lengths, initial_state))
     batch, length, inner = u.shape
     state = A.shape[1]
-    y = torch.empty((batch, length, inner), dtype=u.dtype)
+    if y is None:
+        y = torch.empty((batch, length, inner), dtype=u.dtype)
     final_state = torch.empty((batch, inner, state) if return_final_state else 0)
-    # builds of narrower vectors leave lanes beyond `inner` unwritten, and what stands there would differ between calls
-    new = torch.zeros if inner % 16 else torch.empty
-    states = new(states_size(batch, length, inner, state) if keep_states else 0)
+    if states is None:
+        states = new_states(batch if keep_states else 0, length, inner, state)
     arguments = ScanArguments(
         *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, threads()),
         *map(rows, (u, delta, z, B, C)),
@@ -117,11 +127,14 @@ def scan_backward(
     return grad_A, grad_D, grad_bias, grad_initial
 
 
-def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, lengths: Tensor | None) -> Tensor:
-    """x (batch, length, inner), weight (inner, kernel) float32; returns a contiguous tensor of x's shape."""
+def convolution_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, lengths: Tensor | None, y: Tensor | None = None
+) -> Tensor:
+    """x (batch, length, inner), weight (inner, kernel) float32; returns a tensor of x's shape, `y` if it is given."""
     x = _dense_rows(x)
     weight, bias, lengths = map(_dense, (weight, bias, lengths))
-    y = torch.empty(x.shape, dtype=x.dtype)
+    if y is None:
+        y = torch.empty(x.shape, dtype=x.dtype)
     arguments = ConvolutionArguments(
         *(*x.shape, weight.shape[1], DTYPES[x.dtype], silu, threads()),
         rows(x),

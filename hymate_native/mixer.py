@@ -16,7 +16,7 @@ _MIXER_INPUTS = (
 )
 
 
-_GROUP_FLOATS = 1 << 22  # of backward's rows, about 8 inner widths each
+_GROUP_FLOATS = 1 << 22  # of rows, about 8 inner widths each
 
 
 _MIXER_WEIGHTS = (
@@ -29,18 +29,12 @@ def _flat(rows: Tensor) -> Tensor:
     return rows.flatten(0, 1)
 
 
-def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    projected = rows.new_empty((*rows.shape[:2], len(weight)))
-    launch.linear_forward((_flat(rows), weight, bias, _flat(projected)))
-    return projected
-
-
 def _backward(flat_grad: Tensor, rows: Tensor, weight: Tensor, grad_rows: Tensor) -> Tensor:
     return launch.linear_backward((flat_grad, _flat(rows), weight, _flat(grad_rows), False))[0]
 
 
 def _group_size(batch: int, length: int, inner: int) -> int:
-    """How many records backward works on at a time: enough for all threads, few enough for a large cache."""
+    """How many records are worked on at a time: enough for all threads, few enough for a large cache."""
     return max(1, min(batch, max(2 * threads(), _GROUP_FLOATS // max(1, 8 * inner * length))))
 
 
@@ -72,27 +66,47 @@ def _mixer(
     """Returns the output, and what backward needs: the projected and the convolved rows, (time step, B, C), delta, the
     gated rows and the kept states. A projection without a weight is the caller's."""
     (inner, state), rank = A.shape, dt_proj_weight.shape[1]
-    projected = rows if in_weight is None else _linear(rows, in_weight, in_bias)
-    x, gate = _split(projected, inner)
-    convolved = launch.convolution_forward(x, conv_weight, conv_bias, True, lengths)
-    parameters = rows.new_empty((*convolved.shape[:2], rank + 2 * state))
-    time_step, B, C = _split_parameters(parameters, rank, state)
-    delta = torch.empty_like(convolved)
-    launch.linear_forward(
-        (_flat(convolved), x_proj_weight, None, _flat(parameters)),
-        (_flat(time_step), dt_proj_weight, None, _flat(delta)),
-    )
-    gated, _, states = launch.scan_forward(
-        *(convolved, delta, A, B, C, D, gate, dt_proj_bias, True, lengths, None),
-        return_final_state=False,
-        keep_states=keep,
-    )
-    output = gated if out_weight is None else _linear(gated, out_weight, out_bias)
+    batch, length, _ = rows.shape
+    size = _group_size(batch, length, inner)
+    kept = batch if keep else size  # without gradients each group of records uses the same memory
+
+    def new(count, width):
+        return torch.empty((count, length, width), dtype=rows.dtype)
+
+    projected = rows if in_weight is None else new(kept, 2 * inner)
+    convolved, parameters, delta = (new(kept, width) for width in (inner, rank + 2 * state, inner))
+    gated = new(batch if out_weight is None else kept, inner)
+    output = gated if out_weight is None else new(batch, len(out_weight))
+    states = launch.new_states(batch if keep else 0, length, inner, state)
+    states_of_one = launch.states_size(1, length, inner, state)
+    for start in range(0, max(1, batch), size):
+        group = slice(start, start + size)
+        part = group if keep else slice(min(size, batch - start))
+        if in_weight is not None:
+            launch.linear_forward((_flat(rows[group]), in_weight, in_bias, _flat(projected[part])))
+        x, gate = _split(projected[group if in_weight is None else part], inner)
+        group_lengths = None if lengths is None else lengths[group]
+        launch.convolution_forward(x, conv_weight, conv_bias, True, group_lengths, convolved[part])
+        time_step, B, C = _split_parameters(parameters[part], rank, state)
+        launch.linear_forward(
+            (_flat(convolved[part]), x_proj_weight, None, _flat(parameters[part])),
+            (_flat(time_step), dt_proj_weight, None, _flat(delta[part])),
+        )
+        y = gated[group if out_weight is None else part]
+        launch.scan_forward(
+            *(convolved[part], delta[part], A, B, C, D, gate, dt_proj_bias, True, group_lengths, None),
+            return_final_state=False,
+            keep_states=keep,
+            y=y,
+            states=states[start * states_of_one : (start + size) * states_of_one] if keep else None,
+        )
+        if out_weight is not None:
+            launch.linear_forward((_flat(y), out_weight, out_bias, _flat(output[group])))
     if not keep:
         return output, *(rows.new_empty(0) for _ in range(5)), states
-    kept = [None if in_weight is None else projected, convolved, parameters, delta]
-    kept.append(None if out_weight is None else gated)
-    return output, *(rows.new_empty(0) if tensor is None else tensor for tensor in kept), states
+    saved = [None if in_weight is None else projected, convolved, parameters, delta]
+    saved.append(None if out_weight is None else gated)
+    return output, *(rows.new_empty(0) if tensor is None else tensor for tensor in saved), states
 
 
 @_mixer.register_fake
