@@ -22,17 +22,17 @@ def median_seconds(call: Callable[[], object], budget: float = 1.0, most: int = 
     return statistics.median(times)
 
 
-def extra_megabytes(call: Callable[[], object], repeats: int = 2) -> float | None:
+def extra_megabytes(call: Callable[[], object]) -> float | None:
     """Growth of the resident set while `call` runs, beyond what is there before; None outside of Linux.
 
-    The largest of `repeats`, after a call that warms up: memory that is free but still resident before a call hides a
+    The larger of two, after a call that warms up: memory that is free but still resident before a call hides a
     part of what it takes.
     """
     if not LINUX:
         return None
     call()
     growth = 0.0
-    for _ in range(repeats):
+    for _ in range(2):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now

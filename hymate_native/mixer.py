@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 from hymate_native import launch
-from hymate_native.library import DTYPES, MAX_KERNEL, threads
-from hymate_native.operators import Operator, as_float, check, checked_lengths, needs_grad, no_second_derivative
+from hymate_native.library import MAX_KERNEL, threads
+from hymate_native.operators import (
+    Operator,
+    as_float,
+    check,
+    check_dtype,
+    checked_lengths,
+    needs_grad,
+    no_second_derivative,
+)
 
 _MIXER_INPUTS = (
     "Tensor rows, Tensor? in_weight, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, Tensor x_proj_weight, "
@@ -236,35 +244,9 @@ def _mixer_backward(
 
 
 @_mixer_backward.register_fake
-def _(
-    grad,
-    projected,
-    convolved,
-    parameters,
-    delta,
-    gated,
-    states,
-    rows,
-    in_weight,
-    in_bias,
-    conv_weight,
-    conv_bias,
-    x_proj_weight,
-    dt_proj_weight,
-    dt_proj_bias,
-    A,
-    D,
-    out_weight,
-    out_bias,
-    lengths,
-):
-    return tuple(
-        A.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
-        for tensor in (
-            *(rows, in_weight, in_bias, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias),
-            *(A, D, out_weight, out_bias),
-        )
-    )
+def _(grad, projected, convolved, parameters, delta, gated, states, *inputs):
+    *tensors, _lengths = inputs
+    return tuple(states.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors)
 
 
 def _keep_mixer(ctx, inputs, output):
@@ -348,8 +330,7 @@ def mamba_mixer(
         out_proj_bias=(out_proj_bias, (out_width,)),
     )
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"the native kernels compute in float32, bfloat16 or float16, got {dtype}")
+    check_dtype(dtype)
 
     def cast(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(dtype)

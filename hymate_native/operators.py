@@ -43,12 +43,16 @@ def as_float(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float()
 
 
+def check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"the native kernels compute in float32, bfloat16 or float16, got {dtype}")
+
+
 def row_dtype(*tensors: Tensor | None) -> torch.dtype:
     dtype, *others = {tensor.dtype for tensor in tensors if tensor is not None}
     for other in others:
         dtype = torch.promote_types(dtype, other)
-    if dtype not in DTYPES:
-        raise ValueError(f"the native kernels compute in float32, bfloat16 or float16, got {dtype}")
+    check_dtype(dtype)
     return dtype
 
 

@@ -105,8 +105,8 @@ class HyMaTEPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["HyMaTEMambaLayer", "HyMaTEAttentionLayer"]  # noqa: RUF012 - transformers' own convention
     _supports_sdpa = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["A_log", "D", "dt_proj.bias"]  # noqa: RUF012 - likewise
-    _can_record_outputs = {"attentions": HyMaTEAttention}  # noqa: RUF012 - likewise
+    _keep_in_fp32_modules_strict = ["A_log", "D", "dt_proj.bias"]  # noqa: RUF012 - transformers' own convention
+    _can_record_outputs = {"attentions": HyMaTEAttention}  # noqa: RUF012 - transformers' own convention
     # Trainer would otherwise take our losses to be sums over accumulated batches
     accepts_loss_kwargs = False
 
