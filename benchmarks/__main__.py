@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 import hymate_native
-from benchmarks.kernels import SHAPES, machine_limits, mixer_table, projection_table, scan_table
+from benchmarks.kernels import SHAPES, machine_limits, mixer_table, scan_table
 from benchmarks.measure import markdown
 from benchmarks.models import LENGTHS, model_table, save_length_plots
 
@@ -38,7 +38,6 @@ def main():
         "limits": machine_limits,
         "scan": lambda: scan_table(shapes, args.full, budget),
         "mixer": lambda: mixer_table(args.full, budget),
-        "projections": lambda: projection_table(budget),
         "models": lambda: model_table(lengths, budget),
     }
     for name, measure in tqdm(parts.items(), desc="benchmarks"):
@@ -59,9 +58,6 @@ def report(result: dict) -> str:
     scans = [[row["shape"], row["scan"], *_milliseconds(row)] for row in result["scan"]]
     mixers = [[row["mixer"], *_milliseconds(row)] for row in result["mixer"]]
     fields = ("inference", "training", "inference_megabytes", "training_megabytes")
-    projections = [
-        [row["shape"], row["by"], 1000 * row["forward"], 1000 * row["backward"]] for row in result["projections"]
-    ]
     models = [[row["model"], row["length"], *map(row.get, fields)] for row in result["models"]]
     names = ("inference, s", "training step, s", "inference, MB", "training step, MB")
     return "\n\n".join(
@@ -69,7 +65,6 @@ def report(result: dict) -> str:
             head,
             markdown("Selective scan", ("shape", "scan", *columns), scans),
             markdown("Mamba layer (16 x 880, hidden 64, inner 128, state 16)", ("layer", *columns), mixers),
-            markdown("Projections", ("shape", "by", "forward, ms", "backward, ms"), projections),
             markdown("Whole model, batch 1", ("model", "events", *names), models),
             markdown("Ratios", ("figure", "value"), list(ratios(result).items())),
         ]

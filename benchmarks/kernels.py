@@ -15,7 +15,6 @@ from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from benchmarks.measure import extra_megabytes, median_seconds
-from hymate_native import launch
 from modeling_hymate import HyMaTEConfig, selective_scan
 from modeling_hymate.mamba import HyMaTEMixer
 
@@ -159,34 +158,3 @@ def mixer_table(full: bool, budget: float) -> list[dict]:
     }
     inputs = {"hidden_states": torch.randn(16, 880, 64)}
     return [{"mixer": name, **measure(case, inputs, full, budget)} for name, case in cases.items()]
-
-
-def projection_table(budget: float) -> list[dict]:
-    """The products of the layer's input and output projection, by PyTorch's library and by the native kernels."""
-    return [row for sizes in ((64, 256), (128, 64)) for row in _projection_rows(*sizes, budget)]
-
-
-def _projection_rows(width: int, outputs: int, budget: float) -> list[dict]:
-    x, weight, grad = torch.randn(16 * 880, width), torch.randn(outputs, width), torch.randn(16 * 880, outputs)
-    y, grad_x = torch.empty_like(grad), torch.empty_like(x)
-
-    def library_backward():
-        torch.mm(grad, weight, out=grad_x)
-        return grad.t() @ x
-
-    products: dict[str, tuple[Callable, Callable]] = {
-        "PyTorch": (lambda: torch.mm(x, weight.t(), out=y), library_backward),
-        "native": (
-            lambda: launch.linear_forward((x, weight, None, y)),
-            lambda: launch.linear_backward((grad, x, weight, grad_x, False)),
-        ),
-    }
-    return [
-        {
-            "shape": f"{len(x)} x {width} -> {outputs}",
-            "by": name,
-            "forward": median_seconds(forward, budget),
-            "backward": median_seconds(backward, budget),
-        }
-        for name, (forward, backward) in products.items()
-    ]

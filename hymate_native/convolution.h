@@ -19,19 +19,34 @@ struct ConvolutionArguments {
     float *grad_weight, *grad_bias;      // backward only; float32, grad_bias may be absent
 };
 
+inline int64_t padded_kernel(const ConvolutionArguments& c) {
+    return c.kernel <= kSmallKernel ? kSmallKernel : kLargeKernel;
+}
+
+// Calls visit(Constant<K>) with the padded size of the kernel.
+template <typename F>
+HYMATE_INLINE void with_kernel(const ConvolutionArguments& c, F visit) {
+    if (padded_kernel(c) == kSmallKernel)
+        visit(Constant<kSmallKernel>());
+    else
+        visit(Constant<kLargeKernel>());
+}
+
 // All taps and then the bias, (K + 1, stride), channels contiguous; weight k is for the input K - 1 - k steps before.
-template <int K>
 struct TapRows {
-    int64_t stride;
+    int64_t taps, stride;  // taps: K
     Arena arena;
     float* rows;
 
     explicit TapRows(const ConvolutionArguments& c)
-        : stride(round_up(c.inner, 16)), arena((K + 1) * stride), rows(arena.take((K + 1) * stride)) {
+        : taps(padded_kernel(c)),
+          stride(round_up(c.inner, 16)),
+          arena((taps + 1) * stride),
+          rows(arena.take((taps + 1) * stride)) {
         if (!arena.ok()) return;
         for (int64_t i = 0; i < c.inner; ++i) {
-            for (int k = 0; k < c.kernel; ++k) rows[(K - c.kernel + k) * stride + i] = c.weight[i * c.kernel + k];
-            if (c.bias != nullptr) rows[K * stride + i] = c.bias[i];
+            for (int k = 0; k < c.kernel; ++k) rows[(taps - c.kernel + k) * stride + i] = c.weight[i * c.kernel + k];
+            if (c.bias != nullptr) rows[taps * stride + i] = c.bias[i];
         }
     }
 };
@@ -41,7 +56,7 @@ template <int K>
 struct Taps {
     Vector weight[K], bias;
 
-    Taps(const TapRows<K>& taps, int64_t channel) {
+    Taps(const TapRows& taps, int64_t channel) {
         for (int k = 0; k < K; ++k) weight[k] = load(taps.rows + k * taps.stride + channel);
         bias = load(taps.rows + K * taps.stride + channel);
     }
@@ -68,8 +83,8 @@ HYMATE_INLINE void load_window(const Column<T>& x, int64_t start, Count count, V
 }
 
 template <int K, typename T, typename Count>
-void convolve_block(const ConvolutionArguments& c, const TapRows<K>& all_taps, int64_t batch, int64_t start, int steps, int64_t channel,
-                    Count count) {
+void convolve_block(const ConvolutionArguments& c, const TapRows& all_taps, int64_t batch, int64_t start, int steps,
+                    int64_t channel, Count count) {
     const Taps<K> taps(all_taps, channel);
     const Column<T> x(c.x, batch, start, channel), out(c.out, batch, start, channel);
     Vector inputs[kChunk + K - 1];
@@ -85,28 +100,65 @@ void convolve_block(const ConvolutionArguments& c, const TapRows<K>& all_taps, i
     });
 }
 
-template <int K, typename T>
-void convolve(const ConvolutionArguments& c, const TapRows<K>& taps, const Partition::Task& task) {
-    const int64_t length = valid_length(c.lengths, task.batch, c.length);
-    for (int64_t start = 0; start < length; start += kChunk) {
-        const int steps = (int)minimum_of(kChunk, length - start);
-        for (int64_t i = 0; i < task.channels; i += kLanes)
-            with_count(task.channels - i,
-                       [&](auto count) { convolve_block<K, T>(c, taps, task.batch, start, steps, task.begin + i, count); });
-    }
-    zero_rows<T>(c.out, task.batch, length, c.length, task.begin, task.channels);
+// The steps first .. end of one task, `first` at the start of a chunk.
+template <typename T>
+void convolve(const ConvolutionArguments& c, const TapRows& taps, const Partition::Task& task, int64_t first, int64_t end) {
+    with_kernel(c, [&](auto kernel) {
+        for (int64_t start = first; start < end; start += kChunk) {
+            const int steps = (int)minimum_of(kChunk, end - start);
+            for (int64_t i = 0; i < task.channels; i += kLanes)
+                with_count(task.channels - i, [&](auto count) {
+                    convolve_block<decltype(kernel)::value, T>(c, taps, task.batch, start, steps, task.begin + i, count);
+                });
+        }
+    });
 }
 
-// Where one record's gradients of the taps and the bias gather, (K + 1, stride), their rounding errors beside them;
-// and, while time is walked backwards, the gradients before SiLU of the K - 1 steps after the chunk.
+// Where the gradients of the taps and the bias gather, (K + 1, stride), their rounding errors beside them; and, while
+// time is walked backwards, the gradients before SiLU of the K - 1 steps after the chunk.
 struct ConvolutionGradients {
     float *sum, *carry, *future;
-    int64_t stride;
+    int64_t taps, stride;
+
+    // Before a record's last step, for one task's channels.
+    void begin(const Partition::Task& task) const {
+        for (int64_t k = 0; k < taps; ++k) memset(future + k * stride + task.begin, 0, task.channels * sizeof(float));
+    }
+};
+
+// As in ScanSums, slots that each gather some records and are added in their order.
+struct ConvolutionSums {
+    const int64_t slots, taps, stride, size;
+    Arena arena;
+    float *sums, *carries, *futures;
+
+    ConvolutionSums(const ConvolutionArguments& c, int64_t slots_)
+        : slots(slots_),
+          taps(padded_kernel(c)),
+          stride(round_up(c.inner, 16)),
+          size((taps + 1) * stride),
+          arena(2 * size * (slots + 1) + taps * stride * slots),
+          sums(arena.take(size * (slots + 1))),
+          carries(arena.take(size * (slots + 1))),
+          futures(arena.take(taps * stride * slots)) {}
+
+    ConvolutionGradients slot(int64_t index) const {
+        return {sums + index * size, carries + index * size, futures + index * taps * stride, taps, stride};
+    }
+
+    void finish(const ConvolutionArguments& c) const {
+        float* sum = sums + size * slots;
+        sum_over_batch(sums, slots, size, sum, carries + size * slots);
+        for (int64_t i = 0; i < c.inner; ++i)
+            for (int k = 0; k < c.kernel; ++k)
+                c.grad_weight[i * c.kernel + k] = sum[(taps - c.kernel + k) * stride + i];
+        if (c.grad_bias != nullptr) memcpy(c.grad_bias, sum + taps * stride, c.inner * sizeof(float));
+    }
 };
 
 template <int K, typename T, typename Count>
-void convolve_block_backward(const ConvolutionArguments& c, const TapRows<K>& all_taps, int64_t batch, int64_t start, int steps, int64_t channel,
-                             Count count, const ConvolutionGradients& gradients) {
+void convolve_block_backward(const ConvolutionArguments& c, const TapRows& all_taps, int64_t batch, int64_t start,
+                             int steps, int64_t channel, Count count, const ConvolutionGradients& gradients) {
     const Taps<K> taps(all_taps, channel);
     const Column<T> x(c.x, batch, start, channel), grad_out(c.grad_out, batch, start, channel),
         grad_x(c.grad_x, batch, start, channel);
@@ -144,60 +196,61 @@ void convolve_block_backward(const ConvolutionArguments& c, const TapRows<K>& al
     }
 }
 
-template <int K, typename T>
-void convolve_backward(const ConvolutionArguments& c, const TapRows<K>& taps, const Partition::Task& task,
-                       const ConvolutionGradients& gradients) {
-    const int64_t length = valid_length(c.lengths, task.batch, c.length);
-    for (int64_t start = round_up(length, kChunk) - kChunk; start >= 0; start -= kChunk) {
-        const int steps = (int)minimum_of(kChunk, length - start);
-        for (int64_t i = 0; i < task.channels; i += kLanes)
-            with_count(task.channels - i, [&](auto count) {
-                convolve_block_backward<K, T>(c, taps, task.batch, start, steps, task.begin + i, count, gradients);
-            });
-    }
-    zero_rows<T>(c.grad_x, task.batch, length, c.length, task.begin, task.channels);
+// The steps of one task from `end`, where the last call began, back to `first`, the start of a chunk.
+template <typename T>
+void convolve_backward(const ConvolutionArguments& c, const TapRows& taps, const Partition::Task& task, int64_t first,
+                       int64_t end, const ConvolutionGradients& gradients) {
+    with_kernel(c, [&](auto kernel) {
+        for (int64_t start = first + round_up(end - first, kChunk) - kChunk; start >= first; start -= kChunk) {
+            const int steps = (int)minimum_of(kChunk, end - start);
+            for (int64_t i = 0; i < task.channels; i += kLanes)
+                with_count(task.channels - i, [&](auto count) {
+                    convolve_block_backward<decltype(kernel)::value, T>(c, taps, task.batch, start, steps, task.begin + i,
+                                                                        count, gradients);
+                });
+        }
+    });
 }
 
-template <int K, typename T>
+template <typename T>
 int convolution_forward(const ConvolutionArguments& c) {
     const Partition partition(c.batch, c.inner, c.threads);
-    const TapRows<K> taps(c);
+    const TapRows taps(c);
     if (!taps.arena.ok()) return kOutOfMemory;
-#pragma omp parallel num_threads(partition.threads)
-    {
-        FlushSubnormals flush;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t index = 0; index < partition.tasks; ++index) convolve<K, T>(c, taps, partition.task(index));
-    }
-    return kOk;
-}
-
-template <int K, typename T>
-int convolution_backward(const ConvolutionArguments& c) {
-    const Partition partition(c.batch, c.inner, c.threads);
-    const int64_t stride = round_up(c.inner, 16), size = (K + 1) * stride;
-    Arena arena(size * (2 * c.batch + 2) + K * stride * c.batch);
-    const TapRows<K> taps(c);
-    if (!arena.ok() || !taps.arena.ok()) return kOutOfMemory;
-    float* partial = arena.take(size * (c.batch + 2));
-    float* carry = arena.take(size * c.batch);
-    float* future = arena.take(K * stride * c.batch);
 #pragma omp parallel num_threads(partition.threads)
     {
         FlushSubnormals flush;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t index = 0; index < partition.tasks; ++index) {
             const Partition::Task task = partition.task(index);
-            convolve_backward<K, T>(c, taps, task,
-                                    {partial + task.batch * size, carry + task.batch * size,
-                                     future + task.batch * K * stride, stride});
+            const int64_t length = valid_length(c.lengths, task.batch, c.length);
+            convolve<T>(c, taps, task, 0, length);
+            zero_rows<T>(c.out, task.batch, length, c.length, task.begin, task.channels);
         }
     }
-    float* sum = partial + size * c.batch;
-    sum_over_batch(partial, c.batch, size, sum, sum + size);
-    for (int64_t i = 0; i < c.inner; ++i)
-        for (int k = 0; k < c.kernel; ++k) c.grad_weight[i * c.kernel + k] = sum[(K - c.kernel + k) * stride + i];
-    if (c.grad_bias != nullptr) memcpy(c.grad_bias, sum + K * stride, c.inner * sizeof(float));
+    return kOk;
+}
+
+template <typename T>
+int convolution_backward(const ConvolutionArguments& c) {
+    const Partition partition(c.batch, c.inner, c.threads);
+    const TapRows taps(c);
+    const ConvolutionSums sums(c, c.batch);
+    if (!taps.arena.ok() || !sums.arena.ok()) return kOutOfMemory;
+#pragma omp parallel num_threads(partition.threads)
+    {
+        FlushSubnormals flush;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t index = 0; index < partition.tasks; ++index) {
+            const Partition::Task task = partition.task(index);
+            const int64_t length = valid_length(c.lengths, task.batch, c.length);
+            const ConvolutionGradients gradients = sums.slot(task.batch);
+            gradients.begin(task);
+            convolve_backward<T>(c, taps, task, 0, length, gradients);
+            zero_rows<T>(c.grad_x, task.batch, length, c.length, task.begin, task.channels);
+        }
+    }
+    sums.finish(c);
     return kOk;
 }
 

@@ -1,6 +1,6 @@
 // The functions that Python calls. Each returns a Status; arguments are checked in Python.
 #include "convolution.h"
-#include "matrix.h"
+#include "mixer.h"
 #include "scan.h"
 
 using namespace hymate;
@@ -15,34 +15,24 @@ using namespace hymate;
         default: return kBadArgument;                        \
     }
 
-namespace {
-
-template <typename T>
-int forward_by_kernel(const ConvolutionArguments& c) {
-    if (c.kernel > kLargeKernel) return kBadArgument;
-    return c.kernel <= kSmallKernel ? convolution_forward<kSmallKernel, T>(c) : convolution_forward<kLargeKernel, T>(c);
-}
-
-template <typename T>
-int backward_by_kernel(const ConvolutionArguments& c) {
-    if (c.kernel > kLargeKernel) return kBadArgument;
-    return c.kernel <= kSmallKernel ? convolution_backward<kSmallKernel, T>(c)
-                                    : convolution_backward<kLargeKernel, T>(c);
-}
-
-}  // namespace
-
 HYMATE_EXPORT int hymate_scan_forward(const ScanArguments* s) { HYMATE_BY_DTYPE(s->dtype, scan_forward, *s) }
 HYMATE_EXPORT int hymate_scan_backward(const ScanArguments* s) { HYMATE_BY_DTYPE(s->dtype, scan_backward, *s) }
 HYMATE_EXPORT int hymate_convolution_forward(const ConvolutionArguments* c) {
-    HYMATE_BY_DTYPE(c->dtype, forward_by_kernel, *c)
+    if (c->kernel > kLargeKernel) return kBadArgument;
+    HYMATE_BY_DTYPE(c->dtype, convolution_forward, *c)
 }
 HYMATE_EXPORT int hymate_convolution_backward(const ConvolutionArguments* c) {
-    HYMATE_BY_DTYPE(c->dtype, backward_by_kernel, *c)
+    if (c->kernel > kLargeKernel) return kBadArgument;
+    HYMATE_BY_DTYPE(c->dtype, convolution_backward, *c)
 }
-
-HYMATE_EXPORT int hymate_matrix_products(const Steps<ProductArguments>* s) { return matrix_products(*s); }
-HYMATE_EXPORT int hymate_linear_backwards(const Steps<LinearBackwardArguments>* s) { return linear_backwards(*s); }
+HYMATE_EXPORT int hymate_mixer_forward(const MixerArguments* m) {
+    if (m->kernel > kLargeKernel) return kBadArgument;
+    HYMATE_BY_DTYPE(m->dtype, mixer_forward, *m)
+}
+HYMATE_EXPORT int hymate_mixer_backward(const MixerArguments* m) {
+    if (m->kernel > kLargeKernel) return kBadArgument;
+    HYMATE_BY_DTYPE(m->dtype, mixer_backward, *m)
+}
 
 // Whether this library may run here: 1 for the portable build, elsewhere by the level it was compiled for.
 HYMATE_EXPORT int hymate_supports(int level) {

@@ -1,5 +1,6 @@
 """The kernels on plain tensors: no autograd, no checks of shapes, outputs handed in where the caller has a place."""
 
+from collections.abc import Sequence
 from ctypes import Structure
 from typing import Any
 
@@ -10,15 +11,11 @@ from hymate_native.library import (
     CHUNK,
     DTYPES,
     ConvolutionArguments,
-    LinearBackwardArguments,
-    LinearBackwardSteps,
-    ProductArguments,
-    ProductSteps,
+    MixerArguments,
     ScanArguments,
     call,
-    matrix,
+    describe,
     pointer,
-    rows,
     threads,
 )
 
@@ -75,9 +72,9 @@ def scan_forward(
         states = new_states(batch if keep_states else 0, length, inner, state)
     arguments = ScanArguments(
         *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, threads()),
-        *map(rows, (u, delta, z, B, C)),
+        *map(describe, (u, delta, z, B, C)),
         *map(pointer, (A, D, delta_bias, lengths, initial_state)),
-        rows(y),
+        describe(y),
         pointer(final_state if return_final_state else None),
         pointer(states if keep_states else None),
     )
@@ -114,13 +111,13 @@ def scan_backward(
     grad_initial = torch.empty((batch, inner, state)) if needs_initial_state else None
     arguments = ScanArguments(
         *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, threads()),
-        *map(rows, (u, delta, z, B, C)),
+        *map(describe, (u, delta, z, B, C)),
         *map(pointer, (A, D, delta_bias, lengths, None)),
-        rows(None),
+        describe(None),
         *map(pointer, (None, states)),
-        rows(grad_y),
+        describe(grad_y),
         pointer(grad_final_state),
-        *map(rows, grad_rows),
+        *map(describe, grad_rows),
         *map(pointer, (grad_A, grad_D, grad_bias, grad_initial)),
     )
     call("scan_backward", arguments)
@@ -137,9 +134,9 @@ def convolution_forward(
         y = torch.empty(x.shape, dtype=x.dtype)
     arguments = ConvolutionArguments(
         *(*x.shape, weight.shape[1], DTYPES[x.dtype], silu, threads()),
-        rows(x),
+        describe(x),
         *map(pointer, (weight, bias, lengths)),
-        rows(y),
+        describe(y),
     )
     call("convolution_forward", arguments)
     return y
@@ -155,63 +152,93 @@ def convolution_backward(
     grad_bias = None if bias is None else torch.empty(bias.shape)
     arguments = ConvolutionArguments(
         *(*x.shape, weight.shape[1], DTYPES[x.dtype], silu, threads()),
-        rows(x),
+        describe(x),
         *map(pointer, (weight, bias, lengths)),
-        rows(None),
-        *map(rows, (grad_y, grad_x)),
+        describe(None),
+        *map(describe, (grad_y, grad_x)),
         *map(pointer, (grad_weight, grad_bias)),
     )
     call("convolution_backward", arguments)
     return grad_weight, grad_bias
 
 
-def _product(tall: Tensor, small: Tensor, bias: Tensor | None, out: Tensor, accumulate: bool) -> Structure:
-    sizes = (*tall.shape, small.shape[1], accumulate, threads())
-    return ProductArguments(*sizes, matrix(tall), matrix(small), pointer(bias), matrix(out))
-
-
-def linear_forward(*steps: tuple[Tensor, Tensor, Tensor | None, Tensor]) -> None:
-    """One linear layer or two on the same rows, the second of which reads what the first wrote.
+def mixer_forward(
+    rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, *, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns the output and what backward needs: the projected and the convolved rows, (time step, B, C) and the kept
+    states; without `keep` those have no elements.
 
     Args:
-        steps: x (rows, in), weight (out, in), bias or None, and where the result goes, (rows, out).
+        weights: float32, in the order of the struct: in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight,
+            dt_bias, A, D, out_weight, out_bias. Without in_weight the rows are projected ones, without out_weight the
+            gated rows are the output.
     """
-    if steps[0][0].dtype != torch.float32:  # the half types are oneDNN's
-        for x, weight, bias, out in steps:
-            if bias is None:
-                torch.mm(x, weight.t(), out=out)
-            else:
-                torch.addmm(bias, x, weight.t(), out=out)
-        return
-    steps = tuple((_dense_rows(x), weight, _dense(bias), out) for x, weight, bias, out in steps)
-    products = tuple(_product(x, weight.t(), bias, out, False) for x, weight, bias, out in steps)
-    call("matrix_products", ProductSteps(len(steps), products))
+    rows, lengths, weights = _dense_rows(rows), _dense(lengths), [_dense(weight) for weight in weights]
+    sizes = _mixer_sizes(rows, weights)
+    batch, length, inner, state = (sizes[name] for name in ("batch", "length", "inner", "state"))
+
+    def new(width: int, kept: bool = keep) -> Tensor:
+        return torch.empty((batch, length, width) if kept else 0, dtype=rows.dtype)
+
+    output, projected = new(sizes["outputs"], True), new(2 * inner, keep and weights[0] is not None)
+    convolved, parameters = new(inner), new(sizes["rank"] + 2 * state)
+    states = new_states(batch if keep else 0, length, inner, state)
+    kept = _kept(projected, convolved, parameters, states) if keep else {}
+    call("mixer_forward", _mixer_arguments(sizes, rows, weights, lengths, out=describe(output), **kept))
+    return output, projected, convolved, parameters, states
 
 
-def linear_backward(*steps: tuple[Tensor, Tensor, Tensor, Tensor, bool]) -> list[Tensor]:
-    """The backward pass of one linear layer or two on the same rows, the second of which reads what the first wrote.
-
-    Args:
-        steps: gradient of the output (rows, out), x (rows, in), weight (out, in), where the gradient of x goes, and
-            whether it is added to what is there.
-
-    Returns:
-        The weights' gradients.
-    """
-    if steps[0][0].dtype != torch.float32:
-        grad_weights = []
-        for grad, x, weight, grad_x, accumulate in steps:
-            if accumulate:
-                grad_x.addmm_(grad, weight)
-            else:
-                torch.mm(grad, weight, out=grad_x)
-            grad_weights.append(grad.t() @ x)
-        return grad_weights
-    steps = tuple((_dense_rows(grad), _dense_rows(x), *others) for grad, x, *others in steps)
-    grad_weights = [torch.empty(weight.shape) for _, _, weight, _, _ in steps]
-    passes = (
-        LinearBackwardArguments(_product(grad, weight, None, grad_x, accumulate), matrix(x), pointer(grad_weight))
-        for (grad, x, weight, grad_x, accumulate), grad_weight in zip(steps, grad_weights, strict=True)
+def mixer_backward(
+    grad_output: Tensor,
+    projected: Tensor,
+    convolved: Tensor,
+    parameters: Tensor,
+    states: Tensor,
+    rows: Tensor,
+    weights: Sequence[Tensor | None],
+    lengths: Tensor | None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Returns the gradients of the rows and of the weights; that of an absent weight is None."""
+    grad_output, rows = _dense_rows(grad_output), _dense_rows(rows)
+    lengths, weights = _dense(lengths), [_dense(weight) for weight in weights]
+    grad_rows = torch.empty(rows.shape, dtype=rows.dtype)
+    grad_weights = [None if weight is None else torch.empty(weight.shape) for weight in weights]
+    grads = {f"grad_{name}": pointer(grad) for name, grad in zip(_MIXER_WEIGHTS, grad_weights, strict=True)}
+    grads |= {"grad_out": describe(grad_output), "grad_rows": describe(grad_rows)}
+    kept = _kept(projected, convolved, parameters, states)
+    call(
+        "mixer_backward",
+        _mixer_arguments(_mixer_sizes(rows, weights), rows, weights, lengths, **kept, **grads),
     )
-    call("linear_backwards", LinearBackwardSteps(len(steps), tuple(passes)))
-    return grad_weights
+    return grad_rows, grad_weights
+
+
+_MIXER_WEIGHTS = (
+    *("in_weight", "in_bias", "conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "A", "D"),
+    *("out_weight", "out_bias"),
+)
+
+
+def _mixer_sizes(rows: Tensor, weights: Sequence[Any]) -> dict[str, int]:
+    _, _, conv_weight, _, _, dt_weight, _, A, _, out_weight, _ = weights
+    batch, length, width = rows.shape
+    inner, state = A.shape
+    outputs = inner if out_weight is None else out_weight.shape[0]
+    return {
+        **{"batch": batch, "length": length, "width": width, "inner": inner, "state": state},
+        **{"rank": dt_weight.shape[1], "kernel": conv_weight.shape[1], "outputs": outputs},
+    }
+
+
+def _kept(projected: Tensor, convolved: Tensor, parameters: Tensor, states: Tensor) -> dict[str, Any]:
+    rows = {"projected": projected, "convolved": convolved, "parameters": parameters}
+    described = {name: describe(tensor) for name, tensor in rows.items() if tensor.dim() == 3}
+    return {**described, "states": pointer(states)}
+
+
+def _mixer_arguments(
+    sizes: dict[str, int], rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, **others: Any
+) -> Structure:
+    named = dict(zip(_MIXER_WEIGHTS, map(pointer, weights), strict=True))
+    common = {"dtype": DTYPES[rows.dtype], "threads": threads(), "rows": describe(rows), "lengths": pointer(lengths)}
+    return MixerArguments(**sizes, **common, **named, **others)

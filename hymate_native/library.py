@@ -28,18 +28,12 @@ class Rows(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("time_stride", ctypes.c_int64))
 
 
-class Matrix(ctypes.Structure):
-    """A float32 matrix; strides count elements."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("row_stride", ctypes.c_int64), ("column_stride", ctypes.c_int64))
-
-
 def _structure(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
     fields = [(field, kind) for kind, names in groups for field in names.split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-# The order is that of the structs in scan.h, convolution.h and matrix.h.
+# The order is that of the structs in scan.h, convolution.h and mixer.h.
 ScanArguments = _structure(
     "ScanArguments",
     (ctypes.c_int64, "batch length inner state dtype softplus threads"),
@@ -60,23 +54,21 @@ ConvolutionArguments = _structure(
     (Rows, "out grad_out grad_x"),
     (ctypes.c_void_p, "grad_weight grad_bias"),
 )
-ProductArguments = _structure(
-    "ProductArguments",
-    (ctypes.c_int64, "rows depth columns accumulate threads"),
-    (Matrix, "tall small"),
-    (ctypes.c_void_p, "bias"),
-    (Matrix, "out"),
-)
-LinearBackwardArguments = _structure(
-    "LinearBackwardArguments", (ProductArguments, "product"), (Matrix, "x"), (ctypes.c_void_p, "grad_weight")
-)
-ProductSteps = _structure("ProductSteps", (ctypes.c_int64, "count"), (ProductArguments * 2, "step"))
-LinearBackwardSteps = _structure(
-    "LinearBackwardSteps", (ctypes.c_int64, "count"), (LinearBackwardArguments * 2, "step")
+MixerArguments = _structure(
+    "MixerArguments",
+    (ctypes.c_int64, "batch length width inner state rank kernel outputs dtype threads"),
+    (Rows, "rows"),
+    (ctypes.c_void_p, "in_weight in_bias conv_weight conv_bias x_weight dt_weight dt_bias A D out_weight out_bias"),
+    (ctypes.c_void_p, "lengths"),
+    (Rows, "out projected convolved parameters"),
+    (ctypes.c_void_p, "states"),
+    (Rows, "grad_out grad_rows"),
+    (ctypes.c_void_p, "grad_in_weight grad_in_bias grad_conv_weight grad_conv_bias grad_x_weight grad_dt_weight"),
+    (ctypes.c_void_p, "grad_dt_bias grad_A grad_D grad_out_weight grad_out_bias"),
 )
 FUNCTIONS = (
     *("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"),
-    *("matrix_products", "linear_backwards"),
+    *("mixer_forward", "mixer_backward"),
 )
 
 
@@ -174,15 +166,11 @@ def call(function: str, arguments: ctypes.Structure) -> None:
         raise RuntimeError(f"hymate_native's {function} refused its arguments")  # unreachable: checked beforehand
 
 
-def rows(tensor: torch.Tensor | None) -> Rows:
+def describe(tensor: torch.Tensor | None) -> Rows:
     """Describes a (batch, length, channels) tensor; None becomes an absent one."""
     if tensor is None:
         return Rows(None, 0, 0)
     return Rows(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
-
-
-def matrix(tensor: torch.Tensor) -> Matrix:
-    return Matrix(tensor.data_ptr(), *tensor.stride())
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:

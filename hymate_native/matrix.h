@@ -14,37 +14,14 @@ constexpr int kTileVectors = 4;  // of 32 registers, 24 hold the tile
 #else
 constexpr int kTileVectors = 2;  // of 16 registers, 12
 #endif
-constexpr int64_t kNearFloats = 4096;  // of the tall matrix, worked on together: half of a small first-level cache
-constexpr int64_t kNearRows = 64;      // of the tall matrices in a backward pass
+constexpr int kPiece = 64;  // rows multiplied together: few enough for a first-level cache
 
-// A matrix of any strides, which count elements.
-struct Matrix {
+// Rows of floats whose columns are contiguous.
+struct FloatRows {
     float* data;
-    int64_t row_stride, column_stride;
+    int64_t stride;
 
-    HYMATE_INLINE float* at(int64_t row, int64_t column) const { return data + row * row_stride + column * column_stride; }
-};
-
-struct ProductArguments {
-    int64_t rows, depth, columns, accumulate, threads;
-    Matrix tall;        // (rows, depth); columns contiguous
-    Matrix small;       // (depth, columns)
-    const float* bias;  // (columns,), may be absent
-    Matrix out;         // (rows, columns); columns contiguous
-};
-
-// The backward pass of out = x small^T: two products that read the same gradients.
-struct LinearBackwardArguments {
-    ProductArguments product;  // of the gradients (tall) and the weight (small); out is the gradient of x
-    Matrix x;                  // (rows, columns); columns contiguous
-    float* grad_weight;        // (depth, columns), contiguous
-};
-
-// One step or two, the second of which takes what the first has made of the same rows while it is still near.
-template <typename Arguments>
-struct Steps {
-    int64_t count;
-    Arguments step[2];
+    HYMATE_INLINE float* at(int64_t row, int64_t column = 0) const { return data + row * stride + column; }
 };
 
 // U rows by V vectors of sums.
@@ -100,179 +77,154 @@ HYMATE_INLINE void for_tiles(int64_t first, int64_t end, F visit) {
     for (; first < end; ++first) visit(Constant<1>(), first);
 }
 
-// The small matrix in stripes, each (depth, its vectors), zeros beyond the last column; the bias is a row before them.
+// A linear layer's weight, (outputs, inputs), as the small matrix of a product: transposed where inputs become outputs,
+// as it is where gradients go the other way. It lies in stripes, each (depth, its vectors), zeros beyond the last
+// column; the bias is a row before them. An absent weight has no columns.
 struct Stripes {
-    int64_t width;
+    int64_t depth, columns, width;
     Arena arena;
     float *bias, *data;
 
-    explicit Stripes(const ProductArguments& p)
-        : width(round_up(p.columns, kLanes)), arena((p.depth + 1) * width + 16) {
-        if (!arena.ok()) return;
+    Stripes(const float* weight, int64_t outputs, int64_t inputs, bool transposed, const float* bias_ = nullptr)
+        : depth(transposed ? inputs : outputs),
+          columns(weight == nullptr ? 0 : transposed ? outputs : inputs),
+          width(round_up(columns, kLanes)),
+          arena((depth + 1) * width + 16) {
+        if (!arena.ok() || weight == nullptr) return;
         bias = arena.take(width);
-        data = arena.take(p.depth * width);
-        if (p.bias != nullptr) memcpy(bias, p.bias, p.columns * sizeof(float));
-        for_stripes(p.columns, [&](auto vectors, int64_t first, int) {
-            const int64_t stripe = decltype(vectors)::value * kLanes;
-            float* packed = data + first * p.depth;
-            for (int64_t k = 0; k < p.depth; ++k)
-                for (int64_t i = 0; i < minimum_of(stripe, p.columns - first); ++i)
-                    packed[k * stripe + i] = *p.small.at(k, first + i);
+        data = arena.take(depth * width);
+        if (bias_ != nullptr) memcpy(bias, bias_, columns * sizeof(float));
+        for_stripes(columns, [&](auto vectors, int64_t first, int) {
+            const int64_t stripe = decltype(vectors)::value * kLanes, present = minimum_of(stripe, columns - first);
+            float* packed = data + first * depth;
+            for (int64_t k = 0; k < depth; ++k)
+                for (int64_t i = 0; i < present; ++i)
+                    packed[k * stripe + i] = weight[transposed ? (first + i) * inputs + k : k * inputs + first + i];
         });
     }
 };
 
 // A row that will be needed soon, into the second-level cache.
-HYMATE_INLINE void fetch_row(const Matrix& matrix, int64_t row, int64_t columns) {
-    for (int64_t i = 0; i < columns; i += 16)
-        __builtin_prefetch((const char*)matrix.data + (row * matrix.row_stride + i) * (int64_t)sizeof(float), 0, 2);
+HYMATE_INLINE void fetch_row(const float* row, int64_t columns) {
+    for (int64_t i = 0; i < columns; i += 16) __builtin_prefetch((const char*)(row + i), 0, 2);
 }
 
-// While it multiplies, calls fetch(row) for each row of the next block, so that memory is busy all the time.
+// out (+)= tall small + bias for `count` rows. Calls fetch(row) once for each of them, so that what is needed next
+// comes while memory would else be idle.
 template <typename F>
-HYMATE_INLINE void multiply_rows(const ProductArguments& p, const Stripes& stripes, int64_t begin, int64_t end, F fetch) {
-    for_stripes(p.columns, [&](auto vectors, int64_t first, int last) {
+HYMATE_INLINE void multiply_rows(const Stripes& small, FloatRows tall, FloatRows out, int64_t count, bool accumulate,
+                                 F fetch) {
+    for_stripes(small.columns, [&](auto vectors, int64_t first, int last) {
         constexpr int V = decltype(vectors)::value;
-        const float *packed = stripes.data + first * p.depth, *bias = stripes.bias + first;
-        for_tiles(begin, end, [&](auto rows, int64_t row) {
+        const float *packed = small.data + first * small.depth, *bias = small.bias + first;
+        for_tiles(0, count, [&](auto rows, int64_t row) {
             constexpr int U = decltype(rows)::value;
-            const float* tall = p.tall.at(row, 0);
-            if (first == 0) HYMATE_EACH fetch(row + i + (end - begin));
+            const float* left = tall.at(row);
+            if (first == 0) HYMATE_EACH fetch(row + i);
             Tile<U, V> tile;
             HYMATE_EACH HYMATE_UNROLL for (int j = 0; j < V; ++j) tile.sum[i][j] = load(bias + j * kLanes);
-            for (int64_t k = 0; k < p.depth; ++k) tile.add(tall + k, p.tall.row_stride, packed + k * V * kLanes);
-            tile.add_to(p.out.at(row, first), p.out.row_stride, p.accumulate, last);
+            for (int64_t k = 0; k < small.depth; ++k) tile.add(left + k, tall.stride, packed + k * V * kLanes);
+            tile.add_to(out.at(row, first), out.stride, accumulate, last);
         });
     });
 }
 
-struct ProductPass {
-    const ProductArguments& p;
-    Stripes stripes;
+HYMATE_INLINE void multiply_rows(const Stripes& small, FloatRows tall, FloatRows out, int64_t count,
+                                 bool accumulate = false) {
+    multiply_rows(small, tall, out, count, accumulate, [](int64_t) {});
+}
 
-    explicit ProductPass(const ProductArguments& arguments) : p(arguments), stripes(arguments) {}
-    bool ok() const { return stripes.arena.ok(); }
-    void run(int64_t begin, int64_t end) const {
-        multiply_rows(p, stripes, begin, end, [&](int64_t row) {
-            fetch_row(p.tall, row, p.depth);
-            fetch_row(p.out, row, p.columns);
-        });
+// The gradient of a linear layer's weight, (outputs, inputs): the sum over rows of the outer products of the outputs'
+// gradients and the inputs. Each part of the rows has a sum of its own, and these are added in a fixed order. A sum lies
+// in stripes along the wider of the two matrices, each (the other one's columns, its vectors).
+struct WeightGradient {
+    int64_t outputs, inputs, parts, wide, narrow, size;
+    Arena arena;
+    float* sums;
+
+    WeightGradient(int64_t outputs_, int64_t inputs_, int64_t parts_)
+        : outputs(outputs_),
+          inputs(inputs_),
+          parts(parts_),
+          wide(inputs < outputs ? outputs : inputs),
+          narrow(minimum_of(inputs, outputs)),
+          size(round_up(narrow * round_up(wide, kLanes), 16)),
+          arena(parts * size),
+          sums(arena.take(parts * size)) {}
+
+    void add(int64_t part, FloatRows grad, FloatRows x, int64_t count) {
+        const bool swap = outputs > inputs;
+        const FloatRows left = swap ? x : grad, right = swap ? grad : x;
+        for (int64_t row = 0; row < count; row += kPiece)
+            add_piece(sums + part * size, {left.at(row), left.stride}, {right.at(row), right.stride},
+                      minimum_of(kPiece, count - row));
     }
-};
 
-template <int N>
-int products(const ProductPass (&passes)[N]) {
-    for (const ProductPass& pass : passes)
-        if (!pass.ok()) return kOutOfMemory;
-    const ProductArguments& p = passes[0].p;
-    const int64_t near = round_up(kNearFloats / (p.depth + 1) + 1, kTileRows), blocks = (p.rows + near - 1) / near;
-    const int threads = (int)minimum_of(p.threads, blocks > 0 ? blocks : 1);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t block = 0; block < blocks; ++block)
-        for (const ProductPass& pass : passes) pass.run(block * near, minimum_of((block + 1) * near, p.rows));
-    return kOk;
-}
-
-// out (+)= tall small + bias, once or twice
-inline int matrix_products(const Steps<ProductArguments>& s) {
-    if (s.count == 1) return products({ProductPass(s.step[0])});
-    return products({ProductPass(s.step[0]), ProductPass(s.step[1])});
-}
-
-// The sum of the outer products of rows of two tall matrices, in stripes of its columns, each (left columns, its
-// vectors). Rows a power of two apart would push each other out of the cache, so the right matrix is copied, too.
-struct Reduction {
-    Matrix left, right;
-    int64_t left_columns, right_columns;
-
-    int64_t size() const { return left_columns * round_up(right_columns, kLanes); }
-
-    void add(int64_t begin, int64_t end, float* sum) const {
-        for_stripes(right_columns, [&](auto vectors, int64_t first, int last) {
+    // Rows a power of two apart would push each other out of the cache, so the wide matrix is copied.
+    void add_piece(float* sum, FloatRows left, FloatRows right, int64_t count) {
+        for_stripes(wide, [&](auto vectors, int64_t first, int last) {
             constexpr int V = decltype(vectors)::value;
-            alignas(64) float packed[kNearRows * V * kLanes];
-            for (int64_t row = begin; row < end; ++row) {
+            alignas(64) float packed[kPiece * V * kLanes];
+            for (int64_t row = 0; row < count; ++row) {
                 HYMATE_UNROLL
                 for (int j = 0; j < V; ++j)
-                    store(packed + ((row - begin) * V + j) * kLanes,
-                          load(right.at(row, first) + j * kLanes, j < V - 1 ? kLanes : last));
+                    store(packed + (row * V + j) * kLanes,
+                          load(right.at(row, first + j * kLanes), j < V - 1 ? kLanes : last));
             }
-            for_tiles(0, left_columns, [&](auto tile_rows, int64_t column) {
+            for_tiles(0, narrow, [&](auto tile_rows, int64_t column) {
                 constexpr int U = decltype(tile_rows)::value;
                 Tile<U, V> tile;
                 tile.clear();
-                for (int64_t row = begin; row < end; ++row)
-                    tile.add(left.at(row, column), 1, packed + (row - begin) * V * kLanes);
-                tile.add_to(sum + first * left_columns + column * V * kLanes, V * kLanes, true, kLanes);
+                for (int64_t row = 0; row < count; ++row)
+                    tile.add(left.at(row, column), 1, packed + row * V * kLanes);
+                tile.add_to(sum + first * narrow + column * V * kLanes, V * kLanes, true, kLanes);
             });
         });
     }
-    // Calls visit(left column, right column, sum) for all of them.
-    template <typename F>
-    void read(const float* sum, F visit) const {
-        for_stripes(right_columns, [&](auto vectors, int64_t first, int) {
-            const int64_t width = decltype(vectors)::value * kLanes, present = minimum_of(width, right_columns - first);
-            for (int64_t row = 0; row < left_columns; ++row)
-                for (int64_t i = 0; i < present; ++i)
-                    visit(row, first + i, sum[first * left_columns + row * width + i]);
-        });
-    }
-};
 
-struct BackwardPass {
-    const ProductArguments& p;
-    const LinearBackwardArguments& a;
-    bool swap;  // the vectors lie along the wider one of the two matrices
-    Reduction reduction;
-    Stripes stripes;
-    Arena arena;
-    float* sums;  // one for each part of the rows
-
-    BackwardPass(const LinearBackwardArguments& arguments, int64_t parts)
-        : p(arguments.product), a(arguments), swap(p.depth > p.columns),
-          reduction(swap ? Reduction{a.x, p.tall, p.columns, p.depth} : Reduction{p.tall, a.x, p.depth, p.columns}),
-          stripes(p), arena(parts * reduction.size() + 16) {
-        if (arena.ok()) sums = arena.take(parts * reduction.size());
-    }
-    bool ok() const { return arena.ok() && stripes.arena.ok(); }
-    void run(int64_t begin, int64_t end, int64_t part) const {
-        multiply_rows(p, stripes, begin, end, [&](int64_t row) {
-            fetch_row(p.tall, row, p.depth);
-            fetch_row(p.out, row, p.columns);
-            fetch_row(a.x, row, p.columns);
-        });
-        reduction.add(begin, end, sums + part * reduction.size());
-    }
-    void finish(int64_t parts) const {
-        const int64_t size = reduction.size();
+    void finish(float* target) {
+        if (target == nullptr) return;
         for (int64_t part = 1; part < parts; ++part)
             for (int64_t i = 0; i < size; i += kLanes) store(sums + i, load(sums + i) + load(sums + part * size + i));
-        reduction.read(sums, [&](int64_t row, int64_t column, float sum) {
-            a.grad_weight[swap ? column * p.columns + row : row * p.columns + column] = sum;
+        const bool swap = outputs > inputs;
+        for_stripes(wide, [&](auto vectors, int64_t first, int) {
+            const int64_t width = decltype(vectors)::value * kLanes, present = minimum_of(width, wide - first);
+            for (int64_t row = 0; row < narrow; ++row)
+                for (int64_t i = 0; i < present; ++i)
+                    target[swap ? (first + i) * inputs + row : row * inputs + first + i] =
+                        sums[first * narrow + row * width + i];
         });
     }
 };
 
-// Threads sum ranges of rows of their own, which are then added in a fixed order.
-template <int N>
-int backwards(const BackwardPass (&passes)[N], int64_t blocks, int64_t parts) {
-    for (const BackwardPass& pass : passes)
-        if (!pass.ok()) return kOutOfMemory;
-    const int64_t rows = passes[0].p.rows;
-#pragma omp parallel for num_threads((int)parts) schedule(static)
-    for (int64_t part = 0; part < parts; ++part)
-        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
-            for (const BackwardPass& pass : passes)
-                pass.run(block * kNearRows, minimum_of((block + 1) * kNearRows, rows), part);
-    for (const BackwardPass& pass : passes) pass.finish(parts);
-    return kOk;
-}
+// The gradient of a linear layer's bias: the sum of the outputs' gradients over rows, in parts as above.
+struct BiasGradient {
+    int64_t outputs, parts, size;
+    Arena arena;
+    float *sums, *carries;
 
-inline int linear_backwards(const Steps<LinearBackwardArguments>& s) {
-    const ProductArguments& p = s.step[0].product;
-    const int64_t blocks = (p.rows + kNearRows - 1) / kNearRows, parts = minimum_of(p.threads, blocks > 0 ? blocks : 1);
-    if (s.count == 1) return backwards({BackwardPass(s.step[0], parts)}, blocks, parts);
-    return backwards({BackwardPass(s.step[0], parts), BackwardPass(s.step[1], parts)}, blocks, parts);
-}
+    BiasGradient(int64_t outputs_, int64_t parts_)
+        : outputs(outputs_),
+          parts(parts_),
+          size(round_up(outputs, 16)),
+          arena(2 * (parts + 1) * size),
+          sums(arena.take((parts + 1) * size)),
+          carries(arena.take((parts + 1) * size)) {}
+
+    void add(int64_t part, FloatRows grad, int64_t count) {
+        for (int64_t i = 0; i < outputs; i += kLanes) {
+            const int lanes = (int)minimum_of(kLanes, outputs - i);
+            Vector sum{};
+            for (int64_t row = 0; row < count; ++row) sum += load(grad.at(row, i), lanes);
+            add_compensated(sums + part * size + i, carries + part * size + i, sum);
+        }
+    }
+
+    void finish(float* target) {
+        if (target == nullptr) return;
+        sum_over_batch(sums, parts, size, sums + parts * size, carries + parts * size);
+        memcpy(target, sums + parts * size, outputs * sizeof(float));
+    }
+};
 
 }  // namespace hymate

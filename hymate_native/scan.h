@@ -20,7 +20,7 @@ struct ScanArguments {
     const float *D, *bias;   // (inner,), may be absent
     const int64_t* lengths;  // (batch,), may be absent
     const float* initial;    // (batch, inner, state), may be absent
-    Rows out;
+    Rows out;                // backward: where the gated output goes once more, may be absent; needs z
     float* final;            // (batch, inner, state), may be absent
     float* states;           // (batch, chunks, state, inner rounded up to 16): at each chunk's start; forward may lack it
     // Backward only. Row gradients take the dtype of the rows; the others are float32.
@@ -149,21 +149,33 @@ struct ScanForward {
         return ScanChannels::floats(s.state, width) + s.state * width + kChunk * (2 * s.state + 3 * kLanes);
     }
 
+    bool ok() const { return arena.ok(); }
+
     void run(const Partition::Task& task) {
         const int64_t length = valid_length(s.lengths, task.batch, s.length);
+        begin(task);
+        advance(task, 0, length);
+        zero_rows<T>(s.out, task.batch, length, s.length, task.begin, task.channels);
+        const int64_t offset = task.batch * s.inner * s.state;
+        store_state(s.final ? s.final + offset : nullptr, s.state, task.begin, task.channels, state, width);
+    }
+
+    void begin(const Partition::Task& task) {
         channels.fill(s, task.begin, task.channels);
         const int64_t offset = task.batch * s.inner * s.state;
         load_state(s.initial ? s.initial + offset : nullptr, s.state, task.begin, task.channels, state, width);
-        for (int64_t start = 0; start < length; start += kChunk) {
-            const int steps = (int)minimum_of(kChunk, length - start);
+    }
+
+    // Goes on from where `begin` or the last call ended, at the start of a chunk.
+    void advance(const Partition::Task& task, int64_t first, int64_t end) {
+        for (int64_t start = first; start < end; start += kChunk) {
+            const int steps = (int)minimum_of(kChunk, end - start);
             load_bc<T>(s, task.batch, start, steps, bc);
             float* kept = s.states == nullptr ? nullptr
                                               : s.states + (task.batch * chunks + start / kChunk) * s.state * kept_width;
             for (int64_t i = 0; i < task.channels; i += kLanes)
                 with_count(task.channels - i, [&](auto count) { block(task, start, steps, i, count, kept); });
         }
-        zero_rows<T>(s.out, task.batch, length, s.length, task.begin, task.channels);
-        store_state(s.final ? s.final + offset : nullptr, s.state, task.begin, task.channels, state, width);
     }
 
     template <typename Count>
@@ -208,7 +220,7 @@ struct ScanForward {
 // --------------------------------------------------------------------------------------------- backward
 
 // The rows of one chunk of one vector of channels, kChunk vectors each.
-enum Staged { kStep, kInput, kGrad, kOutput, kSlope, kGateGrad, kGradStep, kGradInput, kStagedRows };
+enum Staged { kStep, kInput, kGrad, kOutput, kSlope, kGate, kGateGrad, kGradStep, kGradInput, kStagedRows };
 
 // Floats between two arrays that are walked together, one stored to and one loaded from: a processor that compares the
 // low twelve bits of addresses must not take a load for one that waits for the store just before it.
@@ -288,74 +300,67 @@ __attribute__((noinline)) void backward_group(const float* decay, const float* k
     }
 }
 
-// Where the tasks of one call leave what is summed over the batch, or over ranges of channels, when all are done.
-struct ScanPartials {
-    const Partition& partition;
-    const int64_t width;    // inner rounded up to 16
-    const int64_t a_size, bc_size;
+// The sums over records, in the parameters' gradients. Each slot gathers some of them, a record or more; in the end the
+// slots are added in their order.
+struct ScanSums {
+    const int64_t slots, width, a_size;  // width: inner rounded up to 16
     Arena arena;
-    float *A, *D, *bias, *bc;  // (batch, state, width), (batch, width) twice, (splits, batch, length, 2, state)
+    float *A, *D, *bias;  // (slots, state, width), (slots, width) twice
 
-    ScanPartials(const ScanArguments& s, const Partition& p)
-        : partition(p),
-          width(round_up(s.inner, 16)),
-          a_size(s.state * width),
-          bc_size(p.splits == 1 ? 0 : p.splits * s.batch * s.length * 2 * s.state),
-          arena((a_size + 2 * width) * (s.batch + 2) + bc_size) {
+    ScanSums(const ScanArguments& s, int64_t slots_)
+        : slots(slots_), width(round_up(s.inner, 16)), a_size(s.state * width), arena((a_size + 2 * width) * (slots + 2)) {
         if (!arena.ok()) return;
-        A = arena.take(a_size * (s.batch + 2));
-        D = arena.take(width * (s.batch + 2));
-        bias = arena.take(width * (s.batch + 2));
-        bc = bc_size == 0 ? nullptr : arena.take(bc_size);
+        A = arena.take(a_size * (slots + 2));
+        D = arena.take(width * (slots + 2));
+        bias = arena.take(width * (slots + 2));
     }
 
-    void finish_parameters(const ScanArguments& s) {
-        float* sum = A + a_size * s.batch;
-        sum_over_batch(A, s.batch, a_size, sum, sum + a_size);
+    void finish(const ScanArguments& s) {
+        float* sum = A + a_size * slots;
+        sum_over_batch(A, slots, a_size, sum, sum + a_size);
         for (int64_t i = 0; i < s.inner; ++i)
             for (int64_t n = 0; n < s.state; ++n) s.grad_A[i * s.state + n] = sum[n * width + i];
-        finish_vector(D, s.batch, s.inner, s.grad_D);
-        finish_vector(bias, s.batch, s.inner, s.grad_bias);
+        finish_vector(D, s.inner, s.grad_D);
+        finish_vector(bias, s.inner, s.grad_bias);
     }
 
-    void finish_vector(float* partial, int64_t batch, int64_t inner, float* target) {
+    void finish_vector(float* partial, int64_t inner, float* target) {
         if (target == nullptr) return;
-        float* sum = partial + width * batch;
-        sum_over_batch(partial, batch, width, sum, sum + width);
+        float* sum = partial + width * slots;
+        sum_over_batch(partial, slots, width, sum, sum + width);
         memcpy(target, sum, inner * sizeof(float));
     }
-
-    template <typename T>
-    void finish_bc(const ScanArguments& s, int64_t batch, int64_t t) {
-        T* targets[2] = {s.grad_B.at<T>(batch, t), s.grad_C.at<T>(batch, t)};
-        for (int which = 0; which < 2; ++which)
-            for (int64_t n = 0; n < s.state; n += kLanes) {
-                const int count = (int)minimum_of(kLanes, s.state - n);
-                Vector sum{};
-                for (int64_t split = 0; split < partition.splits; ++split)
-                    sum += load(bc_row(s, split, batch, t) + which * s.state + n, count);
-                store(targets[which] + n, sum, count);
-            }
-    }
-
-    float* bc_row(const ScanArguments& s, int64_t split, int64_t batch, int64_t t) const {
-        return bc + ((split * s.batch + batch) * s.length + t) * 2 * s.state;
-    }
 };
+
+// Where a record's channels are divided among tasks, each task leaves its share of the gradients of B and C in rows of
+// its own, `shares`: (batch, splits) and time, B's states and then C's. This adds up one step's.
+template <typename T>
+void add_shares(const ScanArguments& s, const Rows& shares, int64_t splits, int64_t batch, int64_t t) {
+    T* targets[2] = {s.grad_B.at<T>(batch, t), s.grad_C.at<T>(batch, t)};
+    for (int which = 0; which < 2; ++which)
+        for (int64_t n = 0; n < s.state; n += kLanes) {
+            const int count = (int)minimum_of(kLanes, s.state - n);
+            Vector sum{};
+            for (int64_t split = 0; split < splits; ++split)
+                sum += load(shares.at<float>(batch * splits + split, t) + which * s.state + n, count);
+            store(targets[which] + n, sum, count);
+        }
+}
 
 template <typename T>
 struct ScanBackward {
     const ScanArguments& s;
-    ScanPartials& partials;
-    const int64_t width, kept_width, chunks;
+    const Rows& shares;  // absent where a task has all channels of its record
+    const int64_t splits, width, kept_width, chunks;
     Arena arena;
     ScanChannels channels;
     float *grad_state, *grad_A, *carry_A, *grad_D, *carry_D, *grad_bias, *carry_bias;
     float *bc, *grad_bc, *decays, *decayed, *sums_B, *sums_C, *staged;
 
-    ScanBackward(const ScanArguments& s_, const Partition& partition, ScanPartials& partials_)
+    ScanBackward(const ScanArguments& s_, const Partition& partition, const Rows& shares_)
         : s(s_),
-          partials(partials_),
+          shares(shares_),
+          splits(partition.splits),
           width(partition.width),
           kept_width(round_up(s.inner, 16)),
           chunks((s.length + kChunk - 1) / kChunk),
@@ -384,18 +389,48 @@ struct ScanBackward {
                kChunk * (4 * s.state + 4 * kBackwardGroup * kLanes + kStagedRows * width);
     }
 
-    void run(const Partition::Task& task) {
+    bool ok() const { return arena.ok(); }
+
+    void run(const Partition::Task& task, ScanSums& sums) {
         const int64_t length = valid_length(s.lengths, task.batch, s.length);
+        begin(task);
+        clear_sums();
+        go_back(task, 0, length);
+        leave_sums(task, sums, task.batch);
+        zero_padding(task, length);
         const int64_t offset = task.batch * s.inner * s.state;
-        channels.fill(s, task.begin, task.channels);
-        load_state(s.grad_final ? s.grad_final + offset : nullptr, s.state, task.begin, task.channels, grad_state,
-                   width);
-        memset(grad_A, 0, (bc - grad_A) * sizeof(float));
-        for (int64_t start = round_up(length, kChunk) - kChunk; start >= 0; start -= kChunk)
-            chunk(task, start, (int)minimum_of(kChunk, length - start));
-        finish(task, length);
         store_state(s.grad_initial ? s.grad_initial + offset : nullptr, s.state, task.begin, task.channels, grad_state,
                     width);
+    }
+
+    void begin(const Partition::Task& task) {
+        channels.fill(s, task.begin, task.channels);
+        const int64_t offset = task.batch * s.inner * s.state;
+        load_state(s.grad_final ? s.grad_final + offset : nullptr, s.state, task.begin, task.channels, grad_state,
+                   width);
+    }
+
+    // From `end`, where the last call began, back to `first`, the start of a chunk.
+    void go_back(const Partition::Task& task, int64_t first, int64_t end) {
+        for (int64_t start = first + round_up(end - first, kChunk) - kChunk; start >= first; start -= kChunk)
+            chunk(task, start, (int)minimum_of(kChunk, end - start));
+    }
+
+    void clear_sums() { memset(grad_A, 0, (bc - grad_A) * sizeof(float)); }
+
+    void leave_sums(const Partition::Task& task, ScanSums& sums, int64_t slot) const {
+        const int64_t bytes = minimum_of(width, sums.width - task.begin) * (int64_t)sizeof(float);
+        for (int64_t n = 0; n < s.state; ++n)
+            memcpy(sums.A + (slot * s.state + n) * sums.width + task.begin, grad_A + n * width, bytes);
+        memcpy(sums.D + slot * sums.width + task.begin, grad_D, bytes);
+        memcpy(sums.bias + slot * sums.width + task.begin, grad_bias, bytes);
+    }
+
+    void zero_padding(const Partition::Task& task, int64_t length) const {
+        for (const Rows& rows : {s.grad_u, s.grad_delta, s.grad_z})
+            zero_rows<T>(rows, task.batch, length, s.length, task.begin, task.channels);
+        if (shares.data != nullptr) return;
+        for (const Rows& rows : {s.grad_B, s.grad_C}) zero_rows<T>(rows, task.batch, length, s.length, 0, s.state);
     }
 
     void chunk(const Partition::Task& task, int64_t start, int steps) {
@@ -460,6 +495,7 @@ struct ScanBackward {
             if (z.data != nullptr) {
                 const Pack<U> gate = z.load(size, t, count), open = sigmoid(gate);
                 store_rows(staged_row(rows, kOutput, t), kLanes, input * skip, kFull);
+                store_rows(staged_row(rows, kGate, t), kLanes, gate * open, kFull);
                 store_rows(staged_row(rows, kGateGrad, t), kLanes, grad * silu_slope(gate, open), kFull);
                 grad = grad * gate * open;
             }
@@ -474,7 +510,8 @@ struct ScanBackward {
         const int64_t channel = task.begin + i;
         const Vector skip = load(channels.D + i);
         const Column<T> u(s.u, task.batch, start, channel), grad_u(s.grad_u, task.batch, start, channel),
-            grad_delta(s.grad_delta, task.batch, start, channel), grad_z(s.grad_z, task.batch, start, channel);
+            grad_delta(s.grad_delta, task.batch, start, channel), grad_z(s.grad_z, task.batch, start, channel),
+            out(s.out, task.batch, start, channel);
         const float* rows = staged + i * kStagedRows * kChunk;
         Vector sum_D{}, sum_bias{};
         for_steps(steps, [&](auto size, int t) {
@@ -487,7 +524,10 @@ struct ScanBackward {
             if (s.softplus) from_step = from_step * row(kSlope);
             grad_u.store(t, from_input * row(kStep) + grad * skip, count);
             grad_delta.store(t, from_step, count);
-            if (grad_z.data != nullptr) grad_z.store(t, row(kGateGrad) * row(kOutput), count);
+            if (grad_z.data != nullptr) {
+                grad_z.store(t, row(kGateGrad) * row(kOutput), count);
+                if (out.data != nullptr) out.store(t, row(kGate) * row(kOutput), count);
+            }
             HYMATE_EACH {
                 sum_D += grad.v[i] * input.v[i];
                 sum_bias += from_step.v[i];
@@ -498,8 +538,8 @@ struct ScanBackward {
     }
 
     void store_bc(const Partition::Task& task, int64_t t, const float* row) {
-        if (partials.bc != nullptr) {
-            memcpy(partials.bc_row(s, task.split, task.batch, t), row, 2 * s.state * sizeof(float));
+        if (shares.data != nullptr) {
+            memcpy(shares.at<float>(task.batch * splits + task.split, t), row, 2 * s.state * sizeof(float));
             return;
         }
         T* grad_B = s.grad_B.at<T>(task.batch, t);
@@ -509,21 +549,6 @@ struct ScanBackward {
             store(grad_B + n, load(row + n, count), count);
             store(grad_C + n, load(row + s.state + n, count), count);
         }
-    }
-
-    void finish(const Partition::Task& task, int64_t length) {
-        zero_rows<T>(s.grad_u, task.batch, length, s.length, task.begin, task.channels);
-        zero_rows<T>(s.grad_delta, task.batch, length, s.length, task.begin, task.channels);
-        zero_rows<T>(s.grad_z, task.batch, length, s.length, task.begin, task.channels);
-        if (partials.bc == nullptr) {
-            zero_rows<T>(s.grad_B, task.batch, length, s.length, 0, s.state);
-            zero_rows<T>(s.grad_C, task.batch, length, s.length, 0, s.state);
-        }
-        const int64_t bytes = minimum_of(width, partials.width - task.begin) * (int64_t)sizeof(float);
-        for (int64_t n = 0; n < s.state; ++n)
-            memcpy(partials.A + (task.batch * s.state + n) * partials.width + task.begin, grad_A + n * width, bytes);
-        memcpy(partials.D + task.batch * partials.width + task.begin, grad_D, bytes);
-        memcpy(partials.bias + task.batch * partials.width + task.begin, grad_bias, bytes);
     }
 };
 
@@ -537,10 +562,10 @@ int scan_forward(const ScanArguments& s) {
     {
         FlushSubnormals flush;
         ScanForward<T> worker(s, partition);
-        failed |= !worker.arena.ok();
+        failed |= !worker.ok();
 #pragma omp for schedule(dynamic, 1)
         for (int64_t index = 0; index < partition.tasks; ++index)
-            if (worker.arena.ok()) worker.run(partition.task(index));
+            if (worker.ok()) worker.run(partition.task(index));
     }
     return failed ? kOutOfMemory : kOk;
 }
@@ -548,26 +573,29 @@ int scan_forward(const ScanArguments& s) {
 template <typename T>
 int scan_backward(const ScanArguments& s) {
     const Partition partition(s.batch, s.inner, s.threads);
-    ScanPartials partials(s, partition);
-    if (!partials.arena.ok()) return kOutOfMemory;
+    const int64_t share = s.length * 2 * s.state;
+    Arena arena(partition.splits == 1 ? 0 : s.batch * partition.splits * share);
+    ScanSums sums(s, s.batch);
+    if (!arena.ok() || !sums.arena.ok()) return kOutOfMemory;
+    const Rows shares{partition.splits == 1 ? nullptr : arena.take(0), share, 2 * s.state};
     int failed = 0;
 #pragma omp parallel num_threads(partition.threads) reduction(| : failed)
     {
         FlushSubnormals flush;
         {
-            ScanBackward<T> worker(s, partition, partials);
-            failed |= !worker.arena.ok();
+            ScanBackward<T> worker(s, partition, shares);
+            failed |= !worker.ok();
 #pragma omp for schedule(dynamic, 1)
             for (int64_t index = 0; index < partition.tasks; ++index)
-                if (worker.arena.ok()) worker.run(partition.task(index));
+                if (worker.ok()) worker.run(partition.task(index), sums);
         }
-        if (partials.bc != nullptr) {
+        if (shares.data != nullptr) {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < s.batch * s.length; ++row)
-                partials.finish_bc<T>(s, row / s.length, row % s.length);
+                add_shares<T>(s, shares, partition.splits, row / s.length, row % s.length);
         }
 #pragma omp single
-        partials.finish_parameters(s);
+        sums.finish(s);
     }
     return failed ? kOutOfMemory : kOk;
 }

@@ -1,5 +1,6 @@
 """The native CPU kernels against float64 references: outputs, every gradient, every build, every data type."""
 
+import functools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hymate_native
-from hymate_native import launch, mixer
+from hymate_native import launch
 from modeling_hymate import selective_scan
 
 BUILDS = hymate_native.runnable_builds()
@@ -57,15 +58,16 @@ def with_gradients(function, inputs, dtype=None):
     )
 
 
-def assert_close(found, expected, tolerance=TOLERANCE):
+def assert_close(found, expected, tolerance=TOLERANCE, at_least=0.0):
+    """Errors relative to the largest entry, which is taken for `at_least` where it is below that."""
     for name, wanted in expected.items():
         assert found[name].isfinite().all(), name
-        largest = wanted.abs().max().item() if wanted.numel() else 0.0
+        largest = max(wanted.abs().max().item(), at_least) if wanted.numel() else 0.0
         error = (found[name].double() - wanted).abs().max().item() if wanted.numel() else 0.0
         assert error <= tolerance * largest, f"{name}: {error:.2e} of {largest:.2e}"
 
 
-def assert_scan_agrees(inputs, tolerance=TOLERANCE, **options):
+def assert_scan_agrees(inputs, tolerance=TOLERANCE, at_least=0.0, **options):
     found = with_gradients(
         lambda **leaves: hymate_native.selective_scan(**leaves, **options, return_final_state=True), inputs
     )
@@ -74,7 +76,7 @@ def assert_scan_agrees(inputs, tolerance=TOLERANCE, **options):
         inputs,
         torch.float64,
     )
-    assert_close(found, expected, tolerance)
+    assert_close(found, expected, tolerance, at_least)
 
 
 # ------------------------------------------------------------------------------------------------- scan
@@ -120,7 +122,8 @@ def test_scan_agrees_whatever_is_absent(batch, length, inner, state, without, de
         inputs["delta"] = inputs["delta"].abs()
         inputs["delta_bias"] = inputs.get("delta_bias", torch.zeros(inner)).abs()
     lengths = torch.randint(length + 1, (batch,), generator=torch.Generator().manual_seed(seed)) if padded else None
-    assert_scan_agrees(inputs, lengths=lengths, delta_softplus=delta_softplus)
+    # A lone number may be the small difference of larger ones, which are of the inputs' size.
+    assert_scan_agrees(inputs, lengths=lengths, delta_softplus=delta_softplus, at_least=1.0)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 30.0, 1e4, 1e8])
@@ -289,59 +292,22 @@ def test_writing_half_numbers_rounds_as_pytorch_does(build, dtype):
     assert torch.equal(found, (half.float() * weight.flatten()).to(dtype))
 
 
-# ----------------------------------------------------------------------------------------------- linear
-
-
-def linear(x, weight, accumulate):
-    """The products of a linear layer: its output, the gradient of x (added to ones or not) and that of the weight."""
-    output, grad_x = torch.empty(len(x), len(weight)), torch.ones(x.shape)
-    launch.linear_forward((x, weight, weight[:, 0], output))
-    grad = output.flip(0).contiguous()
-    (grad_weight,) = launch.linear_backward((grad, x, weight, grad_x, accumulate))
-    return {"output": output, "grad x": grad_x, "grad weight": grad_weight}, grad
-
-
-@pytest.mark.parametrize(
-    ("rows", "depth", "columns"),
-    [(1, 1, 1), (7, 5, 3), (333, 64, 256), (200, 36, 128), (97, 128, 37), (500, 4, 128), (61, 130, 4), (0, 3, 2)],
-)
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_linear_agrees_with_float64(build, rows, depth, columns, accumulate):
-    x, weight = normal(rows, depth), normal(columns, depth, seed=1)
-    found, grad = linear(x, weight, accumulate)
-    wide, grad = weight.double(), grad.double()
-    expected = {
-        "output": F.linear(x.double(), wide, wide[:, 0]),
-        "grad x": grad @ wide + accumulate,
-        "grad weight": grad.T @ x.double(),
-    }
-    assert_close(found, expected)
-
-
-def test_linear_reads_strides_in_place_and_repeats_bit_for_bit(build):
-    wide, weight = normal(150, 40), normal(24, 12, seed=1).T
-    part = wide[::2, 8:32]
-    found, _ = linear(part, weight, True)
-    again, _ = linear(part.contiguous(), weight.contiguous(), True)
-    assert all(torch.equal(found[name], again[name]) for name in found)
-
-
 # ------------------------------------------------------------------------------------------- the whole
 
 
 def mixer_inputs(batch=3, length=45, hidden=10, inner=24, state=5, rank=3, kernel=4):
     return {
         "states": normal(batch, length, hidden),
-        "in_proj_weight": normal(2 * inner, hidden, seed=8) / 3,
+        "in_proj_weight": normal(2 * inner, hidden, seed=8) / hidden**0.5,
         "in_proj_bias": normal(2 * inner, seed=9),
         "conv_weight": normal(inner, 1, kernel, seed=1),
         "conv_bias": normal(inner, seed=2),
-        "x_proj_weight": normal(rank + 2 * state, inner, seed=3) / 5,
+        "x_proj_weight": normal(rank + 2 * state, inner, seed=3) / inner**0.5,
         "dt_proj_weight": normal(inner, rank, seed=4),
         "dt_proj_bias": normal(inner, seed=5),
         "A": -1 - 7 * torch.rand(inner, state, generator=torch.Generator().manual_seed(6)),
         "D": normal(inner, seed=7),
-        "out_proj_weight": normal(hidden, inner, seed=10) / 20,
+        "out_proj_weight": normal(hidden, inner, seed=10) / (4 * inner**0.5),
         "out_proj_bias": normal(hidden, seed=11),
     }
 
@@ -387,14 +353,28 @@ def test_the_mixer_agrees_with_float64(build, lengths, without):
     assert_close(found, expected)
 
 
-def test_the_mixer_works_on_groups_of_records(build, monkeypatch):
-    monkeypatch.setattr(mixer, "_GROUP_FLOATS", 1)
-    monkeypatch.setattr(mixer, "threads", lambda: 1)
-    options = {"lengths": torch.tensor([45, 0, 20, 45, 7])}
-    inputs = mixer_inputs(batch=5)  # groups of two
-    found = with_gradients(lambda **leaves: hymate_native.mamba_mixer(**leaves, **options), inputs)
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("batch", "length", "sizes"),
+    [
+        (4, 300, {"hidden": 64, "inner": 128, "state": 16, "rank": 4}),  # several stretches of time
+        (1, 700, {"hidden": 7, "inner": 40, "state": 3, "kernel": 8}),  # channels of one record divided among threads
+        (3, 130, {"hidden": 100, "inner": 200, "rank": 6, "kernel": 1}),
+        (11, 17, {"hidden": 130, "inner": 5, "rank": 1, "state": 1, "kernel": 2}),
+    ],
+)
+def test_the_mixer_agrees_however_it_is_divided(build, monkeypatch, batch, length, sizes, threads):
+    monkeypatch.setattr(launch, "threads", lambda: threads)
+    options = {"lengths": lengths_of(batch, length) if 1 < batch < 6 else None}
+    inputs = mixer_inputs(batch, length, **sizes)
+    run = functools.partial(hymate_native.mamba_mixer, **options)
+    found = with_gradients(run, inputs)
     expected = with_gradients(lambda **leaves: reference_mixer(**leaves, **options), inputs, torch.float64)
     assert_close(found, expected)
+    again = with_gradients(run, inputs)
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    with torch.no_grad():
+        torch.testing.assert_close(run(**inputs), found["output 0"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])
@@ -404,16 +384,20 @@ def test_the_mixer_makes_nothing_of_nothing(batch, length):
     assert not any(found[name].any() for name in found)
 
 
+@pytest.mark.parametrize("without", [(), ("in_proj_weight", "in_proj_bias", "out_proj_weight", "out_proj_bias")])
+@pytest.mark.parametrize(("batch", "length"), [(3, 45), (1, 300)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_mixer_in_half_precision(dtype):
-    inputs = mixer_inputs()
+def test_the_mixer_in_half_precision(build, dtype, batch, length, without):
+    sizes = {"hidden": 48} if without else {}
+    inputs = {name: value for name, value in mixer_inputs(batch, length, **sizes).items() if name not in without}
     half = {name: tensor if name in ("A", "D") else tensor.to(dtype) for name, tensor in inputs.items()}
-    found = with_gradients(hymate_native.mamba_mixer, half)
+    lengths = torch.tensor([length, 0, length // 3][:batch])
+    found = with_gradients(lambda **leaves: hymate_native.mamba_mixer(**leaves, lengths=lengths), half)
     assert all(found[name].dtype == tensor.dtype for name, tensor in half.items())
-    expected = with_gradients(reference_mixer, half, torch.float64)
+    expected = with_gradients(lambda **leaves: reference_mixer(**leaves, lengths=lengths), half, torch.float64)
     for name, wanted in expected.items():
         error = (found[name].double() - wanted).norm() / wanted.norm()
-        assert error < (0.04 if dtype == torch.bfloat16 else 0.005), name
+        assert error < (0.01 if dtype == torch.bfloat16 else 0.0015), name
 
 
 def test_autocast_runs_the_mixer_in_its_data_type_and_returns_float32_gradients():

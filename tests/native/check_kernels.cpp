@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../../hymate_native/convolution.h"
-#include "../../hymate_native/matrix.h"
+#include "../../hymate_native/mixer.h"
 #include "../../hymate_native/scan.h"
 
 using namespace hymate;
@@ -17,8 +17,8 @@ int hymate_scan_forward(const ScanArguments*);
 int hymate_scan_backward(const ScanArguments*);
 int hymate_convolution_forward(const ConvolutionArguments*);
 int hymate_convolution_backward(const ConvolutionArguments*);
-int hymate_matrix_products(const Steps<ProductArguments>*);
-int hymate_linear_backwards(const Steps<LinearBackwardArguments>*);
+int hymate_mixer_forward(const MixerArguments*);
+int hymate_mixer_backward(const MixerArguments*);
 }
 
 namespace {
@@ -312,43 +312,194 @@ void check_convolution(const ConvolutionCase& k) {
 
 // ------------------------------------------------------------------------------------------------ matrices
 
-void check_matrices(int64_t rows, int64_t depth, int64_t columns, int64_t threads) {
-    std::vector<float> tall = random_floats(rows * depth, -1, 1), small = random_floats(depth * columns, -1, 1);
-    std::vector<float> bias = random_floats(columns, -1, 1), out = random_floats(rows * columns, -1, 1);
-    ProductArguments p{};
-    p.rows = rows, p.depth = depth, p.columns = columns, p.accumulate = 1, p.threads = threads;
-    // the small matrix is handed over as its transpose
-    p.tall = {tall.data(), depth, 1}, p.small = {small.data(), 1, depth}, p.bias = bias.data();
-    p.out = {out.data(), columns, 1};
-    std::vector<double> product((size_t)(rows * columns)), sum((size_t)(depth * columns));
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) {
-            double& y = product[(size_t)(r * columns + c)];
-            y = (double)out[(size_t)(r * columns + c)] + bias[(size_t)c];
-            for (int64_t k = 0; k < depth; ++k) y += (double)tall[(size_t)(r * depth + k)] * small[(size_t)(c * depth + k)];
-        }
-    printf("matrices rows %d depth %d columns %d threads %d\n", (int)rows, (int)depth, (int)columns, (int)threads);
-    const Steps<ProductArguments> forward{1, {p, {}}};
-    failures += hymate_matrix_products(&forward) != kOk;
-    report("product", compare(out, product), 2e-6);
+// Rows of floats with gaps between them, as a Tensor of one record.
+FloatRows float_rows(Tensor& tensor) { return {(float*)tensor.bytes.data(), tensor.rows().time_stride}; }
 
-    std::vector<float> x = random_floats(rows * columns, -1, 1), grad_weight((size_t)(depth * columns));
+void check_matrices(int64_t rows, int64_t inputs, int64_t outputs) {
+    const std::vector<int64_t> lengths{rows};
+    Tensor x(1, rows, inputs, kFloat32), y(1, rows, outputs, kFloat32), grad_x(1, rows, inputs, kFloat32);
+    for (Tensor* tensor : {&x, &y, &grad_x}) tensor->randomize(lengths);
+    const std::vector<float> weight = random_floats(outputs * inputs, -1, 1), bias = random_floats(outputs, -1, 1);
+    std::vector<double> product((size_t)(rows * outputs)), back((size_t)(rows * inputs)),
+        sum((size_t)(outputs * inputs)), column((size_t)outputs);
     for (int64_t r = 0; r < rows; ++r)
-        for (int64_t k = 0; k < depth; ++k)
-            for (int64_t c = 0; c < columns; ++c)
-                sum[(size_t)(k * columns + c)] += (double)tall[(size_t)(r * depth + k)] * x[(size_t)(r * columns + c)];
-    p.accumulate = 0;
-    const Steps<LinearBackwardArguments> backward{1, {{p, {x.data(), columns, 1}, grad_weight.data()}, {}}};
-    failures += hymate_linear_backwards(&backward) != kOk;
-    for (double& y : product) y = 0;
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) {
-            double& y = product[(size_t)(r * columns + c)];
-            y = bias[(size_t)c];
-            for (int64_t k = 0; k < depth; ++k) y += (double)tall[(size_t)(r * depth + k)] * small[(size_t)(c * depth + k)];
+        for (int64_t c = 0; c < outputs; ++c) {
+            double& value = product[(size_t)(r * outputs + c)];
+            value = bias[(size_t)c];
+            for (int64_t k = 0; k < inputs; ++k) value += x.get(0, r, k) * weight[(size_t)(c * inputs + k)];
         }
-    report("grad x", compare(out, product), 2e-6);
+    printf("matrices rows %d inputs %d outputs %d\n", (int)rows, (int)inputs, (int)outputs);
+    multiply_rows(Stripes(weight.data(), outputs, inputs, true, bias.data()), float_rows(x), float_rows(y), rows);
+    report("product", compare(y, product), 2e-6);
+
+    y.randomize(lengths);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < inputs; ++k) {
+            double& value = back[(size_t)(r * inputs + k)];
+            value = grad_x.get(0, r, k);
+            for (int64_t c = 0; c < outputs; ++c) {
+                value += y.get(0, r, c) * weight[(size_t)(c * inputs + k)];
+                sum[(size_t)(c * inputs + k)] += y.get(0, r, c) * x.get(0, r, k);
+            }
+        }
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < outputs; ++c) column[(size_t)c] += y.get(0, r, c);
+    multiply_rows(Stripes(weight.data(), outputs, inputs, false), float_rows(y), float_rows(grad_x), rows, true);
+    report("grad x", compare(grad_x, back), 2e-6);
+    WeightGradient weight_gradient(outputs, inputs, 2);
+    BiasGradient bias_gradient(outputs, 2);
+    const int64_t half = rows / 2;
+    for (int64_t part : {0, 1}) {
+        const int64_t begin = part * half, count = part ? rows - half : half;
+        const FloatRows grads{float_rows(y).at(begin), float_rows(y).stride}, inputs_of{float_rows(x).at(begin), float_rows(x).stride};
+        weight_gradient.add(part, grads, inputs_of, count);
+        bias_gradient.add(part, grads, count);
+    }
+    std::vector<float> grad_weight((size_t)(outputs * inputs)), grad_bias((size_t)outputs);
+    weight_gradient.finish(grad_weight.data());
+    bias_gradient.finish(grad_bias.data());
     report("grad weight", compare(grad_weight, sum), 2e-6);
+    report("grad bias", compare(grad_bias, column), 2e-6);
+}
+
+// --------------------------------------------------------------------------------------------------- mixer
+
+struct MixerCase {
+    int64_t batch, length, width, inner, state, rank, kernel, outputs, dtype, threads;
+    bool padded, projections, biases;
+};
+
+enum Weight { kInW, kInB, kConvW, kConvB, kXW, kDtW, kDtB, kA, kD, kOutW, kOutB, kWeights };
+
+// The sum over outputs times `grad_out`, in double precision. `rows` are (batch, length, width).
+double mixer_loss(const MixerCase& k, const std::vector<int64_t>& lengths, const std::vector<double>& rows,
+                  const std::vector<double> (&w)[kWeights], const std::vector<double>& grad_out, std::vector<double>* out) {
+    const int64_t L = k.length, D = k.inner, N = k.state, wide = k.rank + 2 * N, O = k.projections ? k.outputs : D;
+    const auto weight = [&](Weight which, int64_t at) { return w[which].empty() ? 0.0 : w[which][(size_t)at]; };
+    double loss = 0;
+    for (int64_t b = 0; b < k.batch; ++b) {
+        std::vector<double> x((size_t)(L * D)), state((size_t)(D * N));
+        for (int64_t t = 0; t < L; ++t) {
+            std::vector<double> u((size_t)D), gate((size_t)D), parameters((size_t)wide), y((size_t)D);
+            const bool real = t < lengths[(size_t)b];
+            const double* row = rows.data() + (b * L + t) * k.width;
+            for (int64_t d = 0; real && d < 2 * D; ++d) {
+                double value = k.projections ? weight(kInB, d) : row[d];
+                for (int64_t i = 0; k.projections && i < k.width; ++i) value += row[i] * weight(kInW, d * k.width + i);
+                (d < D ? x[(size_t)(t * D + d)] : gate[(size_t)(d - D)]) = value;
+            }
+            for (int64_t d = 0; real && d < D; ++d) {
+                double value = weight(kConvB, d);
+                for (int64_t i = 0; i < k.kernel; ++i) {
+                    const int64_t source = t - (k.kernel - 1) + i;
+                    if (source >= 0) value += weight(kConvW, d * k.kernel + i) * x[(size_t)(source * D + d)];
+                }
+                u[(size_t)d] = value * sigmoid(value);
+            }
+            for (int64_t j = 0; j < wide; ++j)
+                for (int64_t d = 0; d < D; ++d) parameters[(size_t)j] += u[(size_t)d] * weight(kXW, j * D + d);
+            for (int64_t d = 0; real && d < D; ++d) {
+                double raw = weight(kDtB, d);
+                for (int64_t r = 0; r < k.rank; ++r) raw += parameters[(size_t)r] * weight(kDtW, d * k.rank + r);
+                const double step = std::log1p(std::exp(raw)), g = gate[(size_t)d];
+                double value = weight(kD, d) * u[(size_t)d];
+                for (int64_t n = 0; n < N; ++n) {
+                    double& h = state[(size_t)(d * N + n)];
+                    h = std::exp(step * weight(kA, d * N + n)) * h + step * u[(size_t)d] * parameters[(size_t)(k.rank + n)];
+                    value += h * parameters[(size_t)(k.rank + N + n)];
+                }
+                y[(size_t)d] = value * g * sigmoid(g);
+            }
+            for (int64_t o = 0; o < O; ++o) {
+                double value = k.projections ? weight(kOutB, o) : y[(size_t)o];
+                for (int64_t d = 0; k.projections && d < D; ++d) value += y[(size_t)d] * weight(kOutW, o * D + d);
+                loss += value * grad_out[(size_t)((b * L + t) * O + o)];
+                if (out != nullptr) (*out)[(size_t)((b * L + t) * O + o)] = value;
+            }
+        }
+    }
+    return loss;
+}
+
+// Outputs directly; gradients along one random direction each, against the difference of the loss along it.
+void check_mixer(const MixerCase& k) {
+    const int64_t B = k.batch, L = k.length, D = k.inner, N = k.state, wide = k.rank + 2 * N;
+    const int64_t O = k.projections ? k.outputs : D;
+    const std::vector<int64_t> lengths = some_lengths(B, L, k.padded), full((size_t)B, L);
+    Tensor rows(B, L, k.width, k.dtype), out(B, L, O, k.dtype), grad_out(B, L, O, k.dtype), grad_rows(B, L, k.width, k.dtype),
+        projected(B, L, 2 * D, k.dtype), convolved(B, L, D, k.dtype), parameters(B, L, wide, k.dtype);
+    rows.randomize(lengths);
+    grad_out.randomize(full);
+    const int64_t sizes[kWeights] = {k.projections ? 2 * D * k.width : 0, k.projections && k.biases ? 2 * D : 0, D * k.kernel,
+                                     k.biases ? D : 0, wide * D, D * k.rank, k.biases ? D : 0, D * N, D,
+                                     k.projections ? O * D : 0, k.projections && k.biases ? O : 0};
+    std::vector<float> weights[kWeights], grads[kWeights];
+    std::vector<double> exact[kWeights];
+    for (int i = 0; i < kWeights; ++i) {
+        const double size = i == kInW ? std::sqrt(1.0 / (double)k.width) : i == kXW || i == kOutW ? std::sqrt(1.0 / (double)D) : 1;
+        weights[i] = i == kA ? random_floats(sizes[i], -6, -0.1) : random_floats(sizes[i], -size, size);
+        grads[i].resize((size_t)sizes[i]);
+        exact[i].assign(weights[i].begin(), weights[i].end());
+    }
+    std::vector<float> states((size_t)(B * ((L + kChunk - 1) / kChunk) * N * round_up(D, 16)));
+    const auto data = [](std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
+    MixerArguments m{};
+    m.batch = B, m.length = L, m.width = k.width, m.inner = D, m.state = N, m.rank = k.rank, m.kernel = k.kernel;
+    m.outputs = O, m.dtype = k.dtype, m.threads = k.threads, m.rows = rows.rows(), m.out = out.rows();
+    m.lengths = k.padded ? lengths.data() : nullptr;
+    m.in_weight = data(weights[kInW]), m.in_bias = data(weights[kInB]), m.conv_weight = data(weights[kConvW]);
+    m.conv_bias = data(weights[kConvB]), m.x_weight = data(weights[kXW]), m.dt_weight = data(weights[kDtW]);
+    m.dt_bias = data(weights[kDtB]), m.A = data(weights[kA]), m.D = data(weights[kD]);
+    m.out_weight = data(weights[kOutW]), m.out_bias = data(weights[kOutB]);
+    failures += hymate_mixer_forward(&m) != kOk;
+    std::vector<double> wide_rows((size_t)(B * L * k.width)), wide_grads((size_t)(B * L * O)), y((size_t)(B * L * O));
+    for (int64_t b = 0, i = 0, j = 0; b < B; ++b)
+        for (int64_t t = 0; t < L; ++t) {
+            const bool real = t < lengths[(size_t)b];
+            for (int64_t c = 0; c < k.width; ++c, ++i) wide_rows[(size_t)i] = real ? rows.get(b, t, c) : 0;
+            for (int64_t c = 0; c < O; ++c, ++j) wide_grads[(size_t)j] = grad_out.get(b, t, c);
+        }
+    mixer_loss(k, lengths, wide_rows, exact, wide_grads, &y);
+    printf("mixer batch %d length %d width %d inner %d state %d rank %d kernel %d dtype %d threads %d%s%s%s\n", (int)B, (int)L,
+           (int)k.width, (int)D, (int)N, (int)k.rank, (int)k.kernel, (int)k.dtype, (int)k.threads, k.padded ? " padded" : "",
+           k.projections ? " projections" : "", k.biases ? " biases" : "");
+    report("inference", compare(out, y), tolerance_of(k.dtype));
+    m.projected = projected.rows(), m.convolved = convolved.rows(), m.parameters = parameters.rows();
+    m.states = states.data();
+    failures += hymate_mixer_forward(&m) != kOk;
+    report("y", compare(out, y), tolerance_of(k.dtype));
+
+    m.grad_out = grad_out.rows(), m.grad_rows = grad_rows.rows();
+    m.grad_in_weight = data(grads[kInW]), m.grad_in_bias = data(grads[kInB]), m.grad_conv_weight = data(grads[kConvW]);
+    m.grad_conv_bias = data(grads[kConvB]), m.grad_x_weight = data(grads[kXW]), m.grad_dt_weight = data(grads[kDtW]);
+    m.grad_dt_bias = data(grads[kDtB]), m.grad_A = data(grads[kA]), m.grad_D = data(grads[kD]);
+    m.grad_out_weight = data(grads[kOutW]), m.grad_out_bias = data(grads[kOutB]);
+    failures += hymate_mixer_backward(&m) != kOk;
+    for (const Tensor* tensor : {&out, &grad_rows, &projected, &convolved, &parameters}) failures += !tensor->guards_hold();
+    const double step = 1e-5, tolerance = k.dtype == kFloat32 ? 5e-6 : k.dtype == kBfloat16 ? 2e-2 : 3e-3;
+    for (int i = -1; i < kWeights; ++i) {
+        std::vector<double>& argument = i < 0 ? wide_rows : exact[i];
+        double predicted = 0, size = 0, difference = 0;
+        std::vector<double> before = argument, direction(argument.size());
+        for (int64_t j = 0; j < (int64_t)argument.size(); ++j) {
+            const int64_t row = j / k.width;
+            const double grad = i < 0 ? grad_rows.get(row / L, row % L, j % k.width) : grads[i][(size_t)j];
+            direction[(size_t)j] = random_number();
+            predicted += grad * direction[(size_t)j];
+            size += grad * grad;
+        }
+        for (double sign : {1.0, -1.0}) {
+            for (size_t j = 0; j < argument.size(); ++j) argument[j] = before[j] + sign * step * direction[j];
+            difference += sign * mixer_loss(k, lengths, wide_rows, exact, wide_grads, nullptr) / (2 * step);
+        }
+        argument = before;
+        Error error;
+        error.add(difference, predicted);
+        error.largest = std::fmax(error.largest, std::sqrt(size));
+        static const char* const names[] = {"rows", "in weight", "in bias", "conv weight", "conv bias", "x weight",
+                                            "dt weight", "dt bias", "A", "D", "out weight", "out bias"};
+        report(names[i + 1], error, tolerance);
+    }
 }
 
 }  // namespace
@@ -368,7 +519,16 @@ int main() {
     check_convolution({0, 5, 3, 2, kFloat32, 2, true, false});
     check_convolution({2, 0, 3, 2, kFloat32, 2, true, true});
     const int64_t sizes[][3] = {{1, 1, 1}, {7, 5, 3}, {200, 36, 128}, {97, 130, 37}, {333, 64, 100}, {0, 3, 2}};
-    for (const auto& size : sizes) check_matrices(size[0], size[1], size[2], 1 + (int64_t)(engine() % 3));
+    for (const auto& size : sizes) check_matrices(size[0], size[1], size[2]);
+    for (int64_t dtype : {kFloat32, kBfloat16, kFloat16})
+        for (bool flag : {false, true}) {
+            check_mixer({4, 150, 12, 20, 4, 2, 4, 9, dtype, 1 + flag, flag, true, flag});
+            check_mixer({1, 200, 34, 17, 3, 1, 5, 1, dtype, 3, false, flag, true});
+            check_mixer({3, 70, 10, 5, 1, 3, 1, 6, dtype, 2, true, !flag, flag});
+            check_mixer({5, 33, 70, 35, 7, 4, 8, 3, dtype, 2, true, flag, true});
+        }
+    check_mixer({0, 5, 3, 2, 2, 1, 4, 3, kFloat32, 2, true, true, true});
+    check_mixer({2, 0, 3, 2, 2, 1, 4, 3, kFloat32, 3, true, true, true});
     printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
     return failures != 0;
 }

@@ -1,0 +1,618 @@
+// The whole Mamba mixer, forward and backward: projection to states and gate, convolution, projections to time step, B
+// and C, gated scan, projection of the output.
+//
+// Time is worked on in stretches, and every stretch goes through all of these before the next, so that its rows stay in
+// the second-level cache from the first product to the last. Only what backward reads again is kept: the projected and
+// the convolved rows, (time step, B, C), and the scan's states; delta is multiplied once more, and the gated rows fall
+// out of the scan's backward pass. All arithmetic is in float32; half types are those of rows in memory.
+#pragma once
+
+#include <new>
+
+#include "convolution.h"
+#include "matrix.h"
+#include "scan.h"
+
+namespace hymate {
+
+struct MixerArguments {
+    int64_t batch, length, width, inner, state, rank, kernel, outputs, dtype, threads;
+    Rows rows;                            // (batch, length, width): what is projected, or already is, (.., 2 inner)
+    const float *in_weight, *in_bias;     // (2 inner, width), (2 inner,); each bias may be absent
+    const float *conv_weight, *conv_bias;  // (inner, kernel), (inner,)
+    const float* x_weight;                // (rank + 2 state, inner)
+    const float *dt_weight, *dt_bias;     // (inner, rank), (inner,)
+    const float *A, *D;                   // (inner, state), (inner,)
+    const float *out_weight, *out_bias;   // (outputs, inner), (outputs,); without a weight the gated rows go out
+    const int64_t* lengths;               // (batch,), may be absent
+    Rows out;
+    Rows projected, convolved, parameters;  // kept for backward, or absent; projected only with an in_weight
+    float* states;                          // as in ScanArguments
+    // Backward only. Row gradients take the dtype of the rows; the others, of the shapes above, are float32 and may be
+    // absent, but for those of the convolution and of A.
+    Rows grad_out, grad_rows;
+    float *grad_in_weight, *grad_in_bias, *grad_conv_weight, *grad_conv_bias, *grad_x_weight, *grad_dt_weight;
+    float *grad_dt_bias, *grad_A, *grad_D, *grad_out_weight, *grad_out_bias;
+};
+
+constexpr int64_t kStretchFloats = 98304;  // of all rows of a stretch, about 12 inner widths: half a second-level cache
+constexpr int64_t kWindow = kLargeKernel;  // steps before a stretch that its convolution may see
+
+// How a batch is divided among threads: each is a crew of its own, with records of its own, or, where there are too few
+// records for that, all threads are one crew that works on all of them together.
+struct Division {
+    bool apart;
+    int threads;
+    int64_t crews, together, stretch;  // records of a crew that are worked on together; steps of a stretch
+    Partition tasks;
+
+    explicit Division(const MixerArguments& m)
+        : apart(m.batch % m.threads == 0 || m.batch >= 2 * m.threads),
+          threads((int)(!apart ? m.threads : m.batch < 1 ? 1 : minimum_of(m.batch, m.threads))),
+          crews(apart ? threads : 1),
+          together(apart ? 1 : m.batch),
+          tasks(m.batch, m.inner, apart ? 1 : m.threads) {
+        stretch = round_up(kStretchFloats / (12 * m.inner), kChunk);
+        stretch = stretch < kPiece ? kPiece : minimum_of(stretch, 4 * kPiece);
+        if (!apart) stretch *= (m.threads + together - 1) / together;
+        stretch = minimum_of(stretch, round_up(m.length, kChunk));
+    }
+
+    // Records are shared out by their lengths, in order.
+    int64_t first_record(const MixerArguments& m, int64_t crew) const {
+        int64_t all = 0, before = 0, record = 0;
+        for (int64_t b = 0; b < m.batch; ++b) all += valid_length(m.lengths, b, m.length) + 1;
+        while (record < m.batch && before * crews < all * crew)
+            before += valid_length(m.lengths, record++, m.length) + 1;
+        return record;
+    }
+};
+
+// One thread's place in a crew, and the records that the crew works on together.
+struct Crew {
+    int rank, size;
+    int64_t first, end;
+
+    void wait() const {
+        if (size == 1) return;
+#pragma omp barrier
+    }
+    template <typename F>
+    void share(int64_t count, F visit) const {
+        for (int64_t i = rank; i < count; i += size) visit(i);
+    }
+};
+
+template <typename A, typename B>
+struct IsSame {
+    static constexpr bool value = false;
+};
+template <typename A>
+struct IsSame<A, A> {
+    static constexpr bool value = true;
+};
+
+// Hands out pieces of memory, or only counts them where there is none yet.
+struct Pieces {
+    float* data;
+    int64_t floats = 0;
+
+    float* take(int64_t count) {
+        float* piece = data + floats;
+        floats += round_up(count, 16);
+        return data == nullptr ? nullptr : piece;
+    }
+};
+
+// The rows of a stretch as float32: where the tensor holds float32 they are worked on in place, else in a buffer that
+// `read` and `write` exchange with the tensor, if there is one.
+template <typename T>
+class Stretch {
+   public:
+    Stretch(const Rows& tensor, int64_t columns)
+        : tensor_(tensor),
+          in_place_(IsSame<T, float>::value && tensor.data != nullptr),
+          columns_(columns),
+          stride_(round_up(columns, 16)) {}
+
+    void place(Pieces& pieces, const Division& division) {
+        steps_ = division.stretch + kWindow;
+        if (!in_place_) buffer_ = pieces.take(division.together * steps_ * stride_);
+    }
+    void move(const Crew& crew, int64_t start) {
+        floats = in_place_ ? tensor_
+                           : Rows{buffer_ + (kWindow - start - crew.first * steps_) * stride_, steps_ * stride_, stride_};
+    }
+    FloatRows at(int64_t record, int64_t t) const { return {floats.at<float>(record, t), floats.time_stride}; }
+    Rows from(int64_t column) const { return {(float*)floats.data + column, floats.batch_stride, floats.time_stride}; }
+
+    void read(int64_t record, int64_t begin, int64_t end) const {
+        if (in_place_ || tensor_.data == nullptr) return;
+        exchange(record, begin, end, [](float* near, T* far, int count) { store(near, load(far, count), count); });
+    }
+    void write(int64_t record, int64_t begin, int64_t end) const {
+        if (in_place_ || tensor_.data == nullptr) return;
+        exchange(record, begin, end, [](float* near, T* far, int count) { store(far, load(near, count), count); });
+    }
+    // Puts zeros, or a bias, into rows of the tensor.
+    void fill(int64_t record, int64_t begin, int64_t end, const float* row = nullptr) const {
+        for (int64_t t = begin; t < end; ++t) {
+            float* near = floats.at<float>(record, t);
+            if (row == nullptr)
+                memset(near, 0, columns_ * sizeof(float));
+            else
+                memcpy(near, row, columns_ * sizeof(float));
+        }
+        write(record, begin, end);
+    }
+    // Keeps the last steps of the stretch start .. stop for the next one.
+    void pass_on(int64_t record, int64_t start, int64_t stop) const {
+        if (in_place_) return;
+        memmove(floats.at<float>(record, start - kWindow), floats.at<float>(record, stop - kWindow),
+                kWindow * stride_ * sizeof(float));
+    }
+
+    Rows floats{};
+
+   private:
+    template <typename F>
+    void exchange(int64_t record, int64_t begin, int64_t end, F copy) const {
+        for (int64_t t = begin; t < end; ++t)
+            for (int64_t i = 0; i < columns_; i += kLanes)
+                copy(floats.at<float>(record, t) + i, tensor_.at<T>(record, t) + i, (int)minimum_of(kLanes, columns_ - i));
+    }
+
+    Rows tensor_;
+    bool in_place_;
+    int64_t columns_, stride_, steps_ = 0;
+    float* buffer_ = nullptr;
+};
+
+struct ForwardWeights {
+    Stripes in, x, dt, out;
+    TapRows taps;
+
+    ForwardWeights(const MixerArguments& m, const ConvolutionArguments& c)
+        : in(m.in_weight, 2 * m.inner, m.width, true, m.in_bias),
+          x(m.x_weight, m.rank + 2 * m.state, m.inner, true),
+          dt(m.dt_weight, m.inner, m.rank, true),
+          out(m.out_weight, m.outputs, m.inner, true, m.out_bias),
+          taps(c) {}
+    bool ok() const { return in.arena.ok() && x.arena.ok() && dt.arena.ok() && out.arena.ok() && taps.arena.ok(); }
+};
+
+inline ScanArguments scan_of(const MixerArguments& m) {
+    ScanArguments s{};
+    s.batch = m.batch, s.length = m.length, s.inner = m.inner, s.state = m.state, s.softplus = 1;
+    s.A = m.A, s.D = m.D, s.bias = m.dt_bias, s.lengths = m.lengths, s.states = m.states;
+    s.grad_A = m.grad_A, s.grad_D = m.grad_D, s.grad_bias = m.grad_dt_bias;
+    return s;
+}
+
+inline ConvolutionArguments convolution_of(const MixerArguments& m) {
+    ConvolutionArguments c{};
+    c.batch = m.batch, c.length = m.length, c.inner = m.inner, c.kernel = m.kernel, c.silu = 1;
+    c.weight = m.conv_weight, c.bias = m.conv_bias, c.lengths = m.lengths;
+    c.grad_weight = m.grad_conv_weight, c.grad_bias = m.grad_conv_bias;
+    return c;
+}
+
+// What forward and backward share: one thread's walk over stretches of time, whose pieces (of rows) and tasks (of
+// channels) it divides with the rest of its crew.
+template <typename T>
+struct MixerWalk {
+    const MixerArguments& m;
+    const Division& division;
+    Crew crew;
+    ScanArguments scan;
+    ConvolutionArguments convolution;
+    Stretch<T> rows, projected, convolved, parameters;
+    Stretch<float> delta;
+
+    MixerWalk(const MixerArguments& m_, const Division& d)
+        : m(m_),
+          division(d),
+          crew(),
+          scan(scan_of(m_)),
+          convolution(convolution_of(m_)),
+          rows(m_.rows, m_.width),
+          projected(m_.in_weight ? m_.projected : m_.rows, 2 * m_.inner),
+          convolved(m_.convolved, m_.inner),
+          parameters(m_.parameters, m_.rank + 2 * m_.state),
+          delta(Rows{}, m_.inner) {}
+
+    int64_t valid(int64_t record) const { return valid_length(m.lengths, record, m.length); }
+
+    void place(Pieces& pieces) {
+        for (Stretch<T>* stretch : {&rows, &projected, &convolved, &parameters}) stretch->place(pieces, division);
+        delta.place(pieces, division);
+    }
+    void move(int64_t start) {
+        for (Stretch<T>* stretch : {&rows, &projected, &convolved, &parameters}) stretch->move(crew, start);
+        delta.move(crew, start);
+        convolution.x = projected.floats;
+        scan.u = convolved.floats, scan.delta = delta.floats, scan.z = projected.from(m.inner);
+        scan.B = parameters.from(m.rank), scan.C = parameters.from(m.rank + m.state);
+    }
+
+    // Calls visit(record, begin, middle, end) for pieces of the steps start .. stop; padding begins at `middle`.
+    template <typename F>
+    void for_pieces(int64_t start, int64_t stop, F visit) const {
+        const int64_t pieces = (stop - start + kPiece - 1) / kPiece;
+        crew.share((crew.end - crew.first) * pieces, [&](int64_t i) {
+            const int64_t record = crew.first + i / pieces, begin = start + i % pieces * kPiece;
+            const int64_t end = minimum_of(begin + kPiece, stop), real = minimum_of(end, valid(record));
+            visit(record, begin, real < begin ? begin : real, end);
+        });
+        crew.wait();
+    }
+    // Calls visit(worker, task) for this thread's tasks, whose workers are its own, too.
+    template <typename F>
+    void for_tasks(F visit) const {
+        const int64_t splits = division.tasks.splits;
+        int64_t worker = 0;
+        crew.share((crew.end - crew.first) * splits,
+                   [&](int64_t i) { visit(worker++, division.tasks.task(crew.first * splits + i)); });
+    }
+    // The steps of a task's record that lie in start .. stop end here.
+    int64_t end_of(const Partition::Task& task, int64_t stop) const { return minimum_of(stop, valid(task.batch)); }
+};
+
+// Workers of one kind, built in place.
+template <typename W>
+class Workers {
+   public:
+    template <typename... A>
+    explicit Workers(int64_t count, const A&... arguments) : arena_(count * kFloats), count_(arena_.ok() ? count : 0) {
+        items_ = (W*)arena_.take(count * kFloats);
+        for (int64_t i = 0; i < count_; ++i) new (items_ + i) W(arguments...);
+    }
+    ~Workers() {
+        for (int64_t i = 0; i < count_; ++i) items_[i].~W();
+    }
+    bool ok() const {
+        for (int64_t i = 0; i < count_; ++i)
+            if (!items_[i].ok()) return false;
+        return arena_.ok();
+    }
+    W& operator[](int64_t index) { return items_[index]; }
+    Workers(const Workers&) = delete;
+    void operator=(const Workers&) = delete;
+
+   private:
+    static constexpr int64_t kFloats = (sizeof(W) + sizeof(float) - 1) / sizeof(float);
+    static_assert(sizeof(W) % sizeof(float) == 0, "items follow each other");
+    Arena arena_;
+    int64_t count_;
+    W* items_;
+};
+
+template <typename T>
+struct MixerForward : MixerWalk<T> {
+    using Walk = MixerWalk<T>;
+    using Walk::convolution, Walk::convolved, Walk::crew, Walk::delta, Walk::division, Walk::m, Walk::parameters;
+    using Walk::projected, Walk::rows, Walk::scan;
+    const ForwardWeights& w;
+    Stretch<T> gated, out;
+    Workers<ScanForward<float>> scans;
+
+    MixerForward(const MixerArguments& m_, const Division& d, int64_t workers, const ForwardWeights& weights)
+        : Walk(m_, d),
+          w(weights),
+          gated(m_.out_weight ? Rows{} : m_.out, m_.inner),
+          out(m_.out, m_.outputs),
+          scans(workers, scan, d.tasks) {}
+
+    bool ok() const { return scans.ok(); }
+
+    void place(Pieces& pieces) {
+        Walk::place(pieces);
+        gated.place(pieces, division);
+        out.place(pieces, division);
+    }
+
+    void run(int64_t) {
+        this->for_tasks([&](int64_t worker, const Partition::Task& task) { scans[worker].begin(task); });
+        for (int64_t start = 0; start < m.length; start += division.stretch)
+            stretch(start, minimum_of(start + division.stretch, m.length));
+    }
+
+    void stretch(int64_t start, int64_t stop) {
+        Walk::move(start);
+        gated.move(crew, start);
+        out.move(crew, start);
+        convolution.out = convolved.floats;
+        scan.out = gated.floats;
+        this->for_pieces(start, stop, [&](int64_t record, int64_t begin, int64_t middle, int64_t) {
+            if (m.in_weight == nullptr) return projected.read(record, begin, middle);
+            rows.read(record, begin, middle);
+            const FloatRows from = rows.at(record, begin), to = projected.at(record, begin);
+            const int64_t count = middle - begin;
+            multiply_rows(w.in, from, to, count, false, [&](int64_t i) {
+                fetch_row(from.at(i + count), m.width);
+                fetch_row(to.at(i + count), 2 * m.inner);
+            });
+            projected.write(record, begin, middle);
+        });
+        this->for_tasks([&](int64_t, const Partition::Task& task) {
+            convolve<float>(convolution, w.taps, task, start, this->end_of(task, stop));
+        });
+        crew.wait();
+        this->for_pieces(start, stop, [&](int64_t record, int64_t begin, int64_t middle, int64_t end) {
+            convolved.write(record, begin, middle);
+            multiply_rows(w.x, convolved.at(record, begin), parameters.at(record, begin), middle - begin);
+            multiply_rows(w.dt, parameters.at(record, begin), delta.at(record, begin), middle - begin);
+            parameters.write(record, begin, middle);
+            if (m.convolved.data == nullptr) return;  // else a tensor of the caller's, whose padding shall not be garbage
+            if (m.in_weight != nullptr) projected.fill(record, middle, end);
+            convolved.fill(record, middle, end);
+            parameters.fill(record, middle, end);
+        });
+        this->for_tasks([&](int64_t worker, const Partition::Task& task) {
+            scans[worker].advance(task, start, this->end_of(task, stop));
+        });
+        crew.share(crew.end - crew.first, [&](int64_t i) { projected.pass_on(crew.first + i, start, stop); });
+        crew.wait();
+        this->for_pieces(start, stop, [&](int64_t record, int64_t begin, int64_t middle, int64_t end) {
+            if (m.out_weight == nullptr) {
+                gated.write(record, begin, middle);
+                gated.fill(record, middle, end);
+            } else {
+                multiply_rows(w.out, gated.at(record, begin), out.at(record, begin), middle - begin);
+                out.write(record, begin, middle);
+                out.fill(record, middle, end, m.out_bias);
+            }
+        });
+    }
+    void finish(int64_t) {}
+};
+
+struct BackwardWeights {
+    Stripes in, x, dt, dt_forward, out;
+    TapRows taps;
+
+    BackwardWeights(const MixerArguments& m, const ConvolutionArguments& c)
+        : in(m.in_weight, 2 * m.inner, m.width, false),
+          x(m.x_weight, m.rank + 2 * m.state, m.inner, false),
+          dt(m.dt_weight, m.inner, m.rank, false),
+          dt_forward(m.dt_weight, m.inner, m.rank, true),
+          out(m.out_weight, m.outputs, m.inner, false),
+          taps(c) {}
+    bool ok() const {
+        return in.arena.ok() && x.arena.ok() && dt.arena.ok() && dt_forward.arena.ok() && out.arena.ok() && taps.arena.ok();
+    }
+};
+
+// The sums over rows in the gradients of all weights. A thread adds to the part of its own number.
+struct MixerSums {
+    WeightGradient in, x, dt, out;
+    BiasGradient in_bias, out_bias;
+    ConvolutionSums convolution;
+    ScanSums scan;
+
+    MixerSums(const MixerArguments& m, const Division& d, const ConvolutionArguments& c, const ScanArguments& s)
+        : in(m.in_weight ? 2 * m.inner : 0, m.width, d.threads),
+          x(m.rank + 2 * m.state, m.inner, d.threads),
+          dt(m.inner, m.rank, d.threads),
+          out(m.out_weight ? m.outputs : 0, m.inner, d.threads),
+          in_bias(2 * m.inner, d.threads),
+          out_bias(m.outputs, d.threads),
+          convolution(c, d.apart ? d.crews : m.batch),
+          scan(s, d.apart ? d.crews : m.batch) {}
+    bool ok() const {
+        return in.arena.ok() && x.arena.ok() && dt.arena.ok() && out.arena.ok() && in_bias.arena.ok() &&
+               out_bias.arena.ok() && convolution.arena.ok() && scan.arena.ok();
+    }
+    void finish(const MixerArguments& m, const ConvolutionArguments& c, const ScanArguments& s) {
+        in.finish(m.grad_in_weight);
+        x.finish(m.grad_x_weight);
+        dt.finish(m.grad_dt_weight);
+        out.finish(m.grad_out_weight);
+        in_bias.finish(m.grad_in_bias);
+        out_bias.finish(m.grad_out_bias);
+        convolution.finish(c);
+        scan.finish(s);
+    }
+};
+
+template <typename T>
+struct MixerBackward : MixerWalk<T> {
+    using Walk = MixerWalk<T>;
+    using Walk::convolution, Walk::convolved, Walk::crew, Walk::delta, Walk::division, Walk::m, Walk::parameters;
+    using Walk::projected, Walk::rows, Walk::scan;
+    const BackwardWeights& w;
+    MixerSums& sums;
+    Stretch<T> grad_out, grad_rows, grad_projected, grad_gated;
+    Stretch<float> gated, grad_convolved, grad_delta, grad_parameters;
+    Rows shares{};
+    float* share_buffer = nullptr;
+    Workers<ScanBackward<float>> scans;
+
+    MixerBackward(const MixerArguments& m_, const Division& d, int64_t workers, const BackwardWeights& weights,
+                  MixerSums& sums_)
+        : Walk(m_, d),
+          w(weights),
+          sums(sums_),
+          grad_out(m_.grad_out, m_.outputs),
+          grad_rows(m_.grad_rows, m_.width),
+          grad_projected(m_.in_weight ? Rows{} : m_.grad_rows, 2 * m_.inner),
+          grad_gated(m_.out_weight ? Rows{} : m_.grad_out, m_.inner),
+          gated(Rows{}, m_.inner),
+          grad_convolved(Rows{}, m_.inner),
+          grad_delta(Rows{}, m_.inner),
+          grad_parameters(Rows{}, m_.rank + 2 * m_.state),
+          scans(workers, scan, d.tasks, shares) {}
+
+    bool ok() const { return scans.ok(); }
+
+    void place(Pieces& pieces) {
+        Walk::place(pieces);
+        for (Stretch<T>* stretch : {&grad_out, &grad_rows, &grad_projected, &grad_gated}) stretch->place(pieces, division);
+        for (Stretch<float>* stretch : {&gated, &grad_convolved, &grad_delta, &grad_parameters})
+            stretch->place(pieces, division);
+        const int64_t splits = division.tasks.splits;
+        if (splits > 1) share_buffer = pieces.take(division.together * splits * division.stretch * 2 * m.state);
+    }
+
+    void move(int64_t start) {
+        Walk::move(start);
+        for (Stretch<T>* stretch : {&grad_out, &grad_rows, &grad_projected, &grad_gated}) stretch->move(crew, start);
+        for (Stretch<float>* stretch : {&gated, &grad_convolved, &grad_delta, &grad_parameters})
+            stretch->move(crew, start);
+        const int64_t step = 2 * m.state, splits = division.tasks.splits;
+        if (splits > 1)
+            shares = {share_buffer - (crew.first * splits * division.stretch + start) * step, division.stretch * step, step};
+        scan.grad_out = grad_gated.floats;
+        scan.out = m.out_weight ? gated.floats : Rows{};
+        scan.grad_u = grad_convolved.floats, scan.grad_delta = grad_delta.floats;
+        scan.grad_z = grad_projected.from(m.inner);
+        scan.grad_B = grad_parameters.from(m.rank), scan.grad_C = grad_parameters.from(m.rank + m.state);
+        convolution.grad_out = grad_convolved.floats, convolution.grad_x = grad_projected.floats;
+    }
+
+    ConvolutionGradients tap_gradients(int64_t part, const Partition::Task& task) const {
+        return sums.convolution.slot(division.apart ? part : task.batch);
+    }
+
+    void run(int64_t part) {
+        this->for_tasks([&](int64_t worker, const Partition::Task& task) {
+            scans[worker].begin(task);
+            tap_gradients(part, task).begin(task);
+        });
+        if (m.length == 0) return;
+        for (int64_t start = (m.length - 1) / division.stretch * division.stretch; start >= 0; start -= division.stretch)
+            stretch(part, start, minimum_of(start + division.stretch, m.length));
+    }
+
+    void stretch(int64_t part, int64_t start, int64_t stop) {
+        move(start);
+        this->for_pieces(start, stop, [&](int64_t record, int64_t begin, int64_t middle, int64_t end) {
+            const int64_t count = middle - begin;
+            if (m.out_weight == nullptr) {
+                grad_gated.read(record, begin, middle);
+            } else {
+                grad_out.read(record, begin, end);
+                const FloatRows from = grad_out.at(record, begin);
+                if (m.grad_out_bias != nullptr) sums.out_bias.add(part, from, end - begin);
+                multiply_rows(w.out, from, grad_gated.at(record, begin), count);
+            }
+            const int64_t window = begin == start ? minimum_of(kWindow, start) : 0;
+            projected.read(record, begin - window, middle);
+            convolved.read(record, begin, middle);
+            parameters.read(record, begin, middle);
+            multiply_rows(w.dt_forward, parameters.at(record, begin), delta.at(record, begin), count);
+        });
+        this->for_tasks([&](int64_t worker, const Partition::Task& task) {
+            scans[worker].go_back(task, start, this->end_of(task, stop));
+        });
+        crew.wait();
+        this->for_pieces(start, stop, [&](int64_t record, int64_t begin, int64_t middle, int64_t) {
+            const int64_t count = middle - begin;
+            if (shares.data != nullptr)
+                for (int64_t t = begin; t < middle; ++t) add_shares<float>(scan, shares, division.tasks.splits, record, t);
+            const FloatRows parameter_grads = grad_parameters.at(record, begin), inputs = convolved.at(record, begin);
+            const FloatRows step_grads = grad_delta.at(record, begin), input_grads = grad_convolved.at(record, begin);
+            if (m.out_weight != nullptr) sums.out.add(part, grad_out.at(record, begin), gated.at(record, begin), count);
+            multiply_rows(w.dt, step_grads, parameter_grads, count);
+            sums.dt.add(part, step_grads, parameters.at(record, begin), count);
+            multiply_rows(w.x, parameter_grads, input_grads, count, true);
+            sums.x.add(part, parameter_grads, inputs, count);
+        });
+        this->for_tasks([&](int64_t, const Partition::Task& task) {
+            convolve_backward<float>(convolution, w.taps, task, start, this->end_of(task, stop), tap_gradients(part, task));
+        });
+        crew.wait();
+        this->for_pieces(start, stop, [&](int64_t record, int64_t begin, int64_t middle, int64_t end) {
+            if (m.in_weight == nullptr) {
+                grad_projected.write(record, begin, middle);
+                grad_projected.fill(record, middle, end);
+                return;
+            }
+            const int64_t count = middle - begin;
+            const FloatRows grads = grad_projected.at(record, begin);
+            rows.read(record, begin, middle);
+            if (m.grad_in_bias != nullptr) sums.in_bias.add(part, grads, count);
+            multiply_rows(w.in, grads, grad_rows.at(record, begin), count);
+            sums.in.add(part, grads, rows.at(record, begin), count);
+            grad_rows.write(record, begin, middle);
+            grad_rows.fill(record, middle, end);
+        });
+    }
+
+    void finish(int64_t part) {
+        const auto leave = [&](int64_t worker, const Partition::Task& task, int64_t slot) {
+            scans[worker].leave_sums(task, sums.scan, slot);
+            scans[worker].clear_sums();
+        };
+        if (division.apart) return leave(0, division.tasks.task(0), part);
+        this->for_tasks([&](int64_t worker, const Partition::Task& task) { leave(worker, task, task.batch); });
+    }
+};
+
+// Walks through all records with every thread.
+template <typename Walk, typename... A>
+int walk_all(const MixerArguments& m, const Division& division, A&... arguments) {
+    Pieces sizes{nullptr};
+    Walk(m, division, 0, arguments...).place(sizes);
+    Arena common(division.apart ? 0 : sizes.floats);
+    int failed = !common.ok();
+    float* buffers = common.take(0);
+#pragma omp parallel num_threads(division.threads)
+    {
+#if defined(_OPENMP)
+        const int rank = omp_get_thread_num(), size = omp_get_num_threads();
+#else
+        const int rank = 0, size = 1;
+#endif
+        FlushSubnormals flush;
+        Arena own(division.apart ? sizes.floats : 0);
+        Walk walk(m, division, division.apart ? 1 : (division.tasks.tasks + size - 1) / size, arguments...);
+        if (!walk.ok() || !own.ok()) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        if (!failed) {
+            Pieces pieces{division.apart ? own.take(0) : buffers};
+            walk.place(pieces);
+            if (division.apart) {
+                for (int64_t part = rank; part < division.crews; part += size) {
+                    const int64_t end = division.first_record(m, part + 1);
+                    for (int64_t record = division.first_record(m, part); record < end; ++record) {
+                        walk.crew = {0, 1, record, record + 1};
+                        walk.run(part);
+                    }
+                    walk.finish(part);
+                }
+            } else {
+                walk.crew = {rank, size, 0, m.batch};
+                walk.run(rank);
+                walk.finish(rank);
+            }
+        }
+    }
+    return failed ? kOutOfMemory : kOk;
+}
+
+template <typename T>
+int mixer_forward(const MixerArguments& m) {
+    const Division division(m);
+    const ForwardWeights weights(m, convolution_of(m));
+    if (!weights.ok()) return kOutOfMemory;
+    return walk_all<MixerForward<T>>(m, division, weights);
+}
+
+template <typename T>
+int mixer_backward(const MixerArguments& m) {
+    const Division division(m);
+    const ConvolutionArguments convolution = convolution_of(m);
+    const ScanArguments scan = scan_of(m);
+    const BackwardWeights weights(m, convolution);
+    MixerSums sums(m, division, convolution, scan);
+    if (!weights.ok() || !sums.ok()) return kOutOfMemory;
+    if (walk_all<MixerBackward<T>>(m, division, weights, sums) != kOk) return kOutOfMemory;
+    sums.finish(m, convolution, scan);
+    return kOk;
+}
+
+}  // namespace hymate
