@@ -203,13 +203,10 @@ def mixer_backward(
     lengths, weights = _dense(lengths), [_dense(weight) for weight in weights]
     grad_rows = torch.empty(rows.shape, dtype=rows.dtype)
     grad_weights = [None if weight is None else torch.empty(weight.shape) for weight in weights]
-    grads = {f"grad_{name}": pointer(grad) for name, grad in zip(_MIXER_WEIGHTS, grad_weights, strict=True)}
-    grads |= {"grad_out": describe(grad_output), "grad_rows": describe(grad_rows)}
-    kept = _kept(projected, convolved, parameters, states)
-    call(
-        "mixer_backward",
-        _mixer_arguments(_mixer_sizes(rows, weights), rows, weights, lengths, **kept, **grads),
-    )
+    others = _kept(projected, convolved, parameters, states)
+    others |= {"grad_out": describe(grad_output), "grad_rows": describe(grad_rows)}
+    others |= {f"grad_{name}": pointer(grad) for name, grad in zip(_MIXER_WEIGHTS, grad_weights, strict=True)}
+    call("mixer_backward", _mixer_arguments(_mixer_sizes(rows, weights), rows, weights, lengths, **others))
     return grad_rows, grad_weights
 
 
