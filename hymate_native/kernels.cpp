@@ -49,3 +49,13 @@ HYMATE_EXPORT int hymate_supports(int level) {
     return level <= 1;
 #endif
 }
+
+// Whether this processor has instructions for products of a half type.
+HYMATE_EXPORT int hymate_multiplies(int dtype) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (dtype == kBfloat16) return __builtin_cpu_supports("avx512bf16") != 0;
+    if (dtype == kFloat16) return __builtin_cpu_supports("avx512fp16") != 0;
+#endif
+    return 0;
+}

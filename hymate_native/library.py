@@ -120,6 +120,13 @@ def is_available() -> bool:
 
 
 @torch.compiler.assume_constant_result
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this processor has instructions for products of matrices of a half type: PyTorch uses them, and its
+    products are then faster than float32's."""
+    return dtype != torch.float32 and bool(kernels().hymate_multiplies(DTYPES[dtype]))
+
+
+@torch.compiler.assume_constant_result
 def unavailable_reason() -> str | None:
     """What is missing and how to get it, or None where the kernels are available."""
     if is_available():

@@ -1,10 +1,11 @@
 """The whole Mamba mixer as one PyTorch operator."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hymate_native import launch
-from hymate_native.library import MAX_KERNEL
+from hymate_native.library import MAX_KERNEL, multiplies
 from hymate_native.operators import (
     Operator,
     as_float,
@@ -106,7 +107,8 @@ def mamba_mixer(
 
     Projection to states and gate, convolution with SiLU, projection to time step, B and C, projection of the time
     step, gated selective scan, projection of the output. The rows take the dtype of `states`, or autocast's; weights
-    and all arithmetic are float32. Without `in_proj_weight` or `out_proj_weight` that projection is the caller's.
+    and arithmetic are float32, but for the first and the last projection where the processor multiplies that dtype
+    itself. Without `in_proj_weight` or `out_proj_weight` that projection is the caller's.
 
     Args:
         states: `(batch, length, hidden)`; without `in_proj_weight` `(batch, length, 2 inner)`, states and then gate.
@@ -147,10 +149,23 @@ def mamba_mixer(
     )
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
     check_dtype(dtype)
+    states = states.to(dtype)
+    weights = {"in": (in_proj_weight, in_proj_bias), "out": (out_proj_weight, out_proj_bias)}
+    apart = multiplies(dtype)
+
+    def project(name: str, rows: Tensor) -> Tensor:
+        weight, bias = weights[name]
+        if not apart or weight is None:
+            return rows
+        return F.linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    states = project("in", states)
+    inside: dict[str, tuple[Tensor | None, Tensor | None]] = {"in": (None, None), "out": (None, None)}
+    if not apart:
+        inside = {name: (as_float(weight), as_float(bias)) for name, (weight, bias) in weights.items()}
     tensors = (
-        *(states.to(dtype), as_float(in_proj_weight), as_float(in_proj_bias), as_float(conv_weight.squeeze(1))),
-        *(as_float(conv_bias), as_float(x_proj_weight), as_float(dt_proj_weight), as_float(dt_proj_bias)),
-        *(as_float(A), as_float(D), as_float(out_proj_weight), as_float(out_proj_bias)),
+        *(states, *inside["in"], as_float(conv_weight.squeeze(1)), as_float(conv_bias), as_float(x_proj_weight)),
+        *(as_float(dt_proj_weight), as_float(dt_proj_bias), as_float(A), as_float(D), *inside["out"]),
     )
     lengths = checked_lengths(lengths, batch, length)
-    return torch.ops.hymate.mamba_mixer(*tensors, lengths, needs_grad(*tensors))[0]
+    return project("out", torch.ops.hymate.mamba_mixer(*tensors, lengths, needs_grad(*tensors))[0])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hymate_native
-from hymate_native import launch
+from hymate_native import launch, mixer
 from modeling_hymate import selective_scan
 
 BUILDS = hymate_native.runnable_builds()
@@ -122,8 +122,8 @@ def test_scan_agrees_whatever_is_absent(batch, length, inner, state, without, de
         inputs["delta"] = inputs["delta"].abs()
         inputs["delta_bias"] = inputs.get("delta_bias", torch.zeros(inner)).abs()
     lengths = torch.randint(length + 1, (batch,), generator=torch.Generator().manual_seed(seed)) if padded else None
-    # A search for the worst case finds sums whose terms cancel, where plain float32 is no better: one number that is the
-    # small difference of larger ones, which are of the inputs' size.
+    # A search for the worst case finds sums whose terms cancel, where plain float32 is no better: one number that is
+    # the small difference of larger ones, which are of the inputs' size.
     assert_scan_agrees(inputs, 5e-6, at_least=1.0, lengths=lengths, delta_softplus=delta_softplus)
 
 
@@ -388,7 +388,9 @@ def test_the_mixer_makes_nothing_of_nothing(batch, length):
 @pytest.mark.parametrize("without", [(), ("in_proj_weight", "in_proj_bias", "out_proj_weight", "out_proj_bias")])
 @pytest.mark.parametrize(("batch", "length"), [(3, 45), (1, 300)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_mixer_in_half_precision(build, dtype, batch, length, without):
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_the_mixer_in_half_precision(build, monkeypatch, multiplies, dtype, batch, length, without):
+    monkeypatch.setattr(mixer, "multiplies", lambda dtype: multiplies)
     sizes = {"hidden": 48} if without else {}
     inputs = {name: value for name, value in mixer_inputs(batch, length, **sizes).items() if name not in without}
     half = {name: tensor if name in ("A", "D") else tensor.to(dtype) for name, tensor in inputs.items()}
@@ -398,7 +400,7 @@ def test_the_mixer_in_half_precision(build, dtype, batch, length, without):
     expected = with_gradients(lambda **leaves: reference_mixer(**leaves, lengths=lengths), half, torch.float64)
     for name, wanted in expected.items():
         error = (found[name].double() - wanted).norm() / wanted.norm()
-        assert error < (0.01 if dtype == torch.bfloat16 else 0.0015), name
+        assert error < (0.015 if dtype == torch.bfloat16 else 0.002), name
 
 
 def test_autocast_runs_the_mixer_in_its_data_type_and_returns_float32_gradients():
