@@ -62,7 +62,8 @@ class HyMaTEMixer(nn.Module):
             `(batch, length, hidden_size)`.
         """
         A = -torch.exp(self.A_log.float())
-        if resolve_backend(hidden_states) == "native" and self._is_fusable():
+        is_native = resolve_backend(hidden_states) == "native" and self._convolution_is_native()
+        if is_native and self._is_fusable():
             projections: dict[str, torch.Tensor | None] = {}
             for name, layer in {"in_proj": self.in_proj, "out_proj": self.out_proj}.items():
                 if _is_plain(layer):
@@ -82,7 +83,7 @@ class HyMaTEMixer(nn.Module):
             )
             return states if "out_proj_weight" in projections else self.out_proj(states)
         states, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        states = self.act(self._causal_conv(states))
+        states = self._convolve(states, lengths, is_native)
         config = self.config
         time_step, B, C = self.x_proj(states).split(
             [config.time_step_rank, config.state_size, config.state_size], dim=-1
@@ -95,14 +96,19 @@ class HyMaTEMixer(nn.Module):
         states = cast(torch.Tensor, selective_scan(states, delta, A, B, C, self.D, gate, delta_bias, lengths=lengths))
         return self.out_proj(states)
 
-    def _is_fusable(self) -> bool:
-        plain = _is_plain(self.x_proj) and _is_plain(self.dt_proj) and type(self.conv1d) is nn.Conv1d
-        return plain and self.config.hidden_act == "silu" and self.config.conv_kernel <= hymate_native.MAX_KERNEL
+    def _convolution_is_native(self) -> bool:
+        return type(self.conv1d) is nn.Conv1d and self.config.conv_kernel <= hymate_native.MAX_KERNEL
 
-    def _causal_conv(self, states: torch.Tensor) -> torch.Tensor:
-        """Depthwise convolution over past events, (batch, length, inner) -> (batch, length, inner)."""
+    def _is_fusable(self) -> bool:
+        return _is_plain(self.x_proj) and _is_plain(self.dt_proj) and self.config.hidden_act == "silu"
+
+    def _convolve(self, states: torch.Tensor, lengths: torch.Tensor, is_native: bool) -> torch.Tensor:
+        """Depthwise convolution over past events and the activation, on (batch, length, inner)."""
+        if is_native:
+            weight = self.conv1d.weight.squeeze(1)
+            return self.act(hymate_native.causal_conv1d(states, weight, self.conv1d.bias, None, lengths))
         padded = F.pad(states.transpose(1, 2), (self.config.conv_kernel - 1, 0))
-        return self.conv1d(padded).transpose(1, 2)
+        return self.act(self.conv1d(padded).transpose(1, 2))
 
 
 def _is_plain(layer: nn.Module) -> bool:
