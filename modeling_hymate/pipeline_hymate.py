@@ -58,7 +58,7 @@ class HyMaTEPipeline(Pipeline):
             static: static columns where `records` does not hold them: a frame or dict, with `record_id` or in the
                 order of the records.
             top_k (`int` or `None`, defaults to 5): how many events and variables to return; `None` returns all.
-            max_events (`int`, *optional*): keep the latest events of longer records.
+            max_events (`int`, *optional*): keep the latest events of longer records; as in training by default.
             batch_size (`int`, defaults to 32): records at a time.
             num_workers (`int`, *optional*): processes that prepare a generator's or data set's records.
 
@@ -99,8 +99,7 @@ class HyMaTEPipeline(Pipeline):
         # not by class: loaded from a folder, the feature extractor has its own copy of events.py
         is_parsed = hasattr(record, "variable_ids")
         events = record if is_parsed else self.feature_extractor.parse([record])
-        if max_events is not None:
-            events = events.latest(max_events)
+        events = self.feature_extractor.shorten(events, max_events)
         return {**self.feature_extractor.encode(events), "events": events}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -168,6 +168,16 @@ def test_max_events_keeps_the_latest(extractor):
         extractor(POLARS, max_events=0)
 
 
+def test_max_events_of_the_training_is_remembered(extractor, tmp_path):
+    description = extractor.to_dict() | {"max_events": 2}
+    HyMaTEFeatureExtractor.from_dict(description).save_pretrained(tmp_path)
+    loaded = HyMaTEFeatureExtractor.from_pretrained(tmp_path)
+    assert_equal(loaded(POLARS), extractor(POLARS, max_events=2))
+    assert_equal(loaded(POLARS, max_events=3), extractor(POLARS, max_events=3))
+    with pytest.raises(ValueError, match="max_events must be at least 1, got 0"):
+        HyMaTEFeatureExtractor.from_dict(description | {"max_events": 0})
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     events=st.lists(

@@ -246,6 +246,10 @@ def test_every_problem_type_trains_evaluates_and_predicts(synthetic_folder, tmp_
     report = tmp_path / "test.json"
     assert main(["evaluate", *common, "--checkpoint", str(output), "--split", "test", "--output", str(report)]) == 0
     assert json.loads(report.read_text())["n"] > 0
+    arguments = ["evaluate", *common, "--checkpoint", str(output), "--split", "validation", "--output", str(report)]
+    assert main(arguments) == 0
+    own = json.loads((output / "evaluation.json").read_text())
+    assert json.loads(report.read_text())["metrics"] == pytest.approx(own["metrics"], rel=1e-4)  # with 50 events, too
 
 
 def event_frame(folder, records=5):

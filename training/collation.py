@@ -188,7 +188,7 @@ class TaskCollator:
 
     Attributes:
         feature_extractor: standardizes and pads.
-        max_events: keep the latest events before the prediction time; None keeps all.
+        max_events: keep the latest events before the prediction time; None keeps what the feature extractor says.
         variable_dropout: probability with which each variable of a record is left out altogether, events and all, as
             augmentation; 0 for validation and prediction.
         event_dropout: of each record a share of the events is left out as augmentation, the share itself drawn between
@@ -283,6 +283,5 @@ def encode_events(collator: TaskCollator | ForecastCollator, events: Events, exa
         # a record that would be left without events stays as it is
         emptied = np.bincount(events.rows[keep], minlength=len(events)) == 0
         events = events.select(keep | emptied[events.rows])
-    if collator.max_events is not None:
-        events = events.latest(collator.max_events)
-    return collator.feature_extractor.encode(events)
+    extractor = collator.feature_extractor
+    return extractor.encode(extractor.shorten(events, collator.max_events))

@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
     parser.add_argument("--output", type=Path, required=True, help="JSON to write; plots go beside it")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
-    parser.add_argument("--max-events", type=int, help="keep the latest events of longer records")
+    parser.add_argument(
+        "--max-events", type=int, help="keep the latest events of longer records (default: as in training)"
+    )
 
 
 def run(args: argparse.Namespace) -> str:

@@ -49,7 +49,7 @@ from hymate_training.faithfulness import (
 from hymate_training.loop import write_json
 from hymate_training.predict import load_checkpoint, read_frame
 from hymate_training.records import DatasetInfo, TaskInfo, read_info, replace_folder, split_fingerprint
-from modeling_hymate import Events
+from modeling_hymate import Events, HyMaTEFeatureExtractor
 from modeling_hymate.events import EVENT_COLUMNS
 
 EXPLANATION_FILE = "explanation.json"
@@ -86,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--card", action="store_true", help="also say in the checkpoint's model card whether explanations are faithful"
     )
-    parser.add_argument("--max-events", type=int, help="keep the latest events of longer records")
+    parser.add_argument(
+        "--max-events", type=int, help="keep the latest events of longer records (default: as in training)"
+    )
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn records, random orders and resamples")
 
@@ -161,7 +163,7 @@ def cohort_of_data(args: argparse.Namespace, explainer: Explainer) -> Cohort:
             "Split": f"{args.split} (fingerprint {split_fingerprint(args.data, task.name, args.split)})",
         },
     )
-    return with_events(cohort, args.max_events)
+    return with_events(cohort, explainer.extractor, args.max_events)
 
 
 def cohort_of_events(args: argparse.Namespace, explainer: Explainer) -> Cohort:
@@ -173,12 +175,12 @@ def cohort_of_events(args: argparse.Namespace, explainer: Explainer) -> Cohort:
     events = explainer.extractor.parse(frame, None if args.static is None else read_frame(args.static))
     dataset = ExampleDataset(events, np.arange(len(events)), np.full(len(events), np.inf))
     cohort = Cohort(events, args.events.name, subgroups=subgroup_columns(dataset), account={"Data": args.events.name})
-    return with_events(cohort, args.max_events)
+    return with_events(cohort, explainer.extractor, args.max_events)
 
 
-def with_events(cohort: Cohort, max_events: int | None) -> Cohort:
+def with_events(cohort: Cohort, extractor: HyMaTEFeatureExtractor, max_events: int | None) -> Cohort:
     """The records that have events, shortened to the latest; says in the account how many were left out."""
-    events = cohort.events if max_events is None else cohort.events.latest(max_events)
+    events = extractor.shorten(cohort.events, max_events)
     kept = np.flatnonzero(events.lengths)
     if not len(kept):
         raise ValueError("no record has events before its prediction time")

@@ -77,7 +77,9 @@ def run(args: argparse.Namespace) -> str:
         split: load_task(args.data, task.name, split, extractor.variables) for split in ("train", "validation")
     }
     model = build_model(args.checkpoint, extractor, task, datasets["train"], options)
-    collator = partial(TaskCollator, extractor, options.max_events, seed=options.seed)
+    if options.max_events is not None:
+        extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
+    collator = partial(TaskCollator, extractor, seed=options.seed)
     trained: nn.Module = model
     train_collator: Callable = collator(variable_dropout=options.variable_dropout, event_dropout=options.event_dropout)
     if options.auxiliary_tasks:
@@ -137,7 +139,6 @@ def run(args: argparse.Namespace) -> str:
         "validation",
         args.output / EVALUATION_FILE,
         options.batch_size,
-        options.max_events,
     )
     write_model_card(args.output)
     loop.finish(args.output)

@@ -94,7 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--static", type=Path, help="CSV or Parquet: record_id and the static columns, a row a record")
     parser.add_argument("--output", type=Path, required=True, help="CSV or Parquet to write, a row a record")
-    parser.add_argument("--max-events", type=int, help="keep the latest events of longer records")
+    parser.add_argument(
+        "--max-events", type=int, help="keep the latest events of longer records (default: as in training)"
+    )
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
     parser.add_argument(
         "--ignore-unknown-variables", action="store_true", help="drop and count events of unknown variables"

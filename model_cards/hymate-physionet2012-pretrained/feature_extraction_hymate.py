@@ -36,6 +36,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         time_scale (`float`): Hours that one unit of `times` stands for.
         unknown_variables (`"error"` or `"ignore"`, defaults to `"error"`): What to do with events whose variable is
             not among `variables`: refuse them, or drop and count them.
+        max_events (`int`, *optional*): Latest events that are kept of longer records, as in the model's training; all
+            of them by default.
     """
 
     model_input_names = ["values", "times", "variable_ids", "attention_mask", "value_mask", "static_values"]  # noqa: RUF012 - transformers' own convention
@@ -50,6 +52,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         static_columns: Sequence[Mapping] = (),
         time_scale: float = 1.0,
         unknown_variables: Literal["error", "ignore"] = "error",
+        max_events: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -61,6 +64,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         self.static_columns = [dict(column) for column in static_columns]
         self.time_scale = time_scale
         self.unknown_variables = unknown_variables
+        self.max_events = max_events
         for name in ("value_ranges", "value_medians", "value_means", "value_deviations"):
             if len(getattr(self, name)) != len(self.variables):
                 raise ValueError(
@@ -72,6 +76,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
         if not time_scale > 0:
             raise ValueError(f"time_scale must be positive, got {time_scale}")
+        if max_events is not None and max_events < 1:
+            raise ValueError(f"max_events must be at least 1, got {max_events}")
 
     @classmethod
     def fit(
@@ -142,7 +148,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
                 list of single records; see `parse_events`.
             static: static columns where `records` does not hold them: a frame or dict, with `record_id` or in the
                 order of the records.
-            max_events: keep the latest events of longer records.
+            max_events: keep the latest events of longer records; the feature extractor's own `max_events` by default.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
@@ -155,7 +161,12 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
                 or no number, an unknown category and a record without events; the message names what and where.
         """
         events = self.parse(records, static)
-        return self.encode(events if max_events is None else events.latest(max_events), return_tensors)
+        return self.encode(self.shorten(events, max_events), return_tensors)
+
+    def shorten(self, events: Events, max_events: int | None = None) -> Events:
+        """The latest events of longer records: `max_events`, or as many as the feature extractor says."""
+        limit = self.max_events if max_events is None else max_events
+        return events if limit is None else events.latest(limit)
 
     def parse(self, records: Any, static: Any = None) -> Events:
         """Reads and checks records, still in clinical units; arguments as in `__call__`."""
