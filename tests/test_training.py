@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hymate_training import predict
 from hymate_training.cli import main
 from hymate_training.collation import (
     ExampleDataset,
@@ -284,6 +286,11 @@ def test_predict_gives_what_evaluation_sees(synthetic_folder, finetuned, tmp_pat
     expected = dict(zip(dataset.record_ids[predicted.indices], predicted.values[:, 1], strict=True))
     for record_id, died in zip(found["record_id"].cast(pl.String), found["died"], strict=True):
         assert died == pytest.approx(expected[record_id], abs=1e-5)
+
+
+def test_a_checkpoint_goes_where_accelerate_says(finetuned, monkeypatch):
+    monkeypatch.setattr(predict, "PartialState", lambda: SimpleNamespace(device=torch.device("meta")))
+    assert predict.load_checkpoint(finetuned)[0].device.type == "meta"
 
 
 def test_augmentation_removes_whole_variables_and_leaves_no_record_empty(synthetic_folder):

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from hymate_training.collation import ExampleDataset, TaskCollator
@@ -72,7 +73,7 @@ def predict_examples(
 
 
 def load_checkpoint(folder: str | Path) -> tuple[HyMaTEForSequenceClassification, HyMaTEFeatureExtractor]:
-    """A fine-tuned model and its feature extractor.
+    """A fine-tuned model, on the device that Accelerate chooses, and its feature extractor.
 
     Raises:
         ValueError: if the folder is not a checkpoint of a fine-tuned model.
@@ -84,7 +85,7 @@ def load_checkpoint(folder: str | Path) -> tuple[HyMaTEForSequenceClassification
     model, report = HyMaTEForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     if report["missing_keys"]:
         raise ValueError(f"{folder} holds no classifier: run `hymate finetune --checkpoint {folder}` first")
-    return model, HyMaTEFeatureExtractor.from_pretrained(folder)
+    return model.to(PartialState().device), HyMaTEFeatureExtractor.from_pretrained(folder)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
