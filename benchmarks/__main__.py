@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import os
 import platform
+import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +18,17 @@ from benchmarks.measure import markdown
 from benchmarks.models import LENGTHS, model_table, save_length_plots
 
 PACKAGES = ("hymate", "torch", "transformers", "mambapy")
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+PAGE_HEAD = """# Speed on CPUs
+
+Our scan, layer and model beside their peers, all measured in one run of `make bench`; this page is what
+`python -m benchmarks --write` made of one. Machines differ and are shared: compare within a table, and run it again.
+A dash stands for what would take a minute or more memory than the machine has.
+
+![Seconds over the number of events, for inference and for a training step](images/speed.png)
+
+## One run
+"""
 
 
 def main():
@@ -22,6 +36,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of tables, figures and plots")
     parser.add_argument("--quick", action="store_true", help="small shapes, few repetitions: does it run?")
     parser.add_argument("--full", action="store_true", help="also the backward passes that take a minute")
+    parser.add_argument("--write", action="store_true", help="put the tables and the plot of time into docs/speed.md")
     args = parser.parse_args()
     budget = 0.05 if args.quick else 2.0
     shapes = {"tiny": (2, 64, 16, 4)} if args.quick else SHAPES
@@ -29,7 +44,7 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
 
     result: dict = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "build": hymate_native.selected_build() if hymate_native.is_available() else None,
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in PACKAGES},
@@ -43,15 +58,27 @@ def main():
     for name, measure in tqdm(parts.items(), desc="benchmarks"):
         result[name] = measure()
         (args.output / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
-    save_length_plots(result["models"], args.output)
+    plot, _ = save_length_plots(result["models"], args.output)
     text = report(result)
     (args.output / "bench.md").write_text(text + "\n")
     print(text)
+    if args.write:
+        shutil.copy(plot, PAGE.parent / "images" / "speed.png")
+        incoming = PAGE.with_suffix(".incoming")
+        incoming.write_text(f"{PAGE_HEAD}\n{text}\n", encoding="utf-8")
+        os.replace(incoming, PAGE)
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    described = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", described.read_text()) if described.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def report(result: dict) -> str:
     """The tables of a run, and the ratios that the project holds itself to."""
-    head = f"{result['threads']} threads, kernels {result['build']}, " + ", ".join(
+    head = f"{result['machine']}, {result['threads']} threads, kernels {result['build']}, " + ", ".join(
         f"{name} {number}" for name, number in result["versions"].items()
     )
     columns = ("forward, ms", "forward + backward, ms", "extra memory, MB")
