@@ -56,20 +56,15 @@ def scan_forward(
     *,
     return_final_state: bool,
     keep_states: bool,
-    y: Tensor | None = None,
-    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns y, the final state and the kept states; what was not asked for has no elements. Where y and states are
-    given, they are written to."""
+    """Returns y, the final state and the kept states; what was not asked for has no elements."""
     u, delta, z, B, C = (_dense_rows(tensor) for tensor in (u, delta, z, B, C))
     A, D, delta_bias, lengths, initial_state = map(_dense, (A, D, delta_bias, lengths, initial_state))
     batch, length, inner = u.shape
     state = A.shape[1]
-    if y is None:
-        y = torch.empty((batch, length, inner), dtype=u.dtype)
+    y = torch.empty((batch, length, inner), dtype=u.dtype)
     final_state = torch.empty((batch, inner, state) if return_final_state else 0)
-    if states is None:
-        states = new_states(batch if keep_states else 0, length, inner, state)
+    states = new_states(batch if keep_states else 0, length, inner, state)
     arguments = ScanArguments(
         *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, threads()),
         *map(describe, (u, delta, z, B, C)),
@@ -124,14 +119,11 @@ def scan_backward(
     return grad_A, grad_D, grad_bias, grad_initial
 
 
-def convolution_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, lengths: Tensor | None, y: Tensor | None = None
-) -> Tensor:
-    """x (batch, length, inner), weight (inner, kernel) float32; returns a tensor of x's shape, `y` if it is given."""
+def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, lengths: Tensor | None) -> Tensor:
+    """x (batch, length, inner), weight (inner, kernel) float32; returns a tensor of x's shape."""
     x = _dense_rows(x)
     weight, bias, lengths = map(_dense, (weight, bias, lengths))
-    if y is None:
-        y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(x.shape, dtype=x.dtype)
     arguments = ConvolutionArguments(
         *(*x.shape, weight.shape[1], DTYPES[x.dtype], silu, threads()),
         describe(x),

@@ -28,14 +28,14 @@ struct MixerArguments {
     Rows out;
     Rows projected, convolved, parameters;  // kept for backward, or absent; projected only with an in_weight
     float* states;                          // as in ScanArguments
-    // Backward only. Row gradients take the dtype of the rows; the others, of the shapes above, are float32 and may be
-    // absent, but for those of the convolution and of A.
+    // Backward only. Row gradients take the dtype of the rows; the others, of the shapes above, are float32, and absent
+    // where what they belong to is.
     Rows grad_out, grad_rows;
     float *grad_in_weight, *grad_in_bias, *grad_conv_weight, *grad_conv_bias, *grad_x_weight, *grad_dt_weight;
     float *grad_dt_bias, *grad_A, *grad_D, *grad_out_weight, *grad_out_bias;
 };
 
-constexpr int64_t kStretchFloats = 98304;  // of all rows of a stretch, about 12 inner widths: half a second-level cache
+constexpr int64_t kStretchFloats = 98304;  // of all rows of a stretch, about 12 inner widths; but at least a piece
 constexpr int64_t kWindow = kLargeKernel;  // steps before a stretch that its convolution may see
 
 // How a batch is divided among threads: each is a crew of its own, with records of its own, or, where there are too few
@@ -54,16 +54,20 @@ struct Division {
           tasks(m.batch, m.inner, apart ? 1 : m.threads) {
         stretch = round_up(kStretchFloats / (12 * m.inner), kChunk);
         stretch = stretch < kPiece ? kPiece : minimum_of(stretch, 4 * kPiece);
-        if (!apart) stretch *= (m.threads + together - 1) / together;
+        if (!apart) {
+            stretch *= (m.threads + together - 1) / together;
+            const int64_t pieces = together * ((m.length + kPiece - 1) / kPiece);
+            threads = (int)minimum_of(threads, pieces > tasks.tasks ? pieces : tasks.tasks);
+        }
         stretch = minimum_of(stretch, round_up(m.length, kChunk));
     }
 
-    // Records are shared out by their lengths, in order.
+    // Records are shared out in order, each to the crew in whose share of all steps its middle lies.
     int64_t first_record(const MixerArguments& m, int64_t crew) const {
+        const auto steps = [&](int64_t record) { return valid_length(m.lengths, record, m.length) + 1; };
         int64_t all = 0, before = 0, record = 0;
-        for (int64_t b = 0; b < m.batch; ++b) all += valid_length(m.lengths, b, m.length) + 1;
-        while (record < m.batch && before * crews < all * crew)
-            before += valid_length(m.lengths, record++, m.length) + 1;
+        for (int64_t b = 0; b < m.batch; ++b) all += steps(b);
+        while (record < m.batch && (2 * before + steps(record)) * crews < 2 * all * crew) before += steps(record++);
         return record;
     }
 };
@@ -98,9 +102,9 @@ struct Pieces {
     int64_t floats = 0;
 
     float* take(int64_t count) {
-        float* piece = data + floats;
+        const int64_t at = floats;
         floats += round_up(count, 16);
-        return data == nullptr ? nullptr : piece;
+        return data == nullptr ? nullptr : data + at;
     }
 };
 

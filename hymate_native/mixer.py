@@ -130,6 +130,8 @@ def mamba_mixer(
         raise ValueError("states and conv_weight must have 3 dimensions, A and dt_proj_weight 2")
     batch, length, width = states.shape
     (inner, state), rank, kernel = A.shape, dt_proj_weight.shape[1], conv_weight.shape[2]
+    if not inner or not width:
+        raise ValueError(f"states and A must have channels, got {tuple(states.shape)} and {tuple(A.shape)}")
     if not 1 <= kernel <= MAX_KERNEL:
         raise ValueError(f"conv_weight must have a kernel of 1 to {MAX_KERNEL}, got {kernel}")
     out_width = 0 if out_proj_weight is None else out_proj_weight.shape[0]
@@ -151,17 +153,17 @@ def mamba_mixer(
     check_dtype(dtype)
     states = states.to(dtype)
     weights = {"in": (in_proj_weight, in_proj_bias), "out": (out_proj_weight, out_proj_bias)}
-    apart = multiplies(dtype)
+    by_pytorch = multiplies(dtype)
 
     def project(name: str, rows: Tensor) -> Tensor:
         weight, bias = weights[name]
-        if not apart or weight is None:
+        if not by_pytorch or weight is None:
             return rows
         return F.linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     states = project("in", states)
     inside: dict[str, tuple[Tensor | None, Tensor | None]] = {"in": (None, None), "out": (None, None)}
-    if not apart:
+    if not by_pytorch:
         inside = {name: (as_float(weight), as_float(bias)) for name, (weight, bias) in weights.items()}
     tensors = (
         *(states, *inside["in"], as_float(conv_weight.squeeze(1)), as_float(conv_bias), as_float(x_proj_weight)),

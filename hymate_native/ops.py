@@ -205,6 +205,8 @@ def selective_scan(
         raise ValueError(f"u must have 3 dimensions and A 2, got {u.dim()} and {A.dim()}")
     batch, length, inner = u.shape
     state = A.shape[1]
+    if not inner:
+        raise ValueError(f"u must have channels, got {tuple(u.shape)}")
     check(
         u=(u, (batch, length, inner)),
         delta=(delta, (batch, length, inner)),
@@ -252,6 +254,8 @@ def causal_conv1d(
     """
     if x.dim() != 3 or weight.dim() != 2:
         raise ValueError(f"x must have 3 dimensions and weight 2, got {x.dim()} and {weight.dim()}")
+    if not x.shape[2]:
+        raise ValueError(f"x must have channels, got {tuple(x.shape)}")
     if activation not in ("silu", None):
         raise ValueError(f'activation must be "silu" or None, got {activation!r}')
     if not 1 <= weight.shape[1] <= MAX_KERNEL:

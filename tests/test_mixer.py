@@ -9,6 +9,7 @@ from helpers import perturbed, random_batch, tiny_config
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils import prune
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -122,3 +123,22 @@ def test_a_kernel_too_wide_for_the_native_layer_still_runs():
     torch.testing.assert_close(
         ours(hidden_states, torch.tensor([12, 12])), theirs(hidden_states), rtol=TOLERANCE, atol=TOLERANCE
     )
+
+
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"])
+def test_a_hook_on_any_layer_is_called(name):
+    ours, _ = mixers()
+    inputs = torch.randn(2, 12, ours.config.hidden_size), torch.tensor([12, 7])
+    expected = ours(*inputs)
+    calls = []
+    getattr(ours, name).register_forward_hook(lambda *arguments: calls.append(arguments))
+    torch.testing.assert_close(ours(*inputs), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert len(calls) == 1
+
+
+def test_a_pruned_convolution_trains_on():
+    ours, _ = mixers()
+    prune.l1_unstructured(ours.conv1d, "weight", amount=0.5)
+    for _ in range(2):
+        ours(torch.randn(2, 12, ours.config.hidden_size), torch.tensor([12, 7])).sum().backward()
+    assert ours.conv1d.weight_orig.grad.abs().sum() > 0

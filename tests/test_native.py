@@ -449,6 +449,15 @@ def test_wrong_convolutions_are_named():
         hymate_native.causal_conv1d(torch.zeros(1, 5, 4), torch.zeros(4, 3), activation="gelu")
 
 
+def test_no_channels_at_all_are_refused():
+    with pytest.raises(ValueError, match=r"u must have channels, got \(2, 5, 0\)"):
+        hymate_native.selective_scan(**scan_inputs(2, 5, 0, 3))
+    with pytest.raises(ValueError, match=r"x must have channels, got \(1, 5, 0\)"):
+        hymate_native.causal_conv1d(torch.zeros(1, 5, 0), torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="must have channels"):
+        hymate_native.mamba_mixer(**mixer_inputs() | {"states": torch.zeros(3, 45, 0)})
+
+
 def test_a_second_derivative_is_refused():
     inputs = {name: tensor.requires_grad_() for name, tensor in scan_inputs(1, 5, 4, 2).items()}
     (gradient,) = torch.autograd.grad(hymate_native.selective_scan(**inputs).sum(), inputs["u"], create_graph=True)

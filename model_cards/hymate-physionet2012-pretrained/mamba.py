@@ -88,7 +88,7 @@ class HyMaTEMixer(nn.Module):
         time_step, B, C = self.x_proj(states).split(
             [config.time_step_rank, config.state_size, config.state_size], dim=-1
         )
-        if type(self.dt_proj) is nn.Linear:
+        if _is_plain(self.dt_proj):
             # the bias is added inside the scan, in float32
             delta, delta_bias = F.linear(time_step, self.dt_proj.weight), self.dt_proj.bias
         else:
@@ -97,7 +97,7 @@ class HyMaTEMixer(nn.Module):
         return self.out_proj(states)
 
     def _convolution_is_native(self) -> bool:
-        return type(self.conv1d) is nn.Conv1d and self.config.conv_kernel <= hymate_native.MAX_KERNEL
+        return _is_plain(self.conv1d) and self.config.conv_kernel <= hymate_native.MAX_KERNEL
 
     def _is_fusable(self) -> bool:
         return _is_plain(self.x_proj) and _is_plain(self.dt_proj) and self.config.hidden_act == "silu"
@@ -112,9 +112,10 @@ class HyMaTEMixer(nn.Module):
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer may be read for its weight: one that an adapter (LoRA) wraps, or that is quantized, must be
-    called."""
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+    """Whether a layer may be read for its weight: one that an adapter (LoRA) wraps, that is quantized, pruned or has
+    hooks must be called."""
+    has_hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) in (nn.Linear, nn.Conv1d) and type(layer.weight) is nn.Parameter and not has_hooks
 
 
 class HyMaTEMambaLayer(GradientCheckpointingLayer):

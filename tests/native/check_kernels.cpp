@@ -526,6 +526,8 @@ int main() {
             check_mixer({1, 200, 34, 17, 3, 1, 5, 1, dtype, 3, false, flag, true});
             check_mixer({3, 70, 10, 5, 1, 3, 1, 6, dtype, 2, true, !flag, flag});
             check_mixer({5, 33, 70, 35, 7, 4, 8, 3, dtype, 2, true, flag, true});
+            check_mixer({1, 700, 80, 40, 3, 2, 8, 4, dtype, 2, false, flag, true});  // several stretches of time,
+            check_mixer({3, 200, 140, 70, 2, 3, 4, 5, dtype, 2 + flag, true, !flag, true});  // together and apart
         }
     check_mixer({0, 5, 3, 2, 2, 1, 4, 3, kFloat32, 2, true, true, true});
     check_mixer({2, 0, 3, 2, 2, 1, 4, 3, kFloat32, 3, true, true, true});
