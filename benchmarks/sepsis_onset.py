@@ -9,9 +9,9 @@
 
 XGBoost's features of each prediction, from the events up to its time and no later: each variable's latest value, hours
 since it, mean, minimum, maximum and number, and the static columns. The number of trees is chosen on patients held out
-of the training split. HyMaTE's epoch, and for both the threshold of the utility, are chosen on the validation split.
-Intervals are from a bootstrap over patients; that of the difference is paired. --write puts the table into
-docs/data.md.
+of the training split. HyMaTE's epoch, the event dropout of its recipe (one of three values), and for both the
+threshold of the utility, are chosen on the validation split; nothing is chosen on the test split. Intervals are from a
+bootstrap over patients; that of the difference is paired. --write puts the tables into docs/data.md.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from hymate_training.records import read_info, split_fingerprint
 from hymate_training.utility import add_utility, best_threshold
 from modeling_hymate import HyMaTEFeatureExtractor
 
-TASK, SPLIT = "sepsis_onset", "validation"
+TASK, SPLITS = "sepsis_onset", ("validation", "test")
 FIGURES = {"auroc": "AUROC", "auprc": "AUPRC", "normalized_utility": "normalized utility"}
 
 
@@ -42,45 +42,47 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="fine-tuned model to compare; XGBoost alone without")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/data.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/data.md")
     args = parser.parse_args()
     extractor = fit_feature_extractor(args.data)
-    dataset = load_task(args.data, TASK, SPLIT, extractor.variables)
+    datasets = [load_task(args.data, TASK, split, extractor.variables) for split in SPLITS]
     predictions = {}
     if args.checkpoint:
-        predictions["HyMaTE"] = hymate_probabilities(args.checkpoint, dataset)
-    predictions["XGBoost"] = xgboost_probabilities(args.data, dataset, extractor, args.threads)
-    result: dict[str, Any] = {"task": TASK, "split": SPLIT, "models": {}}
-    for name, probabilities in predictions.items():
-        result["models"][name] = evaluation = evaluate(args.data, dataset, probabilities)
-        print(f"\n{name}\n{format_report(evaluation)}")
-    if args.checkpoint:
-        result["difference"] = paired_difference(
-            "binary", dataset.labels, predictions["HyMaTE"], predictions["XGBoost"], groups=dataset.record_ids
-        )
+        predictions["HyMaTE"] = hymate_probabilities(args.checkpoint, datasets)
+    predictions["XGBoost"] = xgboost_probabilities(args.data, datasets, extractor, args.threads)
+    gains = [alarm_gains(read_info(args.data).extra["utility"][TASK], dataset) for dataset in datasets]
+    thresholds = {name: best_threshold(gains[0], probabilities[0]) for name, probabilities in predictions.items()}
+    result: dict[str, Any] = {"task": TASK, "splits": {}}
+    for index, (split, dataset) in enumerate(zip(SPLITS, datasets, strict=True)):
+        found = result["splits"][split] = {"models": {}}
+        for name, probabilities in predictions.items():
+            evaluation = evaluate(args.data, split, dataset, probabilities[index])
+            threshold = {"value": thresholds[name], "chosen_on": SPLITS[0]}
+            add_utility(evaluation, gains[index], probabilities[index], dataset.record_ids, threshold)
+            found["models"][name] = evaluation
+            print(f"\n{name}\n{format_report(evaluation)}")
+        if args.checkpoint:
+            both = predictions["HyMaTE"][index], predictions["XGBoost"][index]
+            found["difference"] = paired_difference("binary", dataset.labels, *both, groups=dataset.record_ids)
     write_json(args.output, result)
-    lines = table(result)
-    print("\n".join(["", *lines]))
+    text = "\n\n".join("\n".join(table(split, found)) for split, found in result["splits"].items())
+    print(f"\n{text}")
     if args.write:
-        write_block(TASK, "\n".join(lines))
+        write_block(TASK, text)
 
 
-def evaluate(data: Path, dataset: TaskDataset, probabilities: np.ndarray) -> dict[str, Any]:
-    """The figures that `hymate evaluate` gives on the validation split."""
-    evaluation = report(
+def evaluate(data: Path, split: str, dataset: TaskDataset, probabilities: np.ndarray) -> dict[str, Any]:
+    """The figures that `hymate evaluate` gives."""
+    return report(
         "binary",
         dataset.labels,
         probabilities,
         groups=dataset.record_ids,
-        split_fingerprint=split_fingerprint(data, TASK, SPLIT),
+        split_fingerprint=split_fingerprint(data, TASK, split),
     )
-    gains = alarm_gains(read_info(data).extra["utility"][TASK], dataset)
-    threshold = {"value": best_threshold(gains, probabilities), "chosen_on": SPLIT}
-    add_utility(evaluation, gains, probabilities, dataset.record_ids, threshold)
-    return evaluation
 
 
-def table(result: dict[str, Any]) -> list[str]:
+def table(split: str, result: dict[str, Any]) -> list[str]:
     """The comparison in Markdown: a row a model, and the paired difference."""
     cells = [["model", *FIGURES.values()]]
     for name, evaluation in result["models"].items():
@@ -91,24 +93,26 @@ def table(result: dict[str, Any]) -> list[str]:
         cells.append(["difference", *(_cell(d["difference"], d["interval"], "+") if d else "" for d in shown)])
     sizes = next(iter(result["models"].values()))
     size = f"{sizes['n']:,} hours of {sizes['num_records']:,} patients, {sizes['positives']:,} of them positive"
-    return [f"{SPLIT.capitalize()} split: {size}; 95 % intervals.", "", *markdown(cells)]
+    return [f"{split.capitalize()} split: {size}; 95 % intervals.", "", *markdown(cells)]
 
 
 def _cell(value: float, interval: list[float], sign: str = "") -> str:
     return f"{value:{sign}.3f} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
 
 
-def hymate_probabilities(checkpoint: Path, dataset: TaskDataset) -> np.ndarray:
+def hymate_probabilities(checkpoint: Path, datasets: list[TaskDataset]) -> list[np.ndarray]:
     model, extractor = load_checkpoint(checkpoint)
-    predicted = predict_examples(model, dataset, TaskCollator(extractor), progress="HyMaTE")
-    probabilities = np.empty(len(dataset))
-    probabilities[predicted.indices] = predicted.values[:, 1]
-    return probabilities
+    found = []
+    for dataset in datasets:
+        predicted = predict_examples(model, dataset, TaskCollator(extractor), progress="HyMaTE")
+        found.append(np.empty(len(dataset)))
+        found[-1][predicted.indices] = predicted.values[:, 1]
+    return found
 
 
 def xgboost_probabilities(
-    data: Path, dataset: TaskDataset, extractor: HyMaTEFeatureExtractor, threads: int
-) -> np.ndarray:
+    data: Path, datasets: list[TaskDataset], extractor: HyMaTEFeatureExtractor, threads: int
+) -> list[np.ndarray]:
     start = time.perf_counter()
     train = load_task(data, TASK, "train", extractor.variables)
     features = prefix_features(train, extractor)
@@ -130,8 +134,8 @@ def xgboost_probabilities(
     )
     trees = booster.best_iteration + 1
     print(f"XGBoost, {trees} trees, {features.shape[1]} features, {time.perf_counter() - start:.0f} s")
-    matrix = xgboost.DMatrix(prefix_features(dataset, extractor))
-    return booster.predict(matrix, iteration_range=(0, trees)).astype(np.float64)
+    matrices = (xgboost.DMatrix(prefix_features(dataset, extractor)) for dataset in datasets)
+    return [booster.predict(matrix, iteration_range=(0, trees)).astype(np.float64) for matrix in matrices]
 
 
 def prefix_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:
