@@ -128,6 +128,18 @@ def load_forecast(
     return ExampleDataset(events, rows, last[rows])
 
 
+def check_static_columns(folder: str | Path, extractor: HyMaTEFeatureExtractor):
+    """Raises ValueError if the folder lacks a static column that the model was trained with: it would be missing for
+    every record."""
+    held = [column.name for column in read_info(folder).static_columns]
+    for column in extractor.static_columns:
+        if column["name"] not in held:
+            raise ValueError(
+                f"{folder} lacks the static column {column['name']!r}, with which the model was trained; it has "
+                f"{', '.join(map(repr, held)) or 'none'}: rename yours, or add it, empty where it is unknown"
+            )
+
+
 def read_events(folder: str | Path, split: str, variables: Sequence[str]) -> Events:
     """All records of a split as flat arrays, variable ids as positions in `variables`."""
     info = read_info(folder)

@@ -7,11 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, load_task
+from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, check_static_columns, load_task
 from hymate_training.loop import write_json
 from hymate_training.metrics import format_report, report, subgroup_report
 from hymate_training.plots import save_plots
-from hymate_training.predict import BATCH_SIZE, label_names, load_checkpoint, predict_examples
+from hymate_training.predict import (
+    BATCH_SIZE,
+    CHECKPOINT_HELP,
+    checkpoint_folder,
+    label_names,
+    load_checkpoint,
+    predict_examples,
+)
 from hymate_training.records import TaskInfo, read_info, split_fingerprint
 from hymate_training.utility import UTILITIES, add_utility, best_threshold
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
@@ -23,7 +30,7 @@ NUM_SHOWN_VARIABLES = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a fine-tuned model")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--data", type=Path, required=True, help="prepared folder")
     parser.add_argument("--task", required=True, help="task of the prepared folder")
     parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
@@ -51,7 +58,7 @@ def run(args: argparse.Namespace) -> str:
         args.output,
         args.batch_size,
         args.max_events,
-        stored_threshold(args.checkpoint, args.task),
+        stored_threshold(checkpoint_folder(args.checkpoint), args.task),
     )
     return f"{format_evaluation(evaluation)}\n\n{args.output}"
 
@@ -82,6 +89,7 @@ def evaluate(
     info = read_info(data)
     task_info = info.task(task)
     check_task(model, task_info)
+    check_static_columns(data, extractor)
     collator = TaskCollator(extractor, max_events)
 
     def predict(name: str) -> tuple[TaskDataset, np.ndarray, np.ndarray]:
@@ -156,9 +164,10 @@ def task_predictions(values: np.ndarray, task: TaskInfo) -> np.ndarray:
 
 
 def check_task(model: HyMaTEForSequenceClassification, task: TaskInfo):
-    """Raises ValueError if the model was fine-tuned for other labels than the task's."""
-    known = label_names(model)
-    if known != task.label_names:
+    """Raises ValueError if the model was fine-tuned for other labels than the task's. Of a yes or no question, the
+    name of yes decides."""
+    known, asked = label_names(model), task.label_names
+    if (known[1:] != asked[1:] or len(known) != len(asked)) if task.problem_type == "binary" else known != asked:
         raise ValueError(f"the model predicts {known}, but task {task.name!r} has the labels {task.label_names}")
 
 

@@ -21,7 +21,7 @@ from hymate_training.attribution import (
     risk_trajectory,
 )
 from hymate_training.cards import FAITHFULNESS_FILE, SMALLEST_GROUP, write_model_card
-from hymate_training.collation import ExampleDataset, load_task
+from hymate_training.collation import ExampleDataset, check_static_columns, load_task
 from hymate_training.evaluate import check_task, subgroup_columns
 from hymate_training.explanation_figures import spoken
 from hymate_training.explanation_report import (
@@ -47,10 +47,9 @@ from hymate_training.faithfulness import (
     verdict,
 )
 from hymate_training.loop import write_json
-from hymate_training.predict import load_checkpoint, read_frame
+from hymate_training.predict import CHECKPOINT_HELP, load_checkpoint, parse_files
 from hymate_training.records import DatasetInfo, TaskInfo, read_info, replace_folder, split_fingerprint
 from modeling_hymate import Events, HyMaTEFeatureExtractor
-from modeling_hymate.events import EVENT_COLUMNS
 
 EXPLANATION_FILE = "explanation.json"
 NUM_RECORDS = 200
@@ -65,7 +64,7 @@ TIMELINE_TEXTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a fine-tuned model")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="prepared folder; needs --task")
     source.add_argument("--events", type=Path, help="CSV or Parquet: record_id, time (hours), variable, value")
@@ -101,6 +100,8 @@ def run(args: argparse.Namespace) -> str:
         raise ValueError("--data needs --task")
     if args.output.exists() and any(args.output.iterdir()) and not (args.output / EXPLANATION_FILE).is_file():
         raise ValueError(f"{args.output} holds something else than a report: name a folder that is new or empty")
+    if args.card and not args.checkpoint.is_dir():
+        raise ValueError(f"--card writes into the checkpoint, but {args.checkpoint} is no folder")
     model, extractor = load_checkpoint(args.checkpoint)
     explainer = Explainer(model, extractor, args.label, args.batch_size)
     load = cohort_of_events if args.data is None else cohort_of_data
@@ -142,6 +143,7 @@ def cohort_of_data(args: argparse.Namespace, explainer: Explainer) -> Cohort:
     info = read_info(args.data)
     task = info.task(args.task)
     check_task(explainer.model, task)
+    check_static_columns(args.data, explainer.extractor)
     dataset = load_task(args.data, args.task, args.split, explainer.extractor.variables)
     shuffled = np.random.default_rng(args.seed).permutation(len(dataset))
     chosen = np.sort(shuffled[np.unique(dataset.rows[shuffled], return_index=True)[1]])
@@ -168,11 +170,7 @@ def cohort_of_data(args: argparse.Namespace, explainer: Explainer) -> Cohort:
 
 def cohort_of_events(args: argparse.Namespace, explainer: Explainer) -> Cohort:
     """The records of a file of events."""
-    frame = read_frame(args.events)
-    missing = [name for name in ("record_id", *EVENT_COLUMNS) if name not in frame.columns]
-    if missing:
-        raise ValueError(f"{args.events} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
-    events = explainer.extractor.parse(frame, None if args.static is None else read_frame(args.static))
+    events = parse_files(explainer.extractor, args.events, args.static)
     dataset = ExampleDataset(events, np.arange(len(events)), np.full(len(events), np.inf))
     cohort = Cohort(events, args.events.name, subgroups=subgroup_columns(dataset), account={"Data": args.events.name})
     return with_events(cohort, explainer.extractor, args.max_events)

@@ -1,6 +1,7 @@
 """`hymate finetune`: trains a classifier, from a pretrained encoder or from scratch."""
 
 import argparse
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,12 +17,19 @@ from hymate_training import loop
 from hymate_training.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
 from hymate_training.calibrate import calibrate
 from hymate_training.cards import write_model_card
-from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, fit_feature_extractor, load_task
+from hymate_training.collation import (
+    ExampleDataset,
+    TaskCollator,
+    TaskDataset,
+    check_static_columns,
+    fit_feature_extractor,
+    load_task,
+)
 from hymate_training.evaluate import EVALUATION_FILE, evaluate, format_evaluation, task_predictions
 from hymate_training.metrics import compute_metrics
 from hymate_training.options import add_option_flags, option, read_options
-from hymate_training.predict import load_checkpoint, predict_examples
-from hymate_training.records import TaskInfo, read_info, split_fingerprint
+from hymate_training.predict import checkpoint_folder, load_checkpoint, predict_examples
+from hymate_training.records import TaskInfo, data_fingerprint, read_info, split_fingerprint
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
 PROBLEM_TYPES = {
@@ -61,7 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--data", type=Path, required=True, help="prepared folder")
     parser.add_argument("--task", required=True, help="task of the prepared folder")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run and its best checkpoint")
-    parser.add_argument("--checkpoint", type=Path, help="pretrained model to start from; from scratch without")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="pretrained model to start from: its folder, or its name on the Hub; from scratch without",
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --output where it stopped")
     add_option_flags(parser, FinetuneOptions)
 
@@ -72,11 +84,12 @@ def run(args: argparse.Namespace) -> str:
     info = read_info(args.data)
     task = info.task(args.task)
     accelerator = loop.start(options, args.output)
-    extractor = load_extractor(args.checkpoint, args.data)
+    checkpoint = None if args.checkpoint is None else checkpoint_folder(args.checkpoint)
+    extractor = load_extractor(checkpoint, args.data)
     datasets = {
         split: load_task(args.data, task.name, split, extractor.variables) for split in ("train", "validation")
     }
-    model = build_model(args.checkpoint, extractor, task, datasets["train"], options)
+    model = build_model(checkpoint, extractor, task, datasets["train"], options)
     if options.max_events is not None:
         extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
     collator = partial(TaskCollator, extractor, seed=options.seed)
@@ -115,6 +128,11 @@ def run(args: argparse.Namespace) -> str:
         options,
         args.output,
         args.resume,
+        identity={
+            "data": data_fingerprint(args.data),
+            "task": task.name,
+            "checkpoint": weights_fingerprint(checkpoint),
+        },
     )
     if not accelerator.is_main_process:
         return ""
@@ -158,14 +176,20 @@ def selection_score(figures: dict[str, float | None], task: TaskInfo) -> float:
     return float(sum(sign * (figures[name] or 0.0) for name, sign in chosen.items()))
 
 
+def weights_fingerprint(checkpoint: Path | None) -> str | None:
+    """A short hash of a checkpoint's weights; None without a checkpoint."""
+    if checkpoint is None:
+        return None
+    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
 def load_extractor(checkpoint: Path | None, data: Path) -> HyMaTEFeatureExtractor:
     """The checkpoint's feature extractor, or one fitted on the training records of `data`."""
     if checkpoint is None:
         return fit_feature_extractor(data)
-    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
-        if not (checkpoint / name).is_file():
-            raise ValueError(f"{checkpoint} is not a checkpoint: it lacks {name}")
-    return HyMaTEFeatureExtractor.from_pretrained(checkpoint)
+    extractor = HyMaTEFeatureExtractor.from_pretrained(checkpoint)
+    check_static_columns(data, extractor)
+    return extractor
 
 
 def build_model(

@@ -158,6 +158,7 @@ def train(
     options: LoopOptions,
     output: Path,
     resume: bool = False,
+    identity: dict[str, Any] | None = None,
 ) -> Progress:
     """Trains until the epochs are over or `validate` stops improving; leaves the best weights in `output`.
 
@@ -172,6 +173,7 @@ def train(
         output: the run's folder: the best checkpoint, in `state/` what `resume` needs, and once it is over the last
             checkpoint in `last/`. The caller ends with `finish`.
         resume: continue the run whose state lies in `output`, exactly where it stopped.
+        identity: what else must be the same for that, such as a fingerprint of the data.
 
     Returns:
         The run's progress, with its history.
@@ -190,10 +192,11 @@ def train(
         averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay), use_buffers=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress()
+    account = {**(identity or {}), **asdict(options)}
     for stateful in (scheduler, progress, *([averaged] if averaged else [])):
         accelerator.register_for_checkpointing(stateful)
     if resume:
-        check_options(options, output)
+        check_account(account, output)
         accelerator.load_state(str(output / STATE_FOLDER))
     if options.report_to:
         accelerator.init_trackers("hymate", config=tracked_options(options))
@@ -246,10 +249,10 @@ def train(
                     )
                 if stop.requested:
                     bar.close()
-                    save_state(accelerator, output, options)
+                    save_state(accelerator, output, account)
                     raise InterruptedRunError(f"stopped at step {progress.step}; --resume continues")
                 if options.save_steps and progress.step % options.save_steps == 0:
-                    save_state(accelerator, output, options)
+                    save_state(accelerator, output, account)
             bar.close()
             seconds = time.perf_counter() - started
             figures = validate_and_keep()
@@ -268,7 +271,7 @@ def train(
                 tqdm.write(f"epoch {progress.epoch}: {json.dumps(shown)}", file=sys.stderr)
             if options.report_to:
                 accelerator.log({f"validation/{name}": value for name, value in figures.items()}, progress.step)
-            save_state(accelerator, output, options)
+            save_state(accelerator, output, account)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_checkpoint(averaged.module if averaged else trained, save, output / LAST_FOLDER)
@@ -399,17 +402,17 @@ def write_json(path: Path, content: Any):
     os.replace(incoming, path)
 
 
-def check_options(options: LoopOptions, output: Path):
-    """Raises ValueError if the interrupted run in `output` had other options, which name the first that differs."""
+def check_account(account: dict[str, Any], output: Path):
+    """Raises ValueError if the interrupted run in `output` had other options or other data, naming the first."""
     saved = json.loads((output / STATE_FOLDER / OPTIONS_FILE).read_text(encoding="utf-8"))
-    for name, value in asdict(options).items():
+    for name, value in account.items():
         if name not in ("save_steps", "report_to") and saved.get(name) != value:
             raise ValueError(
                 f"--resume: {name} was {saved.get(name)!r} in the run that {output} holds, and is {value!r} now"
             )
 
 
-def save_state(accelerator: Accelerator, output: Path, options: LoopOptions):
+def save_state(accelerator: Accelerator, output: Path, account: dict[str, Any]):
     """Saves everything that `resume` needs; the previous state stays until the new one is complete."""
     incoming = output / f".{STATE_FOLDER}.incoming"
     accelerator.wait_for_everyone()
@@ -419,7 +422,7 @@ def save_state(accelerator: Accelerator, output: Path, options: LoopOptions):
     accelerator.save_state(str(incoming))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_json(incoming / OPTIONS_FILE, asdict(options))
+        write_json(incoming / OPTIONS_FILE, account)
         replace_folder(incoming, output / STATE_FOLDER)
     accelerator.wait_for_everyone()
 

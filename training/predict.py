@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import polars as pl
 import polars.selectors as cs
 import torch
 from accelerate import PartialState
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
 from hymate_training.collation import ExampleDataset, TaskCollator
-from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.events import EVENT_COLUMNS
 
 BATCH_SIZE = 64
+CHECKPOINT_PATTERNS = ["*.json", "*.safetensors", "*.py", "README.md"]
+CHECKPOINT_HELP = "a fine-tuned model: its folder, or its name on the Hub"
 
 
 @dataclass
@@ -72,16 +77,32 @@ def predict_examples(
     return Predictions(indices, np.concatenate(values) if values else np.zeros((0, len(label_names(model)))), shares)
 
 
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """The folder of a checkpoint: `checkpoint` itself, or where a repository of that name on the Hub is downloaded to.
+
+    Raises:
+        ValueError: if there is no such folder or repository, or it lacks a file.
+    """
+    folder = Path(checkpoint)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(checkpoint)):
+        try:
+            folder = Path(snapshot_download(str(checkpoint), allow_patterns=CHECKPOINT_PATTERNS))
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{checkpoint} is no folder, and not to be had from the Hub: {reason}") from error
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{checkpoint} is not a checkpoint: it lacks {name}")
+    return folder
+
+
 def load_checkpoint(folder: str | Path) -> tuple[HyMaTEForSequenceClassification, HyMaTEFeatureExtractor]:
     """A fine-tuned model, on the device that Accelerate chooses, and its feature extractor.
 
     Raises:
         ValueError: if the folder is not a checkpoint of a fine-tuned model.
     """
-    folder = Path(folder)
-    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is not a checkpoint: it lacks {name}")
+    folder = checkpoint_folder(folder)
     model, report = HyMaTEForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     if report["missing_keys"]:
         raise ValueError(f"{folder} holds no classifier: run `hymate finetune --checkpoint {folder}` first")
@@ -89,7 +110,7 @@ def load_checkpoint(folder: str | Path) -> tuple[HyMaTEForSequenceClassification
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a fine-tuned model")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     parser.add_argument(
         "--events", type=Path, required=True, help="CSV or Parquet: record_id, time (hours), variable, value"
     )
@@ -112,12 +133,7 @@ def run(args: argparse.Namespace) -> str:
     model, extractor = load_checkpoint(args.checkpoint)
     if args.ignore_unknown_variables:
         extractor.unknown_variables = "ignore"
-    frame = read_frame(args.events)
-    static = None if args.static is None else read_frame(args.static)
-    missing = [name for name in ("record_id", *EVENT_COLUMNS) if name not in frame.columns]
-    if missing:
-        raise ValueError(f"{args.events} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
-    events = extractor.parse(frame, static)
+    events = parse_files(extractor, args.events, args.static)
     times = np.full(len(events), np.inf)
     dataset = ExampleDataset(events, np.arange(len(events)), times)
     collator = TaskCollator(extractor, args.max_events)
@@ -127,6 +143,22 @@ def run(args: argparse.Namespace) -> str:
     write_frame(prediction_frame(events.record_ids, values, model), args.output)
     dropped = f"; dropped {events.ignored.total()} events of unknown variables" if events.ignored else ""
     return f"{len(events)} records -> {args.output}{dropped}"
+
+
+def parse_files(extractor: HyMaTEFeatureExtractor, events: Path, static: Path | None) -> Events:
+    """The records of a file of events and, where it is given, one of static columns.
+
+    Raises:
+        ValueError: for a file that cannot be read or lacks a column, and for bad records.
+    """
+    frames = {}
+    for path, columns in ((events, ("record_id", *EVENT_COLUMNS)), (static, ("record_id",))):
+        if path is None:
+            continue
+        frames[path] = frame = read_frame(path)
+        if missing := [name for name in columns if name not in frame.columns]:
+            raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
+    return extractor.parse(frames[events], None if static is None else frames[static])
 
 
 def label_names(model: HyMaTEForSequenceClassification) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from hymate_training.cards import write_model_card
 from hymate_training.collation import ForecastCollator, fit_feature_extractor, load_forecast
 from hymate_training.finetune import describe_data, make_config
 from hymate_training.options import add_option_flags, option, read_options
+from hymate_training.records import data_fingerprint
 from modeling_hymate import HyMaTEForPreTraining
 
 
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> str:
         options,
         args.output,
         args.resume,
+        identity={"data": data_fingerprint(args.data)},
     )
     if not accelerator.is_main_process:
         return ""

@@ -223,6 +223,11 @@ def split_fingerprint(folder: str | Path, task: str, split: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+def data_fingerprint(folder: str | Path) -> str:
+    """Names what a prepared folder holds, by its metadata: 16 hex digits of a SHA-256."""
+    return hashlib.sha256((Path(folder) / "metadata.json").read_bytes()).hexdigest()[:16]
+
+
 def _record_shards(folder: Path, split: str) -> list[Path]:
     return sorted((folder / "records").glob(f"{split}-*.parquet")) if split in SPLITS else []
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 EVENT_COLUMNS = ("time", "variable", "value")
+# names under which exports hold what is `record_id` here
+OTHER_ID = re.compile(
+    r"((record|patient|subject|person|case|(icu)?stay|hadm|admission|visit|encounter)[_ ]?)?id|mrn", re.IGNORECASE
+)
 
 
 @dataclass
@@ -150,7 +155,27 @@ def _is_frame(data: Any) -> bool:
 
 
 def _column_names(data: Any) -> list[str]:
-    return list(data.keys()) if isinstance(data, Mapping) else [str(name) for name in data.columns]
+    if isinstance(data, Mapping):
+        return list(data.keys())
+    names = [str(name) for name in data.columns]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the frame has two columns called {Counter(names).most_common(1)[0][0]!r}")
+    return names
+
+
+def _with_record_id(data: Any) -> Any:
+    """A pandas frame whose index is `record_id` has it as a column, too."""
+    index = getattr(data, "index", None)
+    return data.reset_index() if getattr(index, "name", None) == "record_id" else data
+
+
+def _refuse_other_ids(data: Any, what: str):
+    """Without `record_id`, a column that tells stays or patients apart would go unheard."""
+    for name in _column_names(data):
+        if OTHER_ID.fullmatch(str(name)) and _is_listlike(data[name]) and len(set(_column(data, name).tolist())) > 1:
+            raise ValueError(
+                f"{what} has no column 'record_id', but {name!r}: rename it to record_id, or leave it out"
+            )
 
 
 def _column(data: Any, name: str) -> np.ndarray:
@@ -182,7 +207,7 @@ def _require_columns(data: Any, where: str):
 def _flatten(records: Any, static_columns: Sequence[str]):
     """Columns of all events, number of events a record, record names and the static values found in the records."""
     if _is_frame(records):
-        return _flatten_frame(records, static_columns)
+        return _flatten_frame(_with_record_id(records), static_columns)
     if isinstance(records, Mapping):
         _require_columns(records, "the record")
         nested = _is_listlike(records["time"]) and _is_listlike(next(iter(records["time"]), None))
@@ -206,6 +231,8 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         record_id = str(position)
         if "record_id" in names:
             record_id = str(_constant(record["record_id"], "record_id", position))
+        else:
+            _refuse_other_ids(record, f"record {position}")
         _require_columns(record, f"record {record_id!r}")
         columns = {name: _column(record, name) for name in EVENT_COLUMNS}
         sizes = {name: len(column) for name, column in columns.items()}
@@ -251,6 +278,8 @@ def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
 def _flatten_frame(frame: Any, static_columns: Sequence[str]):
     _require_columns(frame, "the frame")
     names = _column_names(frame)
+    if "record_id" not in names:
+        _refuse_other_ids(frame, "the frame")
     columns = {name: _column(frame, name) for name in (*EVENT_COLUMNS, *(set(static_columns) & set(names)))}
     size = len(columns["time"])
     given = _column(frame, "record_id") if "record_id" in names else np.zeros(size, dtype=np.int64)
@@ -260,6 +289,8 @@ def _flatten_frame(frame: Any, static_columns: Sequence[str]):
     for row, record_id in enumerate(given):
         if is_missing(record_id):
             raise ValueError(f"column 'record_id', row {row}: the record id is missing")
+    if given.dtype.kind == "f":
+        raise ValueError(f"column 'record_id' must hold text or whole numbers, not {given.dtype}")
     unique, first, inverse = np.unique(given.astype(str), return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # records in the order in which they first appear
     rows = rank[inverse]
@@ -330,8 +361,9 @@ def _variable_indices(column, variables, unknown_variables, rows, record_ids) ->
             at = int(unknown[0])
             if is_missing(column[at]):
                 raise ValueError(f"column 'variable', {_place(at, rows, record_ids)}: the variable is missing")
-            close = difflib.get_close_matches(str(column[at]), variables, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            folded = {name.casefold(): name for name in variables}
+            close = difflib.get_close_matches(str(column[at]).strip().casefold(), folded, n=1)
+            hint = f"; did you mean {folded[close[0]]!r}?" if close else ""
             raise ValueError(
                 f"column 'variable', {_place(at, rows, record_ids)}: {column[at]!r} is not one of the "
                 f"{len(variables)} known variables{hint} (unknown_variables='ignore' drops such events)"
@@ -347,12 +379,20 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
             name: _object_array(own_static[name]) if name in own_static else np.full(len(record_ids), None, object)
             for name in static_columns
         }
+    if not (_is_frame(static) or isinstance(static, Mapping)):
+        raise ValueError(f"static must be a frame or a mapping of its columns, got {type(static).__name__}")
+    static = _with_record_id(static)
     if isinstance(static, Mapping) and not any(_is_listlike(static[name]) for name in static):
         static = {name: [item] for name, item in static.items()}
     names = _column_names(static)
+    if "record_id" not in names:
+        _refuse_other_ids(static, "static")
     rows = np.arange(len(record_ids))
     if "record_id" in names:
-        given = [str(item) for item in _column(static, "record_id")]
+        column = _column(static, "record_id")
+        if column.dtype.kind == "f":
+            raise ValueError(f"static column 'record_id' must hold text or whole numbers, not {column.dtype}")
+        given = [str(item) for item in column]
         position = {record_id: row for row, record_id in enumerate(given)}
         if len(position) < len(given):
             raise ValueError(f"static holds record_id {Counter(given).most_common(1)[0][0]!r} more than once")
