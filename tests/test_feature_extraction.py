@@ -1,6 +1,7 @@
 """The feature extractor: every shape of input gives the same tensors, values come back, errors name the place."""
 
 import math
+import re
 
 import datasets
 import numpy as np
@@ -130,6 +131,45 @@ def test_every_shape_of_input_gives_the_same(extractor, shape):
     torch.testing.assert_close(found["times"][0] * extractor.time_scale, torch.tensor([0, 2.5, 2.5, 7.0]))
     assert found["static_values"][:, 1:].tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     assert_equal(found, extractor(POLARS, pl.DataFrame(STATIC)))
+
+
+STATIC_WITHOUT_ID = {name: column for name, column in STATIC.items() if name != "record_id"}
+
+
+@pytest.mark.parametrize(
+    ("records", "static", "complaint"),
+    [
+        (POLARS.rename({"record_id": "stay_id"}), None, "the frame has no column 'record_id', but 'stay_id'"),
+        (
+            PANDAS,
+            pd.DataFrame({**STATIC_WITHOUT_ID, "PatientID": ["b", "a", "c"]}),
+            "static has no column 'record_id', but",
+        ),
+        (PANDAS, [{"age": 60.0, "unit": None}] * 3, "static must be a frame or a mapping of its columns, got list"),
+        (PANDAS, pd.Series({"age": 60.0}), "static must be a frame or a mapping of its columns, got Series"),
+        (
+            PANDAS.assign(record_id=[1.0, 1, 1, 2, 2, 1, 3]),
+            None,
+            "'record_id' must hold text or whole numbers, not float64",
+        ),
+        (
+            PANDAS,
+            pd.DataFrame({**STATIC, "record_id": [1.0, 2.0, 3.0]}),
+            "'record_id' must hold text or whole numbers",
+        ),
+        (pd.concat([PANDAS, PANDAS["value"]], axis=1), None, "the frame has two columns called 'value'"),
+        (POLARS.with_columns(variable=pl.lit("Heart_Rate")), None, "did you mean 'heart_rate'"),
+    ],
+)
+def test_what_would_mix_up_records_is_refused(extractor, records, static, complaint):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        extractor(records, static)
+
+
+def test_record_id_may_be_the_index(extractor):
+    events, static = PANDAS.set_index("record_id"), pd.DataFrame(STATIC).set_index("record_id")
+    assert_equal(extractor(events, static), extractor(PANDAS, STATIC))
+    assert_equal(extractor(PANDAS, static.iloc[::-1]), extractor(PANDAS, STATIC))
 
 
 def test_one_record(extractor):

@@ -139,6 +139,31 @@ def test_the_kind_of_problem_follows_from_the_label(prepared):
         assert {row["prediction_time"] for row in rows.values()} == {4.0}
 
 
+def test_what_r_writes_is_understood(tmp_path):
+    events = make_events().with_columns(
+        variable=pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit(" hr ")).otherwise("variable")
+    )
+    size = make_static().height
+    static = pl.DataFrame({"record_id": range(1, size + 1), "age": ["NA", *["61"] * (size - 1)]})
+    died = make_labels(died=["NA", *(["1", "0"] * size)[: size - 1]])
+    paths = [
+        write(tmp_path, name, table, "csv") for name, table in (("events", events), ("static", static), ("died", died))
+    ]
+    info = frame.prepare(paths[0], tmp_path / "out", static=paths[1], labels=[str(paths[2])])
+    assert info.variables == ("ICD:I10", "hr")
+    assert [(column.name, column.kind) for column in info.static_columns] == [("age", "numeric")]
+    assert info.tasks[0].problem_type == "binary"
+    assert info.dropped["predictions of died without a label"] == 1
+    spoiled = write(
+        tmp_path,
+        "spoiled",
+        static.with_columns(age=pl.Series([f"{40 + at}" for at in range(size - 1)] + ["90+"])),
+        "csv",
+    )
+    with pytest.raises(ValueError, match=r"'age' holds numbers, but also '90\+'"):
+        frame.prepare(paths[0], tmp_path / "other", static=spoiled)
+
+
 def test_records_of_a_patient_share_a_split(prepared):
     patient = dict(make_static().select(pl.col("record_id").cast(pl.String), "patient_id").iter_rows())
     members = [{patient[record_id] for record_id in records(prepared, split)} for split in SPLITS]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +22,16 @@ from hymate_training.collation import (
     ExampleDataset,
     ForecastCollator,
     TaskCollator,
+    check_static_columns,
     fit_feature_extractor,
     load_forecast,
     load_task,
     read_events,
 )
+from hymate_training.evaluate import check_task
 from hymate_training.loop import EpochLoader, LoopOptions
 from hymate_training.predict import read_frame
+from hymate_training.records import TaskInfo
 
 TINY = [
     "--model",
@@ -150,6 +154,9 @@ def test_interrupted_run_resumes_exactly(synthetic_folder, tmp_path, extra, monk
     monkeypatch.setattr(loop, "_step", step)
     assert main([*map(str, arguments), "--output", str(stopped), "--resume", "--batch-size", "7"]) == 2
     assert "batch_size was" in capsys.readouterr().err
+    other_task = ["phenotypes" if part == TASK else str(part) for part in arguments]
+    assert main([*other_task, "--output", str(stopped), "--resume"]) == 2
+    assert f"task was '{TASK}'" in capsys.readouterr().err
     assert main([*map(str, arguments), "--output", str(stopped), "--resume"]) == 0
     assert_same_weights(whole, stopped)
     histories = [json.loads((run / "training_run.json").read_text())["history"] for run in (whole, stopped)]
@@ -293,6 +300,38 @@ def test_a_checkpoint_goes_where_accelerate_says(finetuned, monkeypatch):
     assert predict.load_checkpoint(finetuned)[0].device.type == "meta"
 
 
+def test_predict_asks_for_record_ids_in_the_static_table(synthetic_folder, finetuned, tmp_path, capsys):
+    events, static = event_frame(synthetic_folder)
+    events.write_parquet(tmp_path / "events.parquet")
+    static.rename({"record_id": "patient"}).write_parquet(tmp_path / "static.parquet")
+    files = ["--events", tmp_path / "events.parquet", "--static", tmp_path / "static.parquet"]
+    output = tmp_path / "predictions.csv"
+    assert main(["predict", "--checkpoint", str(finetuned), *map(str, files), "--output", str(output)]) == 2
+    assert "static.parquet lacks the column 'record_id'" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_of_a_yes_or_no_question_the_name_of_yes_decides(finetuned):
+    model, _ = predict.load_checkpoint(finetuned)
+    assert predict.label_names(model) == ("survived", "died")
+    check_task(model, TaskInfo("death", "", "binary", ("boolean_value",), ("no died", "died")))
+    for labels in (("died", "survived"), ("no readmitted", "readmitted")):
+        with pytest.raises(ValueError, match="the model predicts"):
+            check_task(model, TaskInfo("other", "", "binary", ("boolean_value",), labels))
+
+
+def test_data_without_a_static_column_of_the_model_are_refused(synthetic_folder, finetuned, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(synthetic_folder, folder)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["static_columns"] = [column for column in metadata["static_columns"] if column["name"] != "age"]
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    extractor = predict.load_checkpoint(finetuned)[1]
+    check_static_columns(synthetic_folder, extractor)
+    with pytest.raises(ValueError, match="lacks the static column 'age', with which the model was trained; it has"):
+        check_static_columns(folder, extractor)
+
+
 def test_augmentation_removes_whole_variables_and_leaves_no_record_empty(synthetic_folder):
     extractor = fit_feature_extractor(synthetic_folder)
     dataset = load_task(synthetic_folder, TASK, "train", extractor.variables)
@@ -373,6 +412,7 @@ def test_nothing_after_the_cut_reaches_the_forecaster(synthetic_folder):
             "checkpoint",
         ),
         (["predict", "--checkpoint", "{run}", "--events", "gone.csv", "--output", "x.csv"], "gone.csv"),
+        (["predict", "--checkpoint", "no/such", "--events", "gone.csv", "--output", "x.csv"], "no/such is no folder"),
         (["predict", "--checkpoint", "{run}", "--events", "gone.csv", "--output", "x.txt"], "x.txt"),
     ],
 )

@@ -113,7 +113,7 @@ def model_card(folder: str | Path) -> ModelCard:
             "of records for research. It has no head for any clinical question."
         ),
         data=_data(run),
-        preprocessing=_preprocessing(extractor),
+        preprocessing=_preprocessing(extractor, run),
         training=_training(run),
         evaluations=[_evaluation(evaluation, folder, run) for evaluation in evaluations],
         forecast=_forecast(run),
@@ -251,7 +251,7 @@ def _variables(extractor: HyMaTEFeatureExtractor) -> str:
         for column in extractor.static_columns
     ]
     if columns:
-        sentences.append(f"Static columns: {', '.join(columns)}; any may be missing.")
+        sentences.append(f"Static columns: {', '.join(columns)}; each may be unknown.")
     return " ".join(sentences)
 
 
@@ -282,16 +282,17 @@ def _data(run: Mapping) -> list[str]:
     return paragraphs
 
 
-def _preprocessing(extractor: HyMaTEFeatureExtractor) -> str:
+def _preprocessing(extractor: HyMaTEFeatureExtractor, run: Mapping) -> str:
     if not extractor.variables:
         return ""
+    fitted_on = "the training split of the pretraining" if run.get("checkpoint") else "the training split"
     logarithmic = sum(median is not None for median in extractor.value_medians)
     return (
         "Values are clipped to their variable's range in the training records (percentiles "
         f"{CLIP_PERCENTILES[0]} to {CLIP_PERCENTILES[1]}), put on a logarithmic scale for {logarithmic} of "
         f"{len(extractor.variables)} variables, whose skew that cuts, and standardized. Times are divided by "
         f"{extractor.time_scale:.4g} hours. Static columns become {len(extractor.static_feature_names)} features, "
-        "indicators of missing values among them. All of it was fitted on the training split and lies in "
+        f"indicators of missing values among them. All of it was fitted on {fitted_on} and lies in "
         "`preprocessor_config.json`."
     )
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
 from hymate_training.collation import ExampleDataset, TaskCollator
+from hymate_training.readers.frame import UNKNOWN
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.events import EVENT_COLUMNS
 
@@ -155,7 +157,7 @@ def parse_files(extractor: HyMaTEFeatureExtractor, events: Path, static: Path | 
     for path, columns in ((events, ("record_id", *EVENT_COLUMNS)), (static, ("record_id",))):
         if path is None:
             continue
-        frames[path] = frame = read_frame(path)
+        frames[path] = frame = read_frame(path, UNKNOWN if path == static else ())
         if missing := [name for name in columns if name not in frame.columns]:
             raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
     return extractor.parse(frames[events], None if static is None else frames[static])
@@ -184,9 +186,9 @@ def _format_of(path: Path) -> str:
     return suffix
 
 
-def read_frame(path: Path) -> pl.DataFrame:
+def read_frame(path: Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
     """A CSV or Parquet file as `hymate prepare frame` reads it: `record_id`, `variable`, and what is true or false as
-    text, and text without spaces around it.
+    text, and text without spaces around it; in a CSV an empty cell is unknown, and what `unknown` lists.
 
     Raises:
         ValueError: if the file is not there or cannot be read.
@@ -199,12 +201,14 @@ def read_frame(path: Path) -> pl.DataFrame:
             frame = pl.read_parquet(path)
         else:
             text = dict.fromkeys(("record_id", "variable"), pl.String)
-            frame = pl.read_csv(path, infer_schema_length=None, schema_overrides=text)
+            frame = pl.read_csv(
+                path, infer_schema_length=None, schema_overrides=text, null_values=list(unknown) or None
+            )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     names = [name for name in ("record_id", "variable") if name in frame.columns]
     frame = frame.with_columns(pl.col(names).cast(pl.String))
-    words = cs.boolean() | cs.categorical() | (cs.string() - cs.by_name(names))
+    words = cs.boolean() | cs.categorical() | (cs.string() - cs.by_name("record_id", require_all=False))
     return frame.with_columns(words.cast(pl.String).str.strip_chars().replace("", None))
 
 

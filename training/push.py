@@ -154,7 +154,7 @@ def plan_data_push(folder: str | Path, private: bool, acknowledged: bool = False
     if info.license in UNKNOWN_LICENSES and not private:
         raise ValueError(
             f"{folder} is not pushed: nothing says that {info.source} may be published (license: {info.license}). "
-            "Give --private, or prepare it again with the license under which it may be shared"
+            'Give --private; or, if you may publish it, say so: set "license" in its metadata.json'
         )
     files = sorted(_files(folder))
     found = {name: PREPARED.fullmatch(name) for name in files}

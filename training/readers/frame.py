@@ -3,17 +3,17 @@
 `--events`, a row an event:
     record_id   a stay, visit or patient; any text or whole number
     time        hours since the record's start, 0 or more
-    variable    name of what was measured or happened
+    variable    name of what was measured or happened, without spaces around it
     value       a number; empty where the event carries none, such as a diagnosis code
 `--static`, optional, a row a record: `record_id` and any other columns. Numbers are numeric, text and true/false are
-categorical, an empty cell is unknown. Two names have a meaning of their own: `patient_id` (records of one patient go
-to one split) and `split` (train, validation or test, where the split is already made).
+categorical; an empty cell is unknown, in a CSV also NA and N/A. Two names have a meaning of their own: `patient_id`
+(records of one patient go to one split) and `split` (train, validation or test, where the split is already made).
 `--labels`, optional, files of labels, a task each, named after the file or given as NAME=FILE, a row a prediction:
     record_id
     prediction_time   hours; events at or before it are seen; without the column it is the record's last event
     the label         one column, by its name in MEDS (boolean_value, categorical_value, float_value, integer_value) or
-                      by its type under any name: true/false is binary, text is multiclass, numbers are regression;
-                      several columns of true/false are multilabel
+                      by its type under any name: true/false or 1/0 is binary, text is multiclass, other numbers are
+                      regression; several columns of true/false or 1/0 are multilabel
 """
 
 import argparse
@@ -37,6 +37,7 @@ EVENT_COLUMNS = ("record_id", "time", "variable", "value")
 BEGINS, ENDS = "hours to the first event", "hours to the last event"  # beside columns of the user's
 MAX_CATEGORIES = 100
 RECORDS_A_SHARD = 20_000
+UNKNOWN = ("NA", "N/A")  # cells of a CSV, of static columns and labels, that stand for no value
 PROBLEM_OF = {name: problem for problem, names in LABEL_COLUMNS.items() for name in names}
 
 
@@ -123,8 +124,8 @@ def prepare(
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def _read(path: Path) -> pl.DataFrame:
-    """The table, `record_id` and `patient_id` as text; in a CSV an empty cell is unknown."""
+def _read(path: Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
+    """The table, `record_id` and `patient_id` as text; in a CSV an empty cell is unknown, and what `unknown` lists."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     try:
@@ -132,7 +133,10 @@ def _read(path: Path) -> pl.DataFrame:
             frame = pl.read_parquet(path)
         elif path.name.endswith((".csv", ".csv.gz")):
             text = ("record_id", "patient_id", "variable", "split")
-            frame = pl.read_csv(path, infer_schema_length=None, schema_overrides=dict.fromkeys(text, pl.String))
+            types = dict.fromkeys(text, pl.String)
+            frame = pl.read_csv(
+                path, infer_schema_length=None, schema_overrides=types, null_values=list(unknown) or None
+            )
         else:
             raise ValueError(f"{path}: the name must end in .csv, .csv.gz or .parquet")
     except (pl.exceptions.PolarsError, OSError, EOFError) as error:
@@ -176,6 +180,13 @@ def _numbers(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
     return numbers
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _named_files(labels: Sequence[str]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for text in labels:
@@ -204,8 +215,8 @@ def _read_events(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
     time, value = _numbers(path, frame, "time"), _numbers(path, frame, "value")
     _refuse(path, time.is_null(), "time is missing")
     _refuse(path, time < 0, "time must be hours since the record's start, 0 or more", time)
-    variable = frame["variable"].cast(pl.String)
-    _refuse(path, (variable.str.strip_chars() == "").fill_null(True), "variable is missing")
+    variable = frame["variable"].cast(pl.String).str.strip_chars()
+    _refuse(path, (variable == "").fill_null(True), "variable is missing")
     names = variable.unique().sort()
     index = variable.replace_strict(names, pl.int_range(len(names), dtype=pl.Int32, eager=True))
     return pl.DataFrame([frame["record_id"], time, index.alias("variable"), value]), tuple(names)
@@ -217,7 +228,7 @@ def _add_static(
     """The records with their static columns, what those are, and the column by which they are split."""
     if path is None:
         return records, (), "record_id"
-    frame = _read(path)
+    frame = _read(path, UNKNOWN)
     _refuse(path, frame["record_id"].is_duplicated(), "record_id occurs twice", frame["record_id"])
     without = records.join(frame, on="record_id", how="anti")
     if without.height:
@@ -238,6 +249,9 @@ def _add_static(
         elif kind in (pl.String, pl.Boolean, pl.Categorical):
             frame = frame.with_columns(pl.col(name).cast(pl.String).str.strip_chars().replace("", None))
             categories = tuple(frame[name].drop_nulls().unique().sort())
+            texts = [text for text in categories if _number(text) is None]
+            if texts and 2 * len(texts) < len(categories):
+                raise ValueError(f"{path}: {name!r} holds numbers, but also {texts[0]!r}: make it a number, or empty")
             if len(categories) > MAX_CATEGORIES:
                 raise ValueError(
                     f"{path}: {name!r} has {len(categories)} categories, more than {MAX_CATEGORIES}: drop it"
@@ -276,7 +290,7 @@ def _read_labels(
     name: str, path: Path, records: pl.DataFrame, dropped: dict[str, int]
 ) -> tuple[TaskInfo, pl.DataFrame]:
     """The task that the columns tell of, and its rows; rows that cannot be asked are dropped and counted."""
-    frame = _read(path)
+    frame = _read(path, UNKNOWN)
     columns = [column for column in frame.columns if column not in ("record_id", "prediction_time")]
     if not columns:
         raise ValueError(f"{path} has no label column beside record_id and prediction_time")
@@ -320,7 +334,9 @@ def _labels(name: str, path: Path, frame: pl.DataFrame, columns: list[str]) -> t
     if column in PROBLEM_OF:
         label = column
     elif kind.is_numeric():
-        label = "integer_value" if kind.is_integer() else "float_value"
+        known = frame[column].drop_nulls()
+        is_yes_or_no = len(known) > 0 and bool(known.is_in([0, 1]).all())
+        label = "boolean_value" if is_yes_or_no else "integer_value" if kind.is_integer() else "float_value"
     elif kind in (pl.Boolean, pl.String, pl.Categorical):
         label = by_type[kind.base_type()]
     else:
