@@ -300,6 +300,25 @@ def test_a_checkpoint_goes_where_accelerate_says(finetuned, monkeypatch):
     assert predict.load_checkpoint(finetuned)[0].device.type == "meta"
 
 
+def test_records_of_unknown_variables_alone_are_left_out_and_named(synthetic_folder, finetuned, tmp_path, capsys):
+    events, _ = event_frame(synthetic_folder)
+    foreign = events.head(2).with_columns(record_id=pl.lit("foreign"), variable=pl.lit("gamma_gt"))
+    pl.concat([events, foreign]).write_csv(tmp_path / "events.csv")
+    arguments = ["predict", "--checkpoint", str(finetuned), "--events", str(tmp_path / "events.csv")]
+    arguments += ["--output", str(tmp_path / "predictions.csv")]
+    assert main(arguments) == 2
+    assert "'gamma_gt' is not one of" in capsys.readouterr().err
+    assert main([*arguments, "--ignore-unknown-variables"]) == 0
+    printed = capsys.readouterr().out
+    assert "5 records" in printed
+    assert "left out 1 records without any other event, 'foreign' first" in printed
+    assert "taken as missing: age" in printed
+    assert "foreign" not in set(pl.read_csv(tmp_path / "predictions.csv")["record_id"].cast(pl.String))
+    foreign.write_csv(tmp_path / "events.csv")
+    assert main([*arguments, "--ignore-unknown-variables"]) == 2
+    assert "none of its variables is known" in capsys.readouterr().err
+
+
 def test_predict_asks_for_record_ids_in_the_static_table(synthetic_folder, finetuned, tmp_path, capsys):
     events, static = event_frame(synthetic_folder)
     events.write_parquet(tmp_path / "events.parquet")
@@ -406,6 +425,10 @@ def test_nothing_after_the_cut_reaches_the_forecaster(synthetic_folder):
         ),
         (["finetune", "--data", "{data}", "--task", TASK, "--output", "run", "--learning-rate", "0"], "learning_rate"),
         (["finetune", "--data", "{data}", "--task", TASK, "--output", "run", "--resume"], "resume"),
+        (
+            ["finetune", "--data", "{data}", "--task", TASK, "--output", "run", "--auxiliary-tasks", "saps_i"],
+            '--auxiliary-tasks "" trains without any',
+        ),
         (["finetune", "--data", "{data}", "--task", TASK, "--output", "{data}"], "not empty"),
         (
             ["evaluate", "--checkpoint", "{data}", "--data", "{data}", "--task", TASK, "--output", "x.json"],

@@ -36,7 +36,10 @@ def load_auxiliary(folder: Path, tasks: Sequence[str], split: str, dataset: Task
     info = read_info(folder)
     columns, binary = [], []
     for name in tasks:
-        task = info.task(name)
+        try:
+            task = info.task(name)
+        except ValueError as error:
+            raise ValueError(f'auxiliary_tasks: {error} (--auxiliary-tasks "" trains without any)') from error
         if task.problem_type not in ("binary", "regression"):
             raise ValueError(
                 f"auxiliary task {name!r} is {task.problem_type}; only binary and regression tasks can be"

@@ -114,6 +114,11 @@ def run(args: argparse.Namespace) -> str:
         )
     patients = take(everyone, np.array([known[record_id] for record_id in dict.fromkeys(args.record_id)], dtype=int))
     cohort = take(everyone, drawn_records(len(known), args.num_records, args.seed))
+    if not args.record_id and len(cohort.events) < SMALLEST_GROUP:
+        raise ValueError(
+            f"a report on fewer than {SMALLEST_GROUP} records could tell about a single one, and these are "
+            f"{len(cohort.events)}: name the records that may be shown with --record-id"
+        )
     if args.card and len(cohort.events) < SMALLEST_GROUP:
         raise ValueError(f"--card needs at least {SMALLEST_GROUP} records, got {len(cohort.events)}")
 
@@ -170,7 +175,7 @@ def cohort_of_data(args: argparse.Namespace, explainer: Explainer) -> Cohort:
 
 def cohort_of_events(args: argparse.Namespace, explainer: Explainer) -> Cohort:
     """The records of a file of events."""
-    events = parse_files(explainer.extractor, args.events, args.static)
+    events, _ = parse_files(explainer.extractor, args.events, args.static)
     dataset = ExampleDataset(events, np.arange(len(events)), np.full(len(events), np.inf))
     cohort = Cohort(events, args.events.name, subgroups=subgroup_columns(dataset), account={"Data": args.events.name})
     return with_events(cohort, explainer.extractor, args.max_events)

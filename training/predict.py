@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from hymate_training.collation import ExampleDataset, TaskCollator
 from hymate_training.readers.frame import UNKNOWN
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
-from modeling_hymate.events import EVENT_COLUMNS
+from modeling_hymate.events import EVENT_COLUMNS, is_missing
 
 BATCH_SIZE = 64
 CHECKPOINT_PATTERNS = ["*.json", "*.safetensors", "*.py", "README.md"]
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> str:
     model, extractor = load_checkpoint(args.checkpoint)
     if args.ignore_unknown_variables:
         extractor.unknown_variables = "ignore"
-    events = parse_files(extractor, args.events, args.static)
+    events, left_out = parse_files(extractor, args.events, args.static)
     times = np.full(len(events), np.inf)
     dataset = ExampleDataset(events, np.arange(len(events)), times)
     collator = TaskCollator(extractor, args.max_events)
@@ -143,12 +143,22 @@ def run(args: argparse.Namespace) -> str:
     values = np.empty_like(predictions.values)
     values[predictions.indices] = predictions.values
     write_frame(prediction_frame(events.record_ids, values, model), args.output)
-    dropped = f"; dropped {events.ignored.total()} events of unknown variables" if events.ignored else ""
-    return f"{len(events)} records -> {args.output}{dropped}"
+    notes = [f"{len(events)} records -> {args.output}"]
+    if events.ignored:
+        notes.append(f"dropped {events.ignored.total()} events of unknown variables")
+    if left_out:
+        notes.append(f"left out {len(left_out)} records without any other event, {left_out[0]!r} first")
+    unknown = [name for name, column in events.static.items() if all(map(is_missing, column))]
+    if unknown:
+        notes.append(f"unknown for all of them, so taken as missing: {', '.join(unknown)}")
+    return "; ".join(notes)
 
 
-def parse_files(extractor: HyMaTEFeatureExtractor, events: Path, static: Path | None) -> Events:
-    """The records of a file of events and, where it is given, one of static columns.
+def parse_files(
+    extractor: HyMaTEFeatureExtractor, events: Path, static: Path | None = None
+) -> tuple[Events, list[str]]:
+    """The records of a file of events and, where it is given, one of static columns; and the names of those that have
+    no event of a known variable, which an extractor that ignores unknown ones leaves out.
 
     Raises:
         ValueError: for a file that cannot be read or lacks a column, and for bad records.
@@ -160,7 +170,16 @@ def parse_files(extractor: HyMaTEFeatureExtractor, events: Path, static: Path | 
         frames[path] = frame = read_frame(path, UNKNOWN if path == static else ())
         if missing := [name for name in columns if name not in frame.columns]:
             raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
-    return extractor.parse(frames[events], None if static is None else frames[static])
+    frame, left_out = frames[events], []
+    if extractor.unknown_variables == "ignore":
+        known = frame.filter(pl.col("variable").is_in(extractor.variables))
+        if not known.height:
+            raise ValueError(f"{events}: none of its variables is known; the first is {frame['variable'][0]!r}")
+        left_out = (
+            frame.join(known, on="record_id", how="anti", nulls_equal=True)["record_id"].unique().sort().to_list()
+        )
+        frame = frame.join(known, on="record_id", how="semi", nulls_equal=True, maintain_order="left")
+    return extractor.parse(frame, None if static is None else frames[static]), left_out
 
 
 def label_names(model: HyMaTEForSequenceClassification) -> tuple[str, ...]:
