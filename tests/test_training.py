@@ -319,6 +319,24 @@ def test_records_of_unknown_variables_alone_are_left_out_and_named(synthetic_fol
     assert "none of its variables is known" in capsys.readouterr().err
 
 
+def test_other_units_and_longer_stays_are_pointed_out(synthetic_folder, finetuned, tmp_path, capsys):
+    events, static = event_frame(synthetic_folder)
+    arguments = ["predict", "--checkpoint", str(finetuned), "--output", str(tmp_path / "predictions.csv")]
+    for name, frame in (("events", events), ("static", static)):
+        frame.write_csv(tmp_path / f"{name}.csv")
+        arguments += [f"--{name}", str(tmp_path / f"{name}.csv")]
+    assert main(arguments) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 1  # nothing to remark
+    in_meters = static.with_columns(pl.col("height") / 100)
+    in_meters.write_csv(tmp_path / "static.csv")
+    in_minutes = events.with_columns(pl.col("time") * 60)
+    in_minutes.write_csv(tmp_path / "events.csv")
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "100% of the values of height lie outside the range of the training records" in printed
+    assert "hours; hardly any of the training records' come after" in printed
+
+
 def test_predict_asks_for_record_ids_in_the_static_table(synthetic_folder, finetuned, tmp_path, capsys):
     events, static = event_frame(synthetic_folder)
     events.write_parquet(tmp_path / "events.parquet")

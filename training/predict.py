@@ -23,6 +23,8 @@ from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceCla
 from modeling_hymate.events import EVENT_COLUMNS, is_missing
 
 BATCH_SIZE = 64
+STRANGE_SHARE = 0.2  # of a variable's values outside a range that holds 99.8 % of the training records'
+STRANGE_TIME = 1.5  # times what 99 % of the training records' events come before
 CHECKPOINT_PATTERNS = ["*.json", "*.safetensors", "*.py", "README.md"]
 CHECKPOINT_HELP = "a fine-tuned model: its folder, or its name on the Hub"
 
@@ -151,7 +153,35 @@ def run(args: argparse.Namespace) -> str:
     unknown = [name for name, column in events.static.items() if all(map(is_missing, column))]
     if unknown:
         notes.append(f"unknown for all of them, so taken as missing: {', '.join(unknown)}")
-    return "; ".join(notes)
+    return "\n".join(["; ".join(notes), *unlike_training(extractor, events)])
+
+
+def unlike_training(extractor: HyMaTEFeatureExtractor, events: Events) -> list[str]:
+    """What in the records is so far from the training records that it looks like other units or a longer stay."""
+    found = []
+    columns = {name: events.values[events.variable_ids == index] for index, name in enumerate(extractor.variables)}
+    ranges = dict(zip(extractor.variables, extractor.value_ranges, strict=True))
+    for described in extractor.static_columns:
+        if "range" in described:
+            items = events.static[described["name"]]
+            columns[described["name"]] = np.array(
+                [np.nan if is_missing(item) else item for item in items], dtype=float
+            )
+            ranges[described["name"]] = described["range"]
+    for name, column in columns.items():
+        values, (low, high) = column[~np.isnan(column)], ranges[name]
+        outside = float(np.mean((values < low) | (values > high))) if len(values) else 0.0
+        if outside >= STRANGE_SHARE:
+            found.append(
+                f"{outside:.0%} of the values of {name} lie outside the range of the training records, {low:g} to "
+                f"{high:g}, and are clipped to it: are its units the same?"
+            )
+    latest = float(events.times.max())
+    if latest > STRANGE_TIME * extractor.time_scale:
+        found.append(
+            f"events reach {latest:g} hours; hardly any of the training records' come after {extractor.time_scale:g}"
+        )
+    return found
 
 
 def parse_files(
