@@ -42,7 +42,7 @@ RUNS = {
         "sepsis_onset", ("auroc", "auprc"), (*SMALL, "--batch-size", "64", "--examples-per-record", "4"), is_demo=False
     ),
     "mimic-iv": Run("in_hospital_mortality_24h", ("auroc", "auprc"), DEMO),
-    # records of years: trained on their latest events, evaluated in full
+    # records of years: the model takes their latest events
     "meds": Run("long_stay", ("auroc", "auprc"), (*DEMO, "--max-events", "512")),
     # one patient of the split died, of whom no figure can be made
     "eicu": Run("length_of_stay", ("mae", "spearman"), DEMO),

@@ -67,7 +67,7 @@ class HyMaTEMixer(nn.Module):
             projections: dict[str, torch.Tensor | None] = {}
             for name, layer in {"in_proj": self.in_proj, "out_proj": self.out_proj}.items():
                 if _is_plain(layer):
-                    projections |= {f"{name}_weight": layer.weight, f"{name}_bias": layer.bias}
+                    projections[f"{name}_weight"], projections[f"{name}_bias"] = layer.weight, layer.bias
             states = hidden_states if "in_proj_weight" in projections else self.in_proj(hidden_states)
             states = hymate_native.mamba_mixer(
                 states,
