@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import re
 import shutil
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 import hymate_native
 from benchmarks.kernels import SHAPES, machine_limits, mixer_table, scan_table
-from benchmarks.measure import markdown
+from benchmarks.measure import markdown, replace_page
 from benchmarks.models import LENGTHS, model_table, save_length_plots
 
 PACKAGES = ("hymate", "torch", "transformers", "mambapy")
@@ -64,9 +63,7 @@ def main():
     print(text)
     if args.write:
         shutil.copy(plot, PAGE.parent / "images" / "speed.png")
-        incoming = PAGE.with_suffix(".incoming")
-        incoming.write_text(f"{PAGE_HEAD}\n{text}\n", encoding="utf-8")
-        os.replace(incoming, PAGE)
+        replace_page(PAGE, f"{PAGE_HEAD}\n{text}\n")
 
 
 def processor() -> str:

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure import replace_page
 from hymate_training.records import DatasetInfo, read_info, summary_tables
 
 ROOT = Path(__file__).parents[1]
@@ -113,9 +114,7 @@ def write_block(name: str, text: str) -> None:
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(page):
         raise SystemExit(f"{PAGE} lacks the comments <!-- begin {name} --> and <!-- end {name} -->")
-    incoming = PAGE.with_suffix(".incoming")
-    incoming.write_text(pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page), encoding="utf-8")
-    os.replace(incoming, PAGE)
+    replace_page(PAGE, pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page))
 
 
 if __name__ == "__main__":

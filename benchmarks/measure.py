@@ -1,7 +1,8 @@
-"""Time and memory of a call, and tables of both."""
+"""Time and memory of a call, and the tables and pages that show them."""
 
 import ctypes
 import gc
+import os
 import statistics
 import sys
 import time
@@ -47,6 +48,13 @@ def _resident(field: str) -> int:
         if line.startswith(field):
             return int(line.split()[1])  # kB
     raise RuntimeError(f"/proc/self/status holds no {field}")
+
+
+def replace_page(page: Path, text: str) -> None:
+    """Writes a page under a temporary name and renames it."""
+    incoming = page.with_suffix(f".incoming-{os.getpid()}")
+    incoming.write_text(text, encoding="utf-8")
+    incoming.replace(page)
 
 
 def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -1,7 +1,7 @@
 // The functions that Python calls. Each returns a Status; arguments are checked in Python.
 #include "convolution.h"
 #include "mixer.h"
-#include "scan.h"
+#include "scan_backward.h"
 
 using namespace hymate;
 

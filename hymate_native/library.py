@@ -33,7 +33,7 @@ def _structure(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-# The order is that of the structs in scan.h, convolution.h and mixer.h.
+# The order is that of the structs in scan.h, convolution.h and division.h.
 ScanArguments = _structure(
     "ScanArguments",
     (ctypes.c_int64, "batch length inner state dtype softplus threads"),

@@ -169,6 +169,13 @@ def _with_record_id(data: Any) -> Any:
     return data.reset_index() if getattr(index, "name", None) == "record_id" else data
 
 
+def _record_ids(data: Any) -> np.ndarray:
+    ids = _column(data, "record_id")
+    if ids.dtype.kind == "f":
+        raise ValueError(f"column 'record_id' must hold text or whole numbers, not {ids.dtype}")
+    return ids
+
+
 def _refuse_other_ids(data: Any, what: str):
     """Without `record_id`, a column that tells stays or patients apart would go unheard."""
     for name in _column_names(data):
@@ -282,15 +289,13 @@ def _flatten_frame(frame: Any, static_columns: Sequence[str]):
         _refuse_other_ids(frame, "the frame")
     columns = {name: _column(frame, name) for name in (*EVENT_COLUMNS, *(set(static_columns) & set(names)))}
     size = len(columns["time"])
-    given = _column(frame, "record_id") if "record_id" in names else np.zeros(size, dtype=np.int64)
+    given = _record_ids(frame) if "record_id" in names else np.zeros(size, dtype=np.int64)
     sizes = {name: len(column) for name, column in (columns | {"record_id": given}).items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"columns differ in length: {sizes}")
     for row, record_id in enumerate(given):
         if is_missing(record_id):
             raise ValueError(f"column 'record_id', row {row}: the record id is missing")
-    if given.dtype.kind == "f":
-        raise ValueError(f"column 'record_id' must hold text or whole numbers, not {given.dtype}")
     unique, first, inverse = np.unique(given.astype(str), return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # records in the order in which they first appear
     rows = rank[inverse]
@@ -389,10 +394,7 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
         _refuse_other_ids(static, "static")
     rows = np.arange(len(record_ids))
     if "record_id" in names:
-        column = _column(static, "record_id")
-        if column.dtype.kind == "f":
-            raise ValueError(f"static column 'record_id' must hold text or whole numbers, not {column.dtype}")
-        given = [str(item) for item in column]
+        given = [str(item) for item in _record_ids(static)]
         position = {record_id: row for row, record_id in enumerate(given)}
         if len(position) < len(given):
             raise ValueError(f"static holds record_id {Counter(given).most_common(1)[0][0]!r} more than once")

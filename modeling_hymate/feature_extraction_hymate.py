@@ -265,6 +265,22 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             features.append(missing[:, None])
         return np.concatenate(features, axis=1).astype(np.float32)
 
+    def shares_outside(self, events: Events) -> dict[str, float]:
+        """Of each variable and numeric static column with any number in `events`: the share of its numbers that lie
+        outside the range that they are clipped to."""
+        numbers = {name: events.values[events.variable_ids == index] for index, name in enumerate(self.variables)}
+        ranges = dict(zip(self.variables, self.value_ranges, strict=True))
+        for column in self.static_columns:
+            if "range" in column:
+                name = column["name"]
+                numbers[name], ranges[name] = _static_numbers(events.static[name], name), column["range"]
+        known = {name: found[~np.isnan(found)] for name, found in numbers.items()}
+        return {
+            name: float(np.mean((found < ranges[name][0]) | (found > ranges[name][1])))
+            for name, found in known.items()
+            if len(found)
+        }
+
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "_tables"}
 

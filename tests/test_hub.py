@@ -128,6 +128,13 @@ def save_checkpoint(path: Path, seed: int):
     (path / "README.md").write_text(README)
 
 
+def names_in_checkpoint(cache: Path, place: str) -> list[str]:
+    """The files that `--checkpoint` finds under a name."""
+    from hymate_training.predict import checkpoint_folder  # noqa: PLC0415
+
+    return sorted(path.name for path in checkpoint_folder(place).iterdir())
+
+
 def logits_of(cache: Path, place: str, options: dict | None = None) -> list:
     """What the model at a repository or in a folder makes of the records."""
     import torch  # noqa: PLC0415
@@ -210,6 +217,13 @@ def test_command_pushes_everything_in_one_commit(hub, client, folder):
     assert repo.commits[-1].oid in printed
     assert not repo.private
     assert client(logits_of, REPO) == client(logits_of, str(folder))
+
+
+def test_commands_take_a_checkpoint_by_its_name(hub, client, folder):
+    client(push_with_command, folder, REPO)
+    assert client(names_in_checkpoint, REPO) == sorted(path.name for path in folder.iterdir())
+    with pytest.raises(ClientError, match=f"{OWNER}/absent is no folder, and not to be had from the Hub"):
+        client(names_in_checkpoint, f"{OWNER}/absent")
 
 
 def test_revision_names_a_version(hub, client, folder, tmp_path):

@@ -1,7 +1,6 @@
 """`hymate finetune`: trains a classifier, from a pretrained encoder or from scratch."""
 
 import argparse
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from hymate_training.evaluate import EVALUATION_FILE, evaluate, format_evaluatio
 from hymate_training.metrics import compute_metrics
 from hymate_training.options import add_option_flags, option, read_options
 from hymate_training.predict import checkpoint_folder, load_checkpoint, predict_examples
-from hymate_training.records import TaskInfo, data_fingerprint, read_info, split_fingerprint
+from hymate_training.records import TaskInfo, data_fingerprint, fingerprint, read_info, split_fingerprint
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
 PROBLEM_TYPES = {
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> str:
         identity={
             "data": data_fingerprint(args.data),
             "task": task.name,
-            "checkpoint": weights_fingerprint(checkpoint),
+            "checkpoint": checkpoint and fingerprint((checkpoint / "model.safetensors").read_bytes()),
         },
     )
     if not accelerator.is_main_process:
@@ -174,13 +173,6 @@ def selection_score(figures: dict[str, float | None], task: TaskInfo) -> float:
     if undefined:
         raise ValueError(f"{undefined[0]} is not defined on the validation split of {task.name!r}: too few examples")
     return float(sum(sign * (figures[name] or 0.0) for name, sign in chosen.items()))
-
-
-def weights_fingerprint(checkpoint: Path | None) -> str | None:
-    """A short hash of a checkpoint's weights; None without a checkpoint."""
-    if checkpoint is None:
-        return None
-    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def load_extractor(checkpoint: Path | None, data: Path) -> HyMaTEFeatureExtractor:

@@ -158,24 +158,12 @@ def run(args: argparse.Namespace) -> str:
 
 def unlike_training(extractor: HyMaTEFeatureExtractor, events: Events) -> list[str]:
     """What in the records is so far from the training records that it looks like other units or a longer stay."""
-    found = []
-    columns = {name: events.values[events.variable_ids == index] for index, name in enumerate(extractor.variables)}
-    ranges = dict(zip(extractor.variables, extractor.value_ranges, strict=True))
-    for described in extractor.static_columns:
-        if "range" in described:
-            items = events.static[described["name"]]
-            columns[described["name"]] = np.array(
-                [np.nan if is_missing(item) else item for item in items], dtype=float
-            )
-            ranges[described["name"]] = described["range"]
-    for name, column in columns.items():
-        values, (low, high) = column[~np.isnan(column)], ranges[name]
-        outside = float(np.mean((values < low) | (values > high))) if len(values) else 0.0
-        if outside >= STRANGE_SHARE:
-            found.append(
-                f"{outside:.0%} of the values of {name} lie outside the range of the training records, {low:g} to "
-                f"{high:g}, and are clipped to it: are its units the same?"
-            )
+    found = [
+        f"{share:.0%} of the values of {name} lie outside the range of the training records, and are clipped to it: "
+        "are its units the same?"
+        for name, share in extractor.shares_outside(events).items()
+        if share >= STRANGE_SHARE
+    ]
     latest = float(events.times.max())
     if latest > STRANGE_TIME * extractor.time_scale:
         found.append(

@@ -220,12 +220,17 @@ def split_fingerprint(folder: str | Path, task: str, split: str) -> str:
     """Names the exact set of predictions and labels: 16 hex digits of a SHA-256, whatever the order of the rows."""
     rows = read_task(folder, task, split).to_pylist()
     lines = sorted(json.dumps(list(row.values()), ensure_ascii=True) for row in rows)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return fingerprint("\n".join(lines).encode())
+
+
+def fingerprint(content: bytes) -> str:
+    """16 hex digits of a SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def data_fingerprint(folder: str | Path) -> str:
-    """Names what a prepared folder holds, by its metadata: 16 hex digits of a SHA-256."""
-    return hashlib.sha256((Path(folder) / "metadata.json").read_bytes()).hexdigest()[:16]
+    """Names what a prepared folder holds, by its metadata."""
+    return fingerprint((Path(folder) / "metadata.json").read_bytes())
 
 
 def _record_shards(folder: Path, split: str) -> list[Path]:

@@ -1,7 +1,6 @@
 """Tables of docs/evidence.md from the figures of finished units."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from benchmarks.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
 from benchmarks.evidence.units import FIGURES
-from benchmarks.measure import markdown
+from benchmarks.measure import markdown, replace_page
 from hymate_training.metrics import METRICS, percentile_interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
@@ -174,6 +173,4 @@ def write_page(results: Results, page: Path = PAGE) -> None:
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         before, rest = text.split(begin)
         text = f"{before}{begin}\n\n{table(results)}\n\n{end}{rest.split(end)[1]}"
-    incoming = page.with_suffix(f".incoming-{os.getpid()}")
-    incoming.write_text(text, encoding="utf-8")
-    incoming.replace(page)
+    replace_page(page, text)

@@ -8,7 +8,7 @@
 
 #include "../../hymate_native/convolution.h"
 #include "../../hymate_native/mixer.h"
-#include "../../hymate_native/scan.h"
+#include "../../hymate_native/scan_backward.h"
 
 using namespace hymate;
 
