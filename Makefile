@@ -9,7 +9,7 @@ DEMO := runs/demo
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg setup.py pyproject.toml $(CONSTRAINTS) $(wildcard hymate_native/*.cpp hymate_native/*.h hymate_native/*.hpp)
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml $(CONSTRAINTS) $(wildcard hymate_native/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint $(CONSTRAINTS) setuptools wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[dev]"
@@ -41,8 +41,6 @@ build/constraints-floor.txt: constraints-floor.txt constraints.txt
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	mkdir -p $(VENV)/mypy
-	ln -sfn $(CURDIR)/training $(VENV)/mypy/hymate_training
 	$(BIN)/mypy
 
 format: install
@@ -55,11 +53,11 @@ bench: install
 # Cross-validation on PhysioNet 2012, into docs/evidence.md: RAW is the download. What is finished is not run again.
 RAW ?= downloads/physionet2012
 evidence: install
-	$(BIN)/python -m benchmarks.evidence --raw $(RAW)
+	$(BIN)/python -m experiments.evidence --raw $(RAW)
 
 # The released checkpoints, from the raw download into model_cards/.
 release: install
-	$(BIN)/python -m benchmarks.evidence.release --raw $(RAW)
+	$(BIN)/python -m experiments.evidence.release --raw $(RAW)
 
 # Into build/docs; any warning is an error.
 docs: install
@@ -68,7 +66,7 @@ docs: install
 # The kernels' own tests, without Python: under the address and undefined-behavior sanitizers, and on an emulated ARM.
 CHECK_FLAGS := -std=c++17 -fno-exceptions -fno-math-errno -fno-trapping-math -fno-signed-zeros -ffp-contract=fast \
 	-fopenmp -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized
-CHECK_SOURCES := tests/native/check_kernels.cpp hymate_native/kernels.cpp
+CHECK_SOURCES := tests/native/check_kernels.cpp hymate_native/csrc/kernels.cpp
 
 sanitize:
 	mkdir -p build

@@ -9,7 +9,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
-ROOM = Path("hymate_native")
+SOURCES = Path("hymate_native/csrc")
 FLAGS = [
     *("-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"),
     # Never -ffast-math: it deletes the rounding inside exp2, and links code that changes the whole process.
@@ -23,8 +23,8 @@ def kernels(build: str, *flags: str) -> Extension:
     """One build of the source for one level of processor: a plain shared library that ctypes opens."""
     return Extension(
         f"hymate_native.kernels-{build}",
-        sources=[str(ROOM / "kernels.cpp")],
-        depends=sorted(map(str, ROOM.glob("*.h"))),
+        sources=[str(SOURCES / "kernels.cpp")],
+        depends=sorted(map(str, SOURCES.glob("*.h"))),
         extra_compile_args=[*FLAGS, *flags],
         language="c++",
         optional=True,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hymate_training.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 NUM_VARIABLES = 37

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hymate_training.collation import ExampleDataset, TaskCollator, fit_feature_extractor, read_events
-from hymate_training.records import SPLITS, read_info
+from hymate_training.data.collation import ExampleDataset, TaskCollator, fit_feature_extractor, read_events
+from hymate_training.data.records import SPLITS, read_info
 from modeling_hymate import HyMaTEConfig, HyMaTEForSequenceClassification
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments, set_seed
 
-from hymate_training.collation import TaskCollator, fit_feature_extractor, load_task
-from hymate_training.metrics import compute_metrics
+from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
+from hymate_training.data.records import TaskInfo, read_info
+from hymate_training.evaluation.metrics import compute_metrics
 from hymate_training.readers import synthetic
-from hymate_training.records import TaskInfo, read_info
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
 SIMULATED_STAYS = 3000

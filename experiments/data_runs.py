@@ -1,7 +1,7 @@
 """Every public source that is at hand from its download to a figure: prepared, fine-tuned, evaluated, each by the
 command a user has for it. Writes the figures into docs/data.md.
 
-    python -m benchmarks.data_runs --data ../shared/data --output runs/data
+    python -m experiments.data_runs --data ../shared/data --output runs/data
 
 The models are small and see the data a few times: the runs show that every step works on every source. What is done
 stays in --output and is not done again.
@@ -15,10 +15,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.data_sources import SOURCES, Source, markdown, prepare, write_block
-from hymate_training.evaluate import EVALUATION_FILE
-from hymate_training.loop import RUN_FILE, STATE_FOLDER
-from hymate_training.metrics import metric_titles
+from experiments.data_sources import SOURCES, Source, markdown, prepare, write_block
+from hymate_training.evaluation.evaluation import EVALUATION_FILE
+from hymate_training.evaluation.metrics import metric_titles
+from hymate_training.fitting.loop import RUN_FILE, STATE_FOLDER
 
 SMALL = ("--model", "hidden_size=16", "num_mamba_layers=1", "--epochs", "3", "--learning-rate", "2e-3")
 DEMO = (*SMALL, "--batch-size", "8")  # of some ten patients: steps enough to learn anything at all

@@ -1,6 +1,6 @@
 """Prepares every public source that is at hand and writes what came of it into docs/data.md.
 
-    python -m benchmarks.data_sources --data ../shared/data
+    python -m experiments.data_sources --data ../shared/data
 
 A source whose folder is missing keeps the text that docs/data.md has for it.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import replace_page
-from hymate_training.records import DatasetInfo, read_info, summary_tables
+from hymate_training.data.records import DatasetInfo, read_info, summary_tables
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "data.md"

@@ -4,7 +4,7 @@
     hymate pretrain --recipe physionet2019 --data runs/sepsis/data --output runs/sepsis/pretrained
     hymate finetune --recipe physionet2019 --data runs/sepsis/data --task sepsis_onset \\
         --checkpoint runs/sepsis/pretrained --output runs/sepsis/onset
-    python -m benchmarks.sepsis_onset --data runs/sepsis/data --checkpoint runs/sepsis/onset \\
+    python -m experiments.sepsis_onset --data runs/sepsis/data --checkpoint runs/sepsis/onset \\
         --output runs/sepsis/comparison.json --write
 
 XGBoost's features of each prediction, from the events up to its time and no later: each variable's latest value, hours
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from benchmarks.data_sources import markdown, write_block
-from hymate_training.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
-from hymate_training.evaluate import alarm_gains
-from hymate_training.loop import write_json
-from hymate_training.metrics import format_report, paired_difference, report
-from hymate_training.predict import load_checkpoint, predict_examples
-from hymate_training.records import read_info, split_fingerprint
-from hymate_training.utility import add_utility, best_threshold
+from experiments.data_sources import markdown, write_block
+from hymate_training.data.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.records import read_info, split_fingerprint
+from hymate_training.evaluation.evaluation import alarm_gains
+from hymate_training.evaluation.metrics import format_report, paired_difference, report
+from hymate_training.evaluation.utility import add_utility, best_threshold
+from hymate_training.fitting.loop import write_json
+from hymate_training.inference.prediction import load_checkpoint, predict_examples
 from modeling_hymate import HyMaTEFeatureExtractor
 
 TASK, SPLITS = "sepsis_onset", ("validation", "test")

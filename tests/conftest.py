@@ -1,4 +1,5 @@
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 
 from hymate_training.readers import synthetic
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(os.environ.get("HYMATE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -14,9 +15,9 @@ def shared_data() -> Callable[[str], Path]:
     """`shared_data("physionet2012")` is the folder of that data set; the test is skipped where it is absent."""
 
     def find(name: str) -> Path:
-        folder = SHARED_DATA / name
+        folder = DATA / name
         if not folder.is_dir():
-            pytest.skip(f"needs the data set {name} in {folder}")
+            pytest.skip(f"needs the data set {name} in {DATA}; HYMATE_TEST_DATA names another folder")
         return folder
 
     return find

@@ -1,9 +1,9 @@
 """`make evidence`: cross-validates HyMaTE, its ablations and the baselines on PhysioNet 2012, into docs/evidence.md.
 
-    python -m benchmarks.evidence --raw DIR
+    python -m experiments.evidence --raw DIR
 
-Figures of finished units lie in docs/evidence/runs and are never computed twice; an interrupted unit goes on where it
-stopped. Units are independent, so several processes may share them out: `--models`, `--folds`.
+Figures of finished units lie in experiments/evidence/results and are never computed twice; an interrupted unit goes
+on where it stopped. Units are independent, so several processes may share them out: `--models`, `--folds`.
 """
 
 import argparse
@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.evidence.folds import NUM_FOLDS, assign_folds
-from benchmarks.evidence.models import MODELS, UNITS
-from benchmarks.evidence.tables import PAGE, read_results, write_page
-from benchmarks.evidence.units import run_unit
+from experiments.evidence.folds import NUM_FOLDS, assign_folds
+from experiments.evidence.models import MODELS, UNITS
+from experiments.evidence.tables import read_results, write_page
+from experiments.evidence.units import run_unit
 from hymate_training.readers import READERS
 
-EVIDENCE = PAGE.with_suffix("")  # docs/evidence/
+HERE = Path(__file__).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.evidence", description=__doc__)
     parser.add_argument("--raw", type=Path, required=True, help="download of PhysioNet 2012, sets b and c")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="prepared folds and unfinished runs")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="these alone")
@@ -35,11 +35,11 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     if args.quick:  # apart, so that nothing of it is taken for a finished run
         args.work = args.work / "quick"
-    results = args.work / "figures" if args.quick else EVIDENCE / "runs"
+    results = args.work / "figures" if args.quick else HERE / "results"
     prepared = args.work / "data" / "all"
     if not prepared.is_dir():
         READERS["physionet2012"].prepare(args.raw, prepared)
-    folds = assign_folds(prepared, args.work / "folds.json" if args.quick else EVIDENCE / "folds.json")
+    folds = assign_folds(prepared, args.work / "folds.json" if args.quick else HERE / "folds.json")
     chosen = [
         (name, percent) for name, percent in UNITS if name in args.models and percent in (args.percent or [percent])
     ]

@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from benchmarks.evidence.folds import TASK
-from hymate_training.collation import TaskDataset, fit_feature_extractor, load_task
+from experiments.evidence.folds import TASK
+from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
 from modeling_hymate import HyMaTEFeatureExtractor
 
 EARLY_HOURS = 12.0

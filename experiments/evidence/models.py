@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.evidence import baselines
+from experiments.evidence import baselines
 
 PERCENTAGES = (5, 10, 25)  # of the labels, where pretraining is compared with training from scratch
 

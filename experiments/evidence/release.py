@@ -1,6 +1,6 @@
 """`make release`: retrains the released checkpoints from the raw download, into model_cards/.
 
-    python -m benchmarks.evidence.release --raw DIR
+    python -m experiments.evidence.release --raw DIR
 
 The encoder is pretrained and the classifier trained by the recipe `physionet2012` on the STraTS split of sets b and c,
 one seed, chosen in advance. The card's figures are those of the validation split, with the baselines beside them.
@@ -11,20 +11,20 @@ import json
 import shutil
 from pathlib import Path
 
-from benchmarks.evidence import baselines
-from benchmarks.evidence.folds import TASK
-from benchmarks.evidence.tables import PAGE, cross_validation, read_results
-from benchmarks.evidence.units import hymate
-from hymate_training.cards import CROSS_VALIDATION_FILE, write_model_card
-from hymate_training.collation import load_task
-from hymate_training.evaluate import EVALUATION_FILE
-from hymate_training.loop import RUN_FILE, write_json
-from hymate_training.metrics import report
-from hymate_training.push import plan_push
+from experiments.evidence import baselines
+from experiments.evidence.folds import TASK
+from experiments.evidence.tables import cross_validation, read_results
+from experiments.evidence.units import hymate
+from hymate_training.data.collation import load_task
+from hymate_training.data.records import read_info, replace_folder, split_fingerprint
+from hymate_training.evaluation.evaluation import EVALUATION_FILE
+from hymate_training.evaluation.metrics import report
+from hymate_training.fitting.loop import RUN_FILE, write_json
+from hymate_training.publishing.cards import CROSS_VALIDATION_FILE, write_model_card
+from hymate_training.publishing.push import plan_push
 from hymate_training.readers import READERS
-from hymate_training.records import read_info, replace_folder, split_fingerprint
 
-EVIDENCE = PAGE.with_suffix("")
+RESULTS = Path(__file__).with_name("results")
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 COMPARED = {
     "XGBoost on summary statistics": baselines.xgboost,
@@ -58,7 +58,7 @@ def main() -> None:
         for name, predict in COMPARED.items()
     }
     write_json(mortality / EVALUATION_FILE, evaluation)
-    (mortality / CROSS_VALIDATION_FILE).write_text(cross_validation(read_results(EVIDENCE / "runs")) + "\n")
+    (mortality / CROSS_VALIDATION_FILE).write_text(cross_validation(read_results(RESULTS)) + "\n")
     for folder in (pretrained, mortality):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
-from benchmarks.evidence.units import FIGURES
 from benchmarks.measure import markdown, replace_page
-from hymate_training.metrics import METRICS, percentile_interval
+from experiments.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
+from experiments.evidence.units import FIGURES
+from hymate_training.evaluation.metrics import METRICS, percentile_interval
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 SHOWN = ("auroc", "auprc", "log_loss", "brier", "expected_calibration_error")

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.evidence.folds import TASK, prepare_fold
-from benchmarks.evidence.models import MODELS, Model
-from hymate_training.collation import TaskCollator, load_task
-from hymate_training.loop import LAST_FOLDER, RUN_FILE, STATE_FOLDER
-from hymate_training.metrics import bootstrap_samples, compute_metrics
-from hymate_training.predict import load_checkpoint, predict_examples
-from hymate_training.records import split_fingerprint
+from experiments.evidence.folds import TASK, prepare_fold
+from experiments.evidence.models import MODELS, Model
+from hymate_training.data.collation import TaskCollator, load_task
+from hymate_training.data.records import split_fingerprint
+from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
+from hymate_training.fitting.loop import LAST_FOLDER, RUN_FILE, STATE_FOLDER
+from hymate_training.inference.prediction import load_checkpoint, predict_examples
 
 RECIPE = "physionet2012"
 FIGURES = ("auroc", "auprc", "log_loss")  # whose resamples are kept, so that differences are paired later on

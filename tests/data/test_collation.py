@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers import make_model
 
-from hymate_training.collation import (
+from hymate_training.data.collation import (
     ExampleDataset,
     ForecastCollator,
     TaskCollator,
@@ -14,6 +13,7 @@ from hymate_training.collation import (
     load_task,
 )
 from modeling_hymate import Events, HyMaTEFeatureExtractor
+from tests.support.helpers import make_model
 
 CATEGORIES = ("a", "b", "1")
 

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hymate_training.records import (
+from hymate_training.data.records import (
     DatasetInfo,
     PreparedFolderWriter,
     StaticColumn,

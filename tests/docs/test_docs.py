@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hymate_training.cli import COMMANDS, main
+from hymate_training.cli.main import COMMANDS, MODULES, main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 TUTORIAL = "tutorial.md"
@@ -59,7 +59,7 @@ def test_commands_parse(page, monkeypatch):
                 command = ["hymate", *command[command.index("hymate_training") + 1 :]]  # noqa: PLW2901
             if command[0] == "hymate" and "..." not in command:
                 assert command[1] in COMMANDS
-                module = importlib.import_module(f"hymate_training.{command[1]}")
+                module = importlib.import_module(MODULES[command[1]])
                 monkeypatch.setattr(module, "run", lambda args: parsed.append(args) or "")
                 assert main(command[1:]) == 0, command
             if command[:1] == ["python"] and command[1].endswith(".py"):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hymate_training.cli import COMMANDS, main
+from hymate_training.cli.main import COMMANDS, main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from hymate_training.metrics import (
+from hymate_training.evaluation.metrics import (
     METRICS,
     bootstrap_intervals,
     bootstrap_samples,
@@ -24,7 +24,7 @@ from hymate_training.metrics import (
     subgroup_report,
     undefined_metrics,
 )
-from hymate_training.weighted_metrics import EVALUATORS
+from hymate_training.evaluation.weighted_metrics import EVALUATORS
 
 
 def make(problem_type, n=200, seed=0, decimals=2):

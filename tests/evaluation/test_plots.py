@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy import stats
 
-from hymate_training.metrics import calibration_bins, compute_metrics
-from hymate_training.plots import (
+from hymate_training.evaluation.metrics import calibration_bins, compute_metrics
+from hymate_training.evaluation.plots import (
     confusion_figure,
     label_roc_figure,
     precision_recall_figure,

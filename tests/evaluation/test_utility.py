@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from sepsis_files import make_hospital, write_hospital
 
-from hymate_training.cli import main
-from hymate_training.metrics import report
-from hymate_training.readers import physionet2019
-from hymate_training.utility import (
+from hymate_training.cli.main import main
+from hymate_training.evaluation.metrics import report
+from hymate_training.evaluation.utility import (
     add_utility,
     best_threshold,
     normalized_utility,
@@ -20,6 +18,8 @@ from hymate_training.utility import (
     sepsis_utilities,
     utility_interval,
 )
+from hymate_training.readers import physionet2019
+from tests.support.sepsis_files import make_hospital, write_hospital
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.evidence import baselines, units
-from benchmarks.evidence.folds import NUM_FOLDS, TASK, assign_folds, prepare_fold
-from benchmarks.evidence.models import MODELS, Model
-from benchmarks.evidence.tables import TABLES, paired, read_results, write_page
-from hymate_training.collation import TaskDataset, fit_feature_extractor, load_task
-from hymate_training.finetune import FinetuneOptions
-from hymate_training.options import read_recipe
-from hymate_training.records import read_info, read_records, read_task
+from experiments.evidence import baselines, units
+from experiments.evidence.folds import NUM_FOLDS, TASK, assign_folds, prepare_fold
+from experiments.evidence.models import MODELS, Model
+from experiments.evidence.tables import TABLES, paired, read_results, write_page
+from hymate_training.cli.options import read_recipe
+from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.records import read_info, read_records, read_task
+from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig
 
 

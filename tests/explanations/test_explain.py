@@ -4,10 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from helpers import close, make_model
 
-from hymate_training.attribution import METHODS, Explainer, channel_attentions, explain, risk_trajectory
+from hymate_training.explanations.attribution import METHODS, Explainer, channel_attentions, explain, risk_trajectory
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from tests.support.helpers import close, make_model
 
 VARIABLES = ("heart_rate", "lactate", "glucose", "diagnosis")
 STATIC = ["age"]

@@ -4,11 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from helpers import tiny_config
 from scipy.stats import spearmanr
 
-from hymate_training.attribution import METHODS, Explainer, explain
-from hymate_training.faithfulness import (
+from hymate_training.explanations.attribution import METHODS, Explainer, explain
+from hymate_training.explanations.faithfulness import (
     FRACTIONS,
     RANDOM,
     agreement,
@@ -24,6 +23,7 @@ from hymate_training.faithfulness import (
     verdict,
 )
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from tests.support.helpers import tiny_config
 
 VARIABLES = tuple("abcdef")
 DRIVERS = ("b", "e")

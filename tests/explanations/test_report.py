@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from helpers import perturbed, tiny_config
 from matplotlib.image import imread
 
-from hymate_training.attribution import METHODS
-from hymate_training.cards import write_model_card
-from hymate_training.cli import main
-from hymate_training.collation import fit_feature_extractor, read_events
-from hymate_training.explanation_figures import cluster_order
-from hymate_training.explanation_report import table_html
-from hymate_training.push import plan_push
-from hymate_training.records import read_info
+from hymate_training.cli.main import main
+from hymate_training.data.collation import fit_feature_extractor, read_events
+from hymate_training.data.records import read_info
+from hymate_training.explanations.attribution import METHODS
+from hymate_training.explanations.figures import cluster_order
+from hymate_training.explanations.report import table_html
+from hymate_training.publishing.cards import write_model_card
+from hymate_training.publishing.push import plan_push
 from modeling_hymate import HyMaTEForSequenceClassification
+from tests.support.helpers import perturbed, tiny_config
 
 TASK = "in_hospital_mortality"
 PATIENT = "stay-0000005"

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import close, make_model, random_batch
 
-from hymate_training.auxiliary import AuxiliaryModel, load_auxiliary
-from hymate_training.calibrate import calibrate
-from hymate_training.cli import main
-from hymate_training.collation import TaskCollator, fit_feature_extractor, load_task
-from hymate_training.predict import load_checkpoint, predict_examples
+from hymate_training.cli.main import main
+from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
+from hymate_training.fitting.auxiliary import AuxiliaryModel, load_auxiliary
+from hymate_training.fitting.calibration import calibrate
+from hymate_training.inference.prediction import load_checkpoint, predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
+from tests.support.helpers import close, make_model, random_batch
 
 TASK = "in_hospital_mortality"
 

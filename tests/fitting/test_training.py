@@ -16,9 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hymate_training import predict
-from hymate_training.cli import main
-from hymate_training.collation import (
+from hymate_training.cli.main import main
+from hymate_training.data.collation import (
     ExampleDataset,
     ForecastCollator,
     TaskCollator,
@@ -28,10 +27,11 @@ from hymate_training.collation import (
     load_task,
     read_events,
 )
-from hymate_training.evaluate import check_task
-from hymate_training.loop import EpochLoader, LoopOptions
-from hymate_training.predict import read_frame
-from hymate_training.records import TaskInfo
+from hymate_training.data.records import TaskInfo
+from hymate_training.evaluation.evaluation import check_task
+from hymate_training.fitting.loop import EpochLoader, LoopOptions
+from hymate_training.inference import prediction as predict
+from hymate_training.inference.prediction import read_frame
 
 TINY = [
     "--model",
@@ -139,7 +139,7 @@ def test_interrupted_run_resumes_exactly(synthetic_folder, tmp_path, extra, monk
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main([*map(str, arguments), "--output", str(whole)]) == 0
 
-    from hymate_training import loop  # noqa: PLC0415 - the module whose step is counted
+    from hymate_training.fitting import loop  # noqa: PLC0415 - the module whose step is counted
 
     step, calls = loop._step, []
 
@@ -262,7 +262,7 @@ def test_every_problem_type_trains_evaluates_and_predicts(synthetic_folder, tmp_
 
 
 def event_frame(folder, records=5):
-    from hymate_training.records import read_info, read_records  # noqa: PLC0415 - used here only
+    from hymate_training.data.records import read_info, read_records  # noqa: PLC0415 - used here only
 
     info, table = read_info(folder), read_records(folder, "test").slice(0, records)
     frame = pl.from_arrow(table)
@@ -285,7 +285,7 @@ def test_predict_gives_what_evaluation_sees(synthetic_folder, finetuned, tmp_pat
     found = pl.read_csv(output) if suffix == "csv" else pl.read_parquet(output)
     assert set(found["record_id"].cast(pl.String)) == set(static["record_id"])
 
-    from hymate_training.predict import load_checkpoint, predict_examples  # noqa: PLC0415 - used here only
+    from hymate_training.inference.prediction import load_checkpoint, predict_examples  # noqa: PLC0415 - used here only
 
     model, extractor = load_checkpoint(finetuned)
     dataset = load_task(synthetic_folder, TASK, "test", extractor.variables)
@@ -472,9 +472,9 @@ def test_mistakes_end_with_one_line_and_leave_nothing(
 def test_recipes_hold_only_known_options():
     import argparse  # noqa: PLC0415 - used here only
 
-    from hymate_training.finetune import FinetuneOptions  # noqa: PLC0415 - likewise
-    from hymate_training.options import read_options, shipped_recipes  # noqa: PLC0415 - likewise
-    from hymate_training.pretrain import PretrainOptions  # noqa: PLC0415 - likewise
+    from hymate_training.cli.options import read_options, shipped_recipes  # noqa: PLC0415 - likewise
+    from hymate_training.fitting.finetuning import FinetuneOptions  # noqa: PLC0415 - likewise
+    from hymate_training.fitting.pretraining import PretrainOptions  # noqa: PLC0415 - likewise
 
     for recipe in shipped_recipes():
         arguments = argparse.Namespace(recipe=recipe)
@@ -483,7 +483,7 @@ def test_recipes_hold_only_known_options():
 
 
 def test_carrying_forward_takes_each_variables_last_value():
-    from hymate_training.pretrain import last_values  # noqa: PLC0415 - used here only
+    from hymate_training.fitting.pretraining import last_values  # noqa: PLC0415 - used here only
 
     rng = np.random.default_rng(0)
     shape = (6, 40)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from helpers import close, make_model, random_batch, tiny_config
 
 from modeling_hymate import HyMaTEForSequenceClassification
 from modeling_hymate.attention import ChannelIndex
 from modeling_hymate.channel_statistics import BOUND, STATISTICS, HyMaTEChannelStatistics, channel_statistics
+from tests.support.helpers import close, make_model, random_batch, tiny_config
 
 
 def sorted_batch(seed: int = 0):

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from helpers import close
-from make_checkpoints import FOLDER, HEADS, logits_of, main
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 
 import hymate_native
+from tests.support.helpers import close
+from tests.support.make_checkpoints import FOLDER, HEADS, logits_of, main
 
 needs_kernels = pytest.mark.skipif(not hymate_native.is_available(), reason="no C++ compiler built the kernels")
 AUTO = {"classification": AutoModelForSequenceClassification, "pretraining": AutoModelForPreTraining}

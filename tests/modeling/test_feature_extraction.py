@@ -9,12 +9,12 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from helpers import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor
 
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEModel
+from tests.support.helpers import tiny_config
 
 VARIABLES = ["heart_rate", "lactate", "diagnosis", "constant", "never_seen"]
 EVENTS = {

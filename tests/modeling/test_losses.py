@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from helpers import close, gradients_of, make_model, random_batch
 
 from modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification
+from tests.support.helpers import close, gradients_of, make_model, random_batch
 
 
 def head_and_inputs(**overrides):

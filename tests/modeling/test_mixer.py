@@ -5,7 +5,6 @@ from itertools import cycle
 import pytest
 import torch
 import transformers
-from helpers import perturbed, random_batch, tiny_config
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -15,6 +14,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from modeling_hymate import HyMaTEModel
 from modeling_hymate.mamba import HyMaTEMixer
+from tests.support.helpers import perturbed, random_batch, tiny_config
 
 TOLERANCE = 1e-5  # float32, relative to the largest entry
 

@@ -6,12 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import close, event_inputs, gradients_of, make_model, random_batch, select_events, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 
 from modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification, HyMaTEModel
+from tests.support.helpers import (
+    close,
+    event_inputs,
+    gradients_of,
+    make_model,
+    random_batch,
+    select_events,
+    tiny_config,
+)
 
 ABLATIONS = [
     {"attention_axis": axis, "num_mamba_layers": mamba, "num_attention_layers": attention}

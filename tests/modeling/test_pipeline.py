@@ -5,11 +5,11 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from helpers import perturbed, tiny_config
 from torch.utils.data import Dataset
 from transformers import pipeline
 
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForPreTraining, HyMaTEForSequenceClassification
+from tests.support.helpers import perturbed, tiny_config
 
 VARIABLES = ["HR", "GCS", "Ward"]
 FRAME = pd.DataFrame(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import perturbed, tiny_config
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -28,6 +27,8 @@ from modeling_hymate import (
     HyMaTEForSequenceClassification,
     HyMaTEModel,
 )
+from tests.support import remote_client
+from tests.support.helpers import perturbed, tiny_config
 
 CODE = {
     "attention.py",
@@ -144,7 +145,7 @@ def test_folder_works_where_our_packages_are_missing(classifier_folder, classifi
     """Bit-equal outputs, a training step, a second save that opens there and here, and the pipeline."""
     records, second, results = tmp_path / "records.json", tmp_path / "second", tmp_path / "results"
     records.write_text(json.dumps(RECORDS))
-    client = Path(__file__).with_name("remote_client.py")
+    client = Path(remote_client.__file__)
     done = subprocess.run(
         [sys.executable, "-I", str(client), str(classifier_folder), str(second), str(records), str(results)],
         cwd=tmp_path,

@@ -9,14 +9,14 @@ import lora
 import pytest
 import torch
 from finetune_with_trainer import make_trainer
-from helpers import close, tiny_config
-from hub_server import OWNER, TOKEN, HubServer
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
-from hymate_training.collation import fit_feature_extractor
-from hymate_training.predict import load_checkpoint, predict_examples
-from hymate_training.records import read_info
+from hymate_training.data.collation import fit_feature_extractor
+from hymate_training.data.records import read_info
+from hymate_training.inference.prediction import load_checkpoint, predict_examples
 from modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification
+from tests.support.helpers import close, tiny_config
+from tests.support.hub_server import OWNER, TOKEN, HubServer
 
 TASK = "in_hospital_mortality"
 

@@ -6,9 +6,9 @@
 #include <random>
 #include <vector>
 
-#include "../../hymate_native/convolution.h"
-#include "../../hymate_native/mixer.h"
-#include "../../hymate_native/scan_backward.h"
+#include "../../hymate_native/csrc/convolution.h"
+#include "../../hymate_native/csrc/mixer.h"
+#include "../../hymate_native/csrc/scan_backward.h"
 
 using namespace hymate;
 

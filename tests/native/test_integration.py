@@ -13,7 +13,7 @@ from torch.export import Dim
 import hymate_native
 from hymate_native import library
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 needs_kernels = pytest.mark.skipif(not hymate_native.runnable_builds(), reason="no C++ compiler built the kernels")
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-from helpers import tiny_config
-from hub_server import HubServer, card_session
 from huggingface_hub import ModelCard
 
-from hymate_training import cards, push
-from hymate_training.cli import main
-from hymate_training.metrics import METRICS, report, subgroup_report
+from hymate_training.cli.main import main
+from hymate_training.evaluation.metrics import METRICS, report, subgroup_report
+from hymate_training.publishing import cards, push
 from modeling_hymate import HyMaTEFeatureExtractor
+from tests.support import remote_client
+from tests.support.helpers import tiny_config
+from tests.support.hub_server import HubServer, card_session
 
 GOLDEN = Path(__file__).parent / "golden" / "model_card.md"
 RUN = {
@@ -297,7 +298,7 @@ def test_card_of_a_fresh_run(synthetic_folder, tmp_path, validate):
 
     (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     script = tmp_path / "script.py"
-    client = Path(__file__).with_name("remote_client.py")
+    client = Path(remote_client.__file__)
     script.write_text(
         f"import runpy, sys\nclient = runpy.run_path({str(client)!r})\n"
         f"sys.meta_path.insert(0, client['Absent'](client['OURS']))\n{snippet}"

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_config
-from hub_server import OWNER, TOKEN, HubServer, card_session
+
+from tests.support.helpers import tiny_config
+from tests.support.hub_server import OWNER, TOKEN, HubServer, card_session
 
 REPO = f"{OWNER}/model"
 RECORDS = [
@@ -130,7 +131,7 @@ def save_checkpoint(path: Path, seed: int):
 
 def names_in_checkpoint(cache: Path, place: str) -> list[str]:
     """The files that `--checkpoint` finds under a name."""
-    from hymate_training.predict import checkpoint_folder  # noqa: PLC0415
+    from hymate_training.inference.prediction import checkpoint_folder  # noqa: PLC0415
 
     return sorted(path.name for path in checkpoint_folder(place).iterdir())
 
@@ -161,7 +162,7 @@ def push_with_transformers(cache: Path, path: Path, repo: str, options: dict):
 
 
 def push_with_command(cache: Path, path: Path, repo: str, *flags: str) -> str:
-    from hymate_training import push  # noqa: PLC0415
+    from hymate_training.publishing import push  # noqa: PLC0415
 
     parser = argparse.ArgumentParser()
     push.add_arguments(parser)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import tiny_config
 
-from hymate_training import push
-from hymate_training.plots import save_plots
+from hymate_training.evaluation.plots import save_plots
+from hymate_training.publishing import push
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from tests.support.helpers import tiny_config
 
 RECORD = {"time": [0.0, 1.0], "variable": ["HR", "GCS"], "value": [90.0, 14.0], "Age": 60.0}
 README = """---

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_server import OWNER
-from test_hub import ClientError, client, hub, pool, server  # noqa: F401 - fixtures: the loopback Hub and its client
 
-from hymate_training import push
-from hymate_training.records import SPLITS, read_records, read_task
+from hymate_training.data.records import SPLITS, read_records, read_task
+from hymate_training.publishing import push
+from tests.publishing.test_hub import ClientError, client, hub, pool, server  # noqa: F401 - fixtures: the loopback Hub and its client
+from tests.support.hub_server import OWNER
 
 REPO = f"{OWNER}/stays"
 TASK = "in_hospital_mortality"

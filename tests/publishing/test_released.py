@@ -9,10 +9,10 @@ import torch
 import yaml
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification
 
-from hymate_training.cli import main
-from hymate_training.push import plan_push
+from hymate_training.cli.main import main
+from hymate_training.publishing.push import plan_push
 
-MODEL_CARDS = Path(__file__).resolve().parents[1] / "model_cards"
+MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 MORTALITY = MODEL_CARDS / "hymate-physionet2012-mortality"
 PRETRAINED = MODEL_CARDS / "hymate-physionet2012-pretrained"
 LARGEST = 2_000_000  # bytes

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from leakage import check_leakage
 
-from hymate_training import prepare as command
-from hymate_training.cli import main
+from hymate_training.cli import prepare as command
+from hymate_training.cli.main import main
+from hymate_training.data.records import SPLITS, read_info, read_records, read_task
 from hymate_training.readers import eicu
-from hymate_training.records import SPLITS, read_info, read_records, read_task
+from tests.support.leakage import check_leakage
 
 Tables = dict[str, list[dict]]
 

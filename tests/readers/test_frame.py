@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from leakage import check_leakage
 
-from hymate_training import prepare as command
+from hymate_training.cli import prepare as command
+from hymate_training.data.records import SPLITS, read_info, read_records, read_task
 from hymate_training.readers import frame
-from hymate_training.records import SPLITS, read_info, read_records, read_task
+from tests.support.leakage import check_leakage
 
 NUM_RECORDS = 40
 

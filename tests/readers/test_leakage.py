@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from leakage import check_leakage
 
-from hymate_training.collation import TaskCollator
-from hymate_training.records import read_info
+from hymate_training.data.collation import TaskCollator
+from hymate_training.data.records import read_info
+from tests.support.leakage import check_leakage
 
 
 def test_nothing_after_the_prediction_is_seen(synthetic_folder):

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from leakage import check_leakage
 
-from hymate_training.collation import read_events
+from hymate_training.data.collation import read_events
+from hymate_training.data.records import SPLITS, read_info, read_records, read_task
 from hymate_training.readers import meds
-from hymate_training.records import SPLITS, read_info, read_records, read_task
+from tests.support.leakage import check_leakage
 
 START = datetime(2000, 1, 1)
 NUM_SUBJECTS = 24

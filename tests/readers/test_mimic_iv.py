@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from leakage import check_leakage
 
-from hymate_training.cli import main
-from hymate_training.collation import TaskCollator, fit_feature_extractor, load_task
+from hymate_training.cli.main import main
+from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
+from hymate_training.data.records import SPLITS, read_info, read_records, read_task
 from hymate_training.readers import mimic_iv
 from hymate_training.readers.mimic_iv_items import BOUNDS, PLAUSIBLE
-from hymate_training.records import SPLITS, read_info, read_records, read_task
+from tests.support.leakage import check_leakage
 
 Tables = dict[str, pl.DataFrame]
 START = datetime(2150, 3, 1, 10)

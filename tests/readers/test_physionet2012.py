@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from leakage import check_leakage
 
-from hymate_training import prepare as command
+from hymate_training.cli import prepare as command
+from hymate_training.data.records import read_info, read_records, read_task
 from hymate_training.readers import physionet2012
-from hymate_training.records import read_info, read_records, read_task
+from tests.support.leakage import check_leakage
 
 HEADER = "Time,Parameter,Value"
 OUTCOME_HEADER = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hymate_training import prepare as command
+from hymate_training.cli import prepare as command
+from hymate_training.data.records import SPLITS, read_info, read_records, read_task
 from hymate_training.readers import synthetic
-from hymate_training.records import SPLITS, read_info, read_records, read_task
 
 NUM_RECORDS = 6000
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hymate_training.collation import Examples, TaskCollator, fit_feature_extractor, load_task
+from hymate_training.data.collation import Examples, TaskCollator, fit_feature_extractor, load_task
 from modeling_hymate import Events
 
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from helpers import perturbed, tiny_config
 
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForPreTraining, HyMaTEForSequenceClassification
+from tests.support.helpers import perturbed, tiny_config
 
-FOLDER = Path(__file__).with_name("checkpoints")
+FOLDER = Path(__file__).parents[1] / "checkpoints"
 HEADS = {"classification": HyMaTEForSequenceClassification, "pretraining": HyMaTEForPreTraining}
 RECORDS = [
     {"time": [0.0, 1.5, 1.5, 30.0], "variable": ["HR", "GCS", "HR", "Ward"], "value": [88, 15, 91.5, None], "Age": 71},

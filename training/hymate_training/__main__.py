@@ -2,6 +2,6 @@
 
 import sys
 
-from hymate_training.cli import main
+from hymate_training.cli.main import main
 
 sys.exit(main())

@@ -17,6 +17,17 @@ COMMANDS = {
 }
 
 
+MODULES = {
+    "prepare": "hymate_training.cli.prepare",
+    "pretrain": "hymate_training.fitting.pretraining",
+    "finetune": "hymate_training.fitting.finetuning",
+    "evaluate": "hymate_training.evaluation.evaluation",
+    "predict": "hymate_training.inference.prediction",
+    "explain": "hymate_training.explanations.explain",
+    "push": "hymate_training.publishing.push",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 2 for a user's mistake, 130 for an interruption."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -28,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=summary)
         if name == called:
             try:
-                module = importlib.import_module(f"hymate_training.{name}")
+                module = importlib.import_module(MODULES[name])
             except ModuleNotFoundError as error:
                 extras = "train,explain" if name == "explain" else "train"
                 print(f"hymate {name} needs {error.name}: pip install 'hymate[{extras}]'", file=sys.stderr)

@@ -4,8 +4,8 @@ import argparse
 import inspect
 from pathlib import Path
 
+from hymate_training.data.records import DatasetInfo, summary_tables
 from hymate_training.readers import READERS
-from hymate_training.records import DatasetInfo, summary_tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import BatchFeature
 
-from hymate_training.records import DatasetInfo, TaskInfo, read_info, read_records, read_task
+from hymate_training.data.records import DatasetInfo, TaskInfo, read_info, read_records, read_task
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 

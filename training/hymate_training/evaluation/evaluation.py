@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from hymate_training.collation import ExampleDataset, TaskCollator, TaskDataset, check_static_columns, load_task
-from hymate_training.loop import write_json
-from hymate_training.metrics import format_report, report, subgroup_report
-from hymate_training.plots import save_plots
-from hymate_training.predict import (
+from hymate_training.data.collation import ExampleDataset, TaskCollator, TaskDataset, check_static_columns, load_task
+from hymate_training.data.records import TaskInfo, read_info, split_fingerprint
+from hymate_training.evaluation.metrics import format_report, report, subgroup_report
+from hymate_training.evaluation.plots import save_plots
+from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold
+from hymate_training.fitting.loop import write_json
+from hymate_training.inference.prediction import (
     BATCH_SIZE,
     CHECKPOINT_HELP,
     checkpoint_folder,
@@ -19,8 +21,6 @@ from hymate_training.predict import (
     load_checkpoint,
     predict_examples,
 )
-from hymate_training.records import TaskInfo, read_info, split_fingerprint
-from hymate_training.utility import UTILITIES, add_utility, best_threshold
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
 EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation on the validation split

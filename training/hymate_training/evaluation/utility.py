@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hymate_training.metrics import number_records, percentile_interval
+from hymate_training.evaluation.metrics import number_records, percentile_interval
 
 LABEL_LEAD = 6.0  # hours by which the published SepsisLabel of the challenge precedes the onset
 EARLIEST, OPTIMAL, LATEST = -12.0, -6.0, 3.0  # hours from the onset of sepsis

@@ -17,7 +17,7 @@ from captum.attr import IntegratedGradients
 from torch import nn
 from tqdm.auto import tqdm
 
-from hymate_training.predict import label_names
+from hymate_training.inference.prediction import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.embedding import HyMaTEEmbedding
 from modeling_hymate.modeling_hymate import canonical_order

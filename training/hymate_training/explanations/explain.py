@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hymate_training.attribution import (
+from hymate_training.data.collation import ExampleDataset, check_static_columns, load_task
+from hymate_training.data.records import DatasetInfo, TaskInfo, read_info, replace_folder, split_fingerprint
+from hymate_training.evaluation.evaluation import check_task, subgroup_columns
+from hymate_training.explanations.attribution import (
     BATCH_SIZE,
     METHODS,
     Explainer,
@@ -20,20 +23,7 @@ from hymate_training.attribution import (
     explain,
     risk_trajectory,
 )
-from hymate_training.cards import FAITHFULNESS_FILE, SMALLEST_GROUP, write_model_card
-from hymate_training.collation import ExampleDataset, check_static_columns, load_task
-from hymate_training.evaluate import check_task, subgroup_columns
-from hymate_training.explanation_figures import spoken
-from hymate_training.explanation_report import (
-    Cohort,
-    cohort_pictures,
-    cohort_tables,
-    findings,
-    patient_pictures,
-    patient_tables,
-    render,
-)
-from hymate_training.faithfulness import (
+from hymate_training.explanations.faithfulness import (
     LEVEL,
     NUM_RESAMPLES,
     RANDOM_RANKINGS,
@@ -46,9 +36,19 @@ from hymate_training.faithfulness import (
     variable_shares,
     verdict,
 )
-from hymate_training.loop import write_json
-from hymate_training.predict import CHECKPOINT_HELP, load_checkpoint, parse_files
-from hymate_training.records import DatasetInfo, TaskInfo, read_info, replace_folder, split_fingerprint
+from hymate_training.explanations.figures import spoken
+from hymate_training.explanations.report import (
+    Cohort,
+    cohort_pictures,
+    cohort_tables,
+    findings,
+    patient_pictures,
+    patient_tables,
+    render,
+)
+from hymate_training.fitting.loop import write_json
+from hymate_training.inference.prediction import CHECKPOINT_HELP, load_checkpoint, parse_files
+from hymate_training.publishing.cards import FAITHFULNESS_FILE, SMALLEST_GROUP, write_model_card
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 EXPLANATION_FILE = "explanation.json"

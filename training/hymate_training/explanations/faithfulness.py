@@ -21,8 +21,8 @@ import torch
 from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
-from hymate_training.attribution import Explainer, Explanation, explain
-from hymate_training.metrics import percentile_interval
+from hymate_training.evaluation.metrics import percentile_interval
+from hymate_training.explanations.attribution import Explainer, Explanation, explain
 from modeling_hymate import Events, HyMaTEForSequenceClassification
 
 FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 0.85, 1.0)

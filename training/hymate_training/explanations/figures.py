@@ -18,9 +18,9 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from hymate_training.attribution import METHODS, UNSIGNED, Explanation, Trajectory
-from hymate_training.faithfulness import RANDOM
-from hymate_training.plots import BLUE, COLORS, GREY, ORANGE
+from hymate_training.evaluation.plots import BLUE, COLORS, GREY, ORANGE
+from hymate_training.explanations.attribution import METHODS, UNSIGNED, Explanation, Trajectory
+from hymate_training.explanations.faithfulness import RANDOM
 
 TEXT, SMALL = 10, 8.5
 LINE = "#DADDE1"

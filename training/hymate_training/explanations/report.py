@@ -15,17 +15,17 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from hymate_training import explanation_figures as figures
-from hymate_training.attribution import Explanation, Trajectory
-from hymate_training.cards import SMALLEST_GROUP
-from hymate_training.explanation_figures import MOVERS_SHOWN, TIMELINE_VARIABLES, capitalized, spoken
-from hymate_training.faithfulness import (
+from hymate_training.explanations import figures
+from hymate_training.explanations.attribution import Explanation, Trajectory
+from hymate_training.explanations.faithfulness import (
     RANDOM,
     against_random,
     mean_with_interval,
     means_with_intervals,
     variable_shares,
 )
+from hymate_training.explanations.figures import MOVERS_SHOWN, TIMELINE_VARIABLES, capitalized, spoken
+from hymate_training.publishing.cards import SMALLEST_GROUP
 from modeling_hymate import Events
 
 SHOWN_VARIABLES = 15

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import BatchFeature
 from transformers.utils import ModelOutput
 
-from hymate_training.collation import Examples, TaskDataset
-from hymate_training.records import read_info, read_task
+from hymate_training.data.collation import Examples, TaskDataset
+from hymate_training.data.records import read_info, read_task
 from modeling_hymate import HyMaTEForSequenceClassification
 
 

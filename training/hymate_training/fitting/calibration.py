@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hymate_training.collation import TaskCollator, TaskDataset
-from hymate_training.predict import predict_examples
+from hymate_training.data.collation import TaskCollator, TaskDataset
+from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
 
 TEMPERATURES = np.exp(np.linspace(-2, 2, 401))  # from 0.14 to 7.4, in steps of one percent

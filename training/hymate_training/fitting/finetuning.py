@@ -12,11 +12,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from hymate_training import loop
-from hymate_training.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
-from hymate_training.calibrate import calibrate
-from hymate_training.cards import write_model_card
-from hymate_training.collation import (
+from hymate_training.cli.options import add_option_flags, option, read_options
+from hymate_training.data.collation import (
     ExampleDataset,
     TaskCollator,
     TaskDataset,
@@ -24,11 +21,14 @@ from hymate_training.collation import (
     fit_feature_extractor,
     load_task,
 )
-from hymate_training.evaluate import EVALUATION_FILE, evaluate, format_evaluation, task_predictions
-from hymate_training.metrics import compute_metrics
-from hymate_training.options import add_option_flags, option, read_options
-from hymate_training.predict import checkpoint_folder, load_checkpoint, predict_examples
-from hymate_training.records import TaskInfo, data_fingerprint, fingerprint, read_info, split_fingerprint
+from hymate_training.data.records import TaskInfo, data_fingerprint, fingerprint, read_info, split_fingerprint
+from hymate_training.evaluation.evaluation import EVALUATION_FILE, evaluate, format_evaluation, task_predictions
+from hymate_training.evaluation.metrics import compute_metrics
+from hymate_training.fitting import loop
+from hymate_training.fitting.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
+from hymate_training.fitting.calibration import calibrate
+from hymate_training.inference.prediction import checkpoint_folder, load_checkpoint, predict_examples
+from hymate_training.publishing.cards import write_model_card
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
 PROBLEM_TYPES = {

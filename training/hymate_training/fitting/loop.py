@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
-from hymate_training.collation import ExampleDataset
-from hymate_training.options import option
-from hymate_training.records import replace_folder
+from hymate_training.cli.options import option
+from hymate_training.data.collation import ExampleDataset
+from hymate_training.data.records import replace_folder
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hymate_training import loop
-from hymate_training.cards import write_model_card
-from hymate_training.collation import ForecastCollator, fit_feature_extractor, load_forecast
-from hymate_training.finetune import describe_data, make_config
-from hymate_training.options import add_option_flags, option, read_options
-from hymate_training.records import data_fingerprint
+from hymate_training.cli.options import add_option_flags, option, read_options
+from hymate_training.data.collation import ForecastCollator, fit_feature_extractor, load_forecast
+from hymate_training.data.records import data_fingerprint
+from hymate_training.fitting import loop
+from hymate_training.fitting.finetuning import describe_data, make_config
+from hymate_training.publishing.cards import write_model_card
 from modeling_hymate import HyMaTEForPreTraining
 
 

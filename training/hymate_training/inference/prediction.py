@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
-from hymate_training.collation import ExampleDataset, TaskCollator
+from hymate_training.data.collation import ExampleDataset, TaskCollator
 from hymate_training.readers.frame import UNKNOWN
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.events import EVENT_COLUMNS, is_missing

@@ -2,7 +2,7 @@
 
 `training_run.json` is the account that pretraining and fine-tuning leave, `evaluation*.json` are the reports of
 `hymate evaluate` that lie beside it. A section whose data is missing says so. The text around the figures is the
-template `model_card.md.j2` of the package hymate_model_cards.
+template `templates/model_card.md.j2`.
 """
 
 import json
@@ -18,8 +18,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from hymate_training.loop import RUN_FILE
-from hymate_training.metrics import METRICS, metric_titles
+from hymate_training.evaluation.metrics import METRICS, metric_titles
+from hymate_training.fitting.loop import RUN_FILE
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
 from modeling_hymate.feature_extraction_hymate import CLIP_PERCENTILES
 
@@ -96,7 +96,7 @@ def model_card(folder: str | Path) -> ModelCard:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     )
     template = environment.from_string(
-        resources.files("hymate_model_cards").joinpath(TEMPLATE).read_text(encoding="utf-8")
+        resources.files("hymate_training.publishing").joinpath("templates", TEMPLATE).read_text(encoding="utf-8")
     )
     text = template.render(
         card_data=_card_data(title, problem_type, evaluations).to_yaml(),

@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import get_relative_imports
 
 import modeling_hymate
-from hymate_training.cards import PLACE
-from hymate_training.records import SPLITS, read_info
+from hymate_training.data.records import SPLITS, read_info
+from hymate_training.publishing.cards import PLACE
 
 REQUIRED = ("config.json", "preprocessor_config.json")
 WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors")

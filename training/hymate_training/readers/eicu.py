@@ -29,8 +29,8 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
+from hymate_training.data.records import SPLITS, DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
 from hymate_training.readers.raw import RANDOM_SPLIT, read_csv_pieces, split_at_random
-from hymate_training.records import SPLITS, DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
 
 BEDSIDE_UNITS = {
     "heartrate": "bpm",

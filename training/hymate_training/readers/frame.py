@@ -22,8 +22,7 @@ from pathlib import Path
 
 import polars as pl
 
-from hymate_training.readers.raw import split_at_random
-from hymate_training.records import (
+from hymate_training.data.records import (
     LABEL_COLUMNS,
     SPLITS,
     DatasetInfo,
@@ -32,6 +31,7 @@ from hymate_training.records import (
     TaskInfo,
     nest_events,
 )
+from hymate_training.readers.raw import split_at_random
 
 EVENT_COLUMNS = ("record_id", "time", "variable", "value")
 BEGINS, ENDS = "hours to the first event", "hours to the last event"  # beside columns of the user's

@@ -43,7 +43,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from hymate_training.records import (
+from hymate_training.data.records import (
     EVENT_FIELDS,
     LABEL_COLUMNS,
     LABEL_TYPES,

@@ -1,0 +1,1 @@
+"""The `hymate` command: a thin module per command, options and recipes."""

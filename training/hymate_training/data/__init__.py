@@ -1,0 +1,1 @@
+"""The prepared folder: what it holds, how it is written, opened, split and turned into tensors."""

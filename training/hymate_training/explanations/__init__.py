@@ -1,0 +1,1 @@
+"""What predictions rest on, whether that can be trusted, and the report that shows it."""

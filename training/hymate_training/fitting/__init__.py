@@ -1,0 +1,1 @@
+"""The training loop, pretraining, fine-tuning, auxiliary targets and calibration."""

@@ -1,0 +1,1 @@
+"""Checkpoints and the predictions that they make."""

@@ -1,0 +1,1 @@
+"""Model cards, and what may be pushed to the Hugging Face Hub."""
