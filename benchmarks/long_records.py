@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from hymate_training.data.collation import ExampleDataset, TaskCollator, fit_feature_extractor, read_events
-from hymate_training.data.records import SPLITS, read_info
+from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.schema import SPLITS
 from modeling_hymate import HyMaTEConfig, HyMaTEForSequenceClassification
 
 

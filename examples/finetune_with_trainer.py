@@ -13,7 +13,8 @@ import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments, set_seed
 
 from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
-from hymate_training.data.records import TaskInfo, read_info
+from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.metrics import compute_metrics
 from hymate_training.readers import synthetic
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification

@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, set_seed
 
 import modeling_hymate  # noqa: F401 - registers the Auto classes
-from hymate_training.data.records import TaskInfo, read_info
+from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.schema import TaskInfo
 
 HEAD = "classifier"
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import replace_page
-from hymate_training.data.records import DatasetInfo, read_info, summary_tables
+from hymate_training.data.card import summary_tables
+from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.schema import DatasetInfo
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "data.md"

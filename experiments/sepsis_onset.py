@@ -24,7 +24,7 @@ import xgboost
 
 from experiments.data_sources import markdown, write_block
 from hymate_training.data.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
-from hymate_training.data.records import read_info, split_fingerprint
+from hymate_training.data.prepared_folder import read_info, split_fingerprint
 from hymate_training.evaluation.evaluation import alarm_gains
 from hymate_training.evaluation.metrics import format_report, paired_difference, report
 from hymate_training.evaluation.utility import add_utility, best_threshold

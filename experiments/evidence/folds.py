@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hymate_training.data.records import PreparedFolderWriter, read_info, read_records, read_task
+from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.writer import PreparedFolderWriter
 
 NUM_FOLDS = 5
 SEED = 0

@@ -16,9 +16,10 @@ from experiments.evidence.folds import TASK
 from experiments.evidence.tables import cross_validation, read_results
 from experiments.evidence.units import hymate
 from hymate_training.data.collation import load_task
-from hymate_training.data.records import read_info, replace_folder, split_fingerprint
+from hymate_training.data.prepared_folder import read_info, split_fingerprint
 from hymate_training.evaluation.evaluation import EVALUATION_FILE
 from hymate_training.evaluation.metrics import report
+from hymate_training.files import replace_folder
 from hymate_training.fitting.loop import RUN_FILE, write_json
 from hymate_training.publishing.cards import CROSS_VALIDATION_FILE, write_model_card
 from hymate_training.publishing.push import plan_push

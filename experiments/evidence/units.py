@@ -16,7 +16,7 @@ import torch
 from experiments.evidence.folds import TASK, prepare_fold
 from experiments.evidence.models import MODELS, Model
 from hymate_training.data.collation import TaskCollator, load_task
-from hymate_training.data.records import split_fingerprint
+from hymate_training.data.prepared_folder import split_fingerprint
 from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
 from hymate_training.fitting.loop import LAST_FOLDER, RUN_FILE, STATE_FOLDER
 from hymate_training.inference.prediction import load_checkpoint, predict_examples

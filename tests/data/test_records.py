@@ -15,17 +15,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hymate_training.data.records import (
-    DatasetInfo,
-    PreparedFolderWriter,
-    StaticColumn,
-    TaskInfo,
-    nest_events,
-    read_info,
-    read_records,
-    read_task,
-    split_fingerprint,
-)
+from hymate_training.data.prepared_folder import read_info, read_records, read_task, split_fingerprint
+from hymate_training.data.schema import DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
 MORTALITY = TaskInfo("mortality", "Death.", "binary", ("boolean_value",), ("survived", "died"))
 INFO = DatasetInfo(

@@ -12,7 +12,7 @@ from experiments.evidence.models import MODELS, Model
 from experiments.evidence.tables import TABLES, paired, read_results, write_page
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
-from hymate_training.data.records import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import read_info, read_records, read_task
 from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig
 

@@ -27,7 +27,7 @@ from hymate_training.data.collation import (
     load_task,
     read_events,
 )
-from hymate_training.data.records import TaskInfo
+from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import check_task
 from hymate_training.fitting.loop import EpochLoader, LoopOptions
 from hymate_training.inference import prediction as predict
@@ -262,7 +262,7 @@ def test_every_problem_type_trains_evaluates_and_predicts(synthetic_folder, tmp_
 
 
 def event_frame(folder, records=5):
-    from hymate_training.data.records import read_info, read_records  # noqa: PLC0415 - used here only
+    from hymate_training.data.prepared_folder import read_info, read_records  # noqa: PLC0415 - used here only
 
     info, table = read_info(folder), read_records(folder, "test").slice(0, records)
     frame = pl.from_arrow(table)

@@ -12,7 +12,7 @@ from finetune_with_trainer import make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from hymate_training.data.collation import fit_feature_extractor
-from hymate_training.data.records import read_info
+from hymate_training.data.prepared_folder import read_info
 from hymate_training.inference.prediction import load_checkpoint, predict_examples
 from modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification
 from tests.support.helpers import close, tiny_config

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hymate_training.data.records import SPLITS, read_records, read_task
+from hymate_training.data.prepared_folder import read_records, read_task
+from hymate_training.data.schema import SPLITS
 from hymate_training.publishing import push
 from tests.publishing.test_hub import ClientError, client, hub, pool, server  # noqa: F401 - fixtures: the loopback Hub and its client
 from tests.support.hub_server import OWNER

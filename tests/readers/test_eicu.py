@@ -11,7 +11,8 @@ import pytest
 
 from hymate_training.cli import prepare as command
 from hymate_training.cli.main import main
-from hymate_training.data.records import SPLITS, read_info, read_records, read_task
+from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.schema import SPLITS
 from hymate_training.readers import eicu
 from tests.support.leakage import check_leakage
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hymate_training.data.collation import TaskCollator
-from hymate_training.data.records import read_info
+from hymate_training.data.prepared_folder import read_info
 from tests.support.leakage import check_leakage
 
 

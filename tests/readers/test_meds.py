@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hymate_training.data.collation import read_events
-from hymate_training.data.records import SPLITS, read_info, read_records, read_task
+from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.schema import SPLITS
 from hymate_training.readers import meds
 from tests.support.leakage import check_leakage
 

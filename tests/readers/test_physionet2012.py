@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hymate_training.cli import prepare as command
-from hymate_training.data.records import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import read_info, read_records, read_task
 from hymate_training.readers import physionet2012
 from tests.support.leakage import check_leakage
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from hymate_training.cli import prepare as command
-from hymate_training.data.records import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import read_info, read_records, read_task
 from hymate_training.readers import physionet2019
 from tests.support.leakage import check_leakage
 from tests.support.sepsis_files import make_hospital, make_patient, psv, write_hospital

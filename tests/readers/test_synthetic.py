@@ -12,7 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hymate_training.cli import prepare as command
-from hymate_training.data.records import SPLITS, read_info, read_records, read_task
+from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.schema import SPLITS
 from hymate_training.readers import synthetic
 
 NUM_RECORDS = 6000

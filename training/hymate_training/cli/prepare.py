@@ -4,7 +4,8 @@ import argparse
 import inspect
 from pathlib import Path
 
-from hymate_training.data.records import DatasetInfo, summary_tables
+from hymate_training.data.card import summary_tables
+from hymate_training.data.schema import DatasetInfo
 from hymate_training.readers import READERS
 
 

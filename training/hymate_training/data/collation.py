@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import BatchFeature
 
-from hymate_training.data.records import DatasetInfo, TaskInfo, read_info, read_records, read_task
+from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.schema import DatasetInfo, TaskInfo
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 

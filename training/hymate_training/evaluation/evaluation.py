@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from hymate_training.data.collation import ExampleDataset, TaskCollator, TaskDataset, check_static_columns, load_task
-from hymate_training.data.records import TaskInfo, read_info, split_fingerprint
+from hymate_training.data.prepared_folder import read_info, split_fingerprint
+from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.metrics import format_report, report, subgroup_report
 from hymate_training.evaluation.plots import save_plots
 from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold

@@ -12,7 +12,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hymate_training.data.collation import ExampleDataset, check_static_columns, load_task
-from hymate_training.data.records import DatasetInfo, TaskInfo, read_info, replace_folder, split_fingerprint
+from hymate_training.data.prepared_folder import read_info, split_fingerprint
+from hymate_training.data.schema import DatasetInfo, TaskInfo
 from hymate_training.evaluation.evaluation import check_task, subgroup_columns
 from hymate_training.explanations.attribution import (
     BATCH_SIZE,
@@ -46,6 +47,7 @@ from hymate_training.explanations.report import (
     patient_tables,
     render,
 )
+from hymate_training.files import replace_folder
 from hymate_training.fitting.loop import write_json
 from hymate_training.inference.prediction import CHECKPOINT_HELP, load_checkpoint, parse_files
 from hymate_training.publishing.cards import FAITHFULNESS_FILE, SMALLEST_GROUP, write_model_card

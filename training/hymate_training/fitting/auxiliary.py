@@ -13,7 +13,7 @@ from transformers import BatchFeature
 from transformers.utils import ModelOutput
 
 from hymate_training.data.collation import Examples, TaskDataset
-from hymate_training.data.records import read_info, read_task
+from hymate_training.data.prepared_folder import read_info, read_task
 from modeling_hymate import HyMaTEForSequenceClassification
 
 

@@ -21,7 +21,8 @@ from hymate_training.data.collation import (
     fit_feature_extractor,
     load_task,
 )
-from hymate_training.data.records import TaskInfo, data_fingerprint, fingerprint, read_info, split_fingerprint
+from hymate_training.data.prepared_folder import data_fingerprint, fingerprint, read_info, split_fingerprint
+from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import EVALUATION_FILE, evaluate, format_evaluation, task_predictions
 from hymate_training.evaluation.metrics import compute_metrics
 from hymate_training.fitting import loop

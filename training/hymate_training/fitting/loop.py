@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from hymate_training.cli.options import option
 from hymate_training.data.collation import ExampleDataset
-from hymate_training.data.records import replace_folder
+from hymate_training.files import replace_folder
 
 logger = logging.getLogger(__name__)
 

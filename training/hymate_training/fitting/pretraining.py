@@ -10,7 +10,7 @@ import torch
 
 from hymate_training.cli.options import add_option_flags, option, read_options
 from hymate_training.data.collation import ForecastCollator, fit_feature_extractor, load_forecast
-from hymate_training.data.records import data_fingerprint
+from hymate_training.data.prepared_folder import data_fingerprint
 from hymate_training.fitting import loop
 from hymate_training.fitting.finetuning import describe_data, make_config
 from hymate_training.publishing.cards import write_model_card

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import get_relative_imports
 
 import modeling_hymate
-from hymate_training.data.records import SPLITS, read_info
+from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.schema import SPLITS
 from hymate_training.publishing.cards import PLACE
 
 REQUIRED = ("config.json", "preprocessor_config.json")

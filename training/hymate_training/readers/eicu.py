@@ -29,7 +29,8 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
-from hymate_training.data.records import SPLITS, DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
+from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.raw import RANDOM_SPLIT, read_csv_pieces, split_at_random
 
 BEDSIDE_UNITS = {

@@ -22,15 +22,8 @@ from pathlib import Path
 
 import polars as pl
 
-from hymate_training.data.records import (
-    LABEL_COLUMNS,
-    SPLITS,
-    DatasetInfo,
-    PreparedFolderWriter,
-    StaticColumn,
-    TaskInfo,
-    nest_events,
-)
+from hymate_training.data.schema import LABEL_COLUMNS, SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.raw import split_at_random
 
 EVENT_COLUMNS = ("record_id", "time", "variable", "value")

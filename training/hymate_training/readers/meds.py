@@ -43,17 +43,16 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from hymate_training.data.records import (
+from hymate_training.data.schema import (
     EVENT_FIELDS,
     LABEL_COLUMNS,
     LABEL_TYPES,
     SPLITS,
     DatasetInfo,
-    PreparedFolderWriter,
     StaticColumn,
     TaskInfo,
-    nest_events,
 )
+from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
 logger = logging.getLogger(__name__)
 

@@ -41,7 +41,8 @@ import pyarrow as pa
 import pyarrow.csv
 from tqdm import tqdm
 
-from hymate_training.data.records import SPLITS, DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
+from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.mimic_iv_items import Keys, convert, name_items, resolve_variables
 
 STAYS_PER_SHARD = 1000

@@ -26,7 +26,8 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from hymate_training.data.records import DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
+from hymate_training.data.schema import DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.raw import read_members
 
 logger = logging.getLogger(__name__)

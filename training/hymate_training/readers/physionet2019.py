@@ -35,7 +35,8 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from hymate_training.data.records import SPLITS, DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
+from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.raw import RANDOM_SPLIT, read_members, split_at_random
 
 UNITS = {

@@ -18,7 +18,8 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from hymate_training.data.records import SPLITS, DatasetInfo, PreparedFolderWriter, StaticColumn, TaskInfo, nest_events
+from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
 HOURS = 48
 LEVEL_SHARE = 0.35  # of a course's variance that stays the same throughout the stay
