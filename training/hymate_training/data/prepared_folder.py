@@ -54,7 +54,7 @@ class PreparedFolder:
         return self._tasks[name, split]
 
     def split_fingerprint(self, task: str, split: str) -> str:
-        """Names the exact set of predictions and labels: 16 hex digits of a SHA-256, whatever the order of the rows."""
+        """Names the exact predictions and labels: 16 hex digits of a SHA-256, whatever the order of the rows."""
         lines = sorted(json.dumps(list(row.values()), ensure_ascii=True) for row in self.task(task, split).to_pylist())
         return fingerprint("\n".join(lines).encode())
 
