@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from experiments.data_sources import markdown, write_block
+from experiments.data_sources import write_block
 from hymate_training.data.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
 from hymate_training.data.prepared_folder import read_info, split_fingerprint
 from hymate_training.evaluation.evaluation import alarm_gains
 from hymate_training.evaluation.metrics import format_report, paired_difference, report
 from hymate_training.evaluation.utility import add_utility, best_threshold
-from hymate_training.fitting.loop import write_json
+from hymate_training.files import markdown_table, write_json
 from hymate_training.inference.prediction import load_checkpoint, predict_examples
 from modeling_hymate import HyMaTEFeatureExtractor
 
@@ -93,7 +93,7 @@ def table(split: str, result: dict[str, Any]) -> list[str]:
         cells.append(["difference", *(_cell(d["difference"], d["interval"], "+") if d else "" for d in shown)])
     sizes = next(iter(result["models"].values()))
     size = f"{sizes['n']:,} hours of {sizes['num_records']:,} patients, {sizes['positives']:,} of them positive"
-    return [f"{split.capitalize()} split: {size}; 95 % intervals.", "", *markdown(cells)]
+    return [f"{split.capitalize()} split: {size}; 95 % intervals.", "", markdown_table(cells)]
 
 
 def _cell(value: float, interval: list[float], sign: str = "") -> str:

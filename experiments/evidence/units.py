@@ -15,9 +15,11 @@ import torch
 
 from experiments.evidence.folds import TASK, prepare_fold
 from experiments.evidence.models import MODELS, Model
-from hymate_training.data.collation import TaskCollator, load_task
-from hymate_training.data.prepared_folder import split_fingerprint
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import labels_array, load_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
+from hymate_training.files import write_file
 from hymate_training.fitting.loop import LAST_FOLDER, RUN_FILE, STATE_FOLDER
 from hymate_training.inference.prediction import load_checkpoint, predict_examples
 
@@ -52,9 +54,9 @@ def run_unit(
     else:
         output = work / "runs" / f"{name}-{percent}-fold{fold}"
         probabilities, about = finetune(model, data, percent, fold, work, output, quick)
-    labels = load_task(data, TASK, "test", _variables(data)).labels
+    folder = PreparedFolder(data)
+    labels = labels_array(folder.task(TASK, "test"), folder.info.task(TASK))
     samples = bootstrap_samples("binary", labels, probabilities, num_samples=NUM_SAMPLES, seed=fold)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_compact(
         path,
         {
@@ -64,7 +66,7 @@ def run_unit(
             "seed": fold,
             "n": len(labels),
             "positives": int(labels.sum()),
-            "split_fingerprint": split_fingerprint(data, TASK, "test"),
+            "split_fingerprint": folder.split_fingerprint(TASK, "test"),
             "metrics": compute_metrics("binary", labels, probabilities),
             **about,
             "seconds": round(time.perf_counter() - started),
@@ -77,15 +79,9 @@ def run_unit(
 
 
 def write_compact(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON with a line a key, under a temporary name first."""
+    """Writes JSON, one line per key."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
-    incoming = path.with_suffix(".incoming")
-    incoming.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    incoming.replace(path)
-
-
-def _variables(data: Path) -> list[str]:
-    return json.loads((data / "metadata.json").read_text())["variables"]
+    write_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def finetune(
@@ -102,7 +98,7 @@ def finetune(
         arguments += ["--checkpoint", str(pretrain(data, fold, work, quick))]
     hymate("finetune", [*arguments, *_flags(options), *_model_flags(model)], output)
     classifier, extractor = load_checkpoint(output)
-    dataset = load_task(data, TASK, "test", extractor.variables)
+    dataset = load_task(PreparedFolder(data), TASK, "test", extractor.variables)
     predicted = predict_examples(classifier, dataset, TaskCollator(extractor))
     probabilities = np.empty(len(dataset))
     probabilities[predicted.indices] = predicted.values[:, 1]
