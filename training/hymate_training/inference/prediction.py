@@ -3,7 +3,6 @@
 import argparse
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
 from hymate_training.data.collation import ExampleDataset, TaskCollator
-from hymate_training.readers.frame import UNKNOWN
+from hymate_training.data.tables import UNKNOWN, read_frame
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.events import EVENT_COLUMNS, is_missing
 
@@ -185,7 +184,8 @@ def parse_files(
     for path, columns in ((events, ("record_id", *EVENT_COLUMNS)), (static, ("record_id",))):
         if path is None:
             continue
-        frames[path] = frame = read_frame(path, UNKNOWN if path == static else ())
+        frame = read_frame(path, UNKNOWN if path == static else ()).with_columns(cs.boolean().cast(pl.String))
+        frames[path] = frame
         if missing := [name for name in columns if name not in frame.columns]:
             raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
     frame, left_out = frames[events], []
@@ -221,32 +221,6 @@ def _format_of(path: Path) -> str:
     if suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: the name must end in .csv or .parquet")
     return suffix
-
-
-def read_frame(path: Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
-    """A CSV or Parquet file as `hymate prepare frame` reads it: `record_id`, `variable`, and what is true or false as
-    text, and text without spaces around it; in a CSV an empty cell is unknown, and what `unknown` lists.
-
-    Raises:
-        ValueError: if the file is not there or cannot be read.
-    """
-    kind = _format_of(path)
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        if kind == ".parquet":
-            frame = pl.read_parquet(path)
-        else:
-            text = dict.fromkeys(("record_id", "variable"), pl.String)
-            frame = pl.read_csv(
-                path, infer_schema_length=None, schema_overrides=text, null_values=list(unknown) or None
-            )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    names = [name for name in ("record_id", "variable") if name in frame.columns]
-    frame = frame.with_columns(pl.col(names).cast(pl.String))
-    words = cs.boolean() | cs.categorical() | (cs.string() - cs.by_name("record_id", require_all=False))
-    return frame.with_columns(words.cast(pl.String).str.strip_chars().replace("", None))
 
 
 def write_frame(frame: pl.DataFrame, path: Path):

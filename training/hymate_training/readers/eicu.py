@@ -27,11 +27,11 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-from tqdm import tqdm
 
 from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import RANDOM_SPLIT, split_at_random
+from hymate_training.data.tables import read_csv_pieces
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
-from hymate_training.readers.raw import RANDOM_SPLIT, read_csv_pieces, split_at_random
 
 BEDSIDE_UNITS = {
     "heartrate": "bpm",
@@ -336,26 +336,23 @@ class Reading:
         """Events (stay, time, variable, value), the variables that occur, by name, and their units."""
         parts = []
         if "lab" in tables:
-            parts += [self._lab(piece) for piece in self._pieces(tables["lab"], LAB_COLUMNS)]
+            parts += [self._lab(piece) for piece in read_csv_pieces(tables["lab"], LAB_COLUMNS)]
         for table, columns, offset in (
             ("vitalPeriodic", PERIODIC, "observationoffset"),
             ("vitalAperiodic", APERIODIC, "observationoffset"),
         ):
             if table in tables:
                 kinds = STAY | {offset: pa.float64()} | dict.fromkeys(columns, pa.float64())
-                for piece in self._pieces(tables[table], kinds):
+                for piece in read_csv_pieces(tables[table], kinds):
                     long = piece.unpivot(on=columns, index=["patientunitstayid", offset], variable_name="name")
                     self._add_hourly(self._clean(long.drop_nulls("value"), offset, table))
         if "nurseCharting" in tables:
-            for piece in self._pieces(tables["nurseCharting"], CHART_COLUMNS):
+            for piece in read_csv_pieces(tables["nurseCharting"], CHART_COLUMNS):
                 self._add_hourly(self._chart(piece))
         if self.hourly:
             merged = _merge_hours(self.hourly)
             parts.append(merged.select("stay", "time", "variable", value=pl.col("sum") / pl.col("count")))
         return self._named(pl.concat([part.cast({"value": pl.Float32, "time": pl.Float32}) for part in parts]))
-
-    def _pieces(self, path: Path, columns: dict[str, pa.DataType]):
-        return tqdm(read_csv_pieces(path, columns), desc=f"reading {path.name}", unit=" pieces", leave=False)
 
     def _lab(self, piece: pl.DataFrame) -> pl.DataFrame:
         known = piece.drop_nulls(["labname", "labresult"])

@@ -23,14 +23,14 @@ from pathlib import Path
 import polars as pl
 
 from hymate_training.data.schema import LABEL_COLUMNS, SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import split_at_random
+from hymate_training.data.tables import UNKNOWN, numbers, read_frame, refuse
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
-from hymate_training.readers.raw import split_at_random
 
 EVENT_COLUMNS = ("record_id", "time", "variable", "value")
 BEGINS, ENDS = "hours to the first event", "hours to the last event"  # beside columns of the user's
 MAX_CATEGORIES = 100
 RECORDS_A_SHARD = 20_000
-UNKNOWN = ("NA", "N/A")  # cells of a CSV, of static columns and labels, that stand for no value
 PROBLEM_OF = {name: problem for problem, names in LABEL_COLUMNS.items() for name in names}
 
 
@@ -114,65 +114,6 @@ def prepare(
     return info
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def _read(path: Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
-    """The table, `record_id` and `patient_id` as text; in a CSV an empty cell is unknown, and what `unknown` lists."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        if path.suffix == ".parquet":
-            frame = pl.read_parquet(path)
-        elif path.name.endswith((".csv", ".csv.gz")):
-            text = ("record_id", "patient_id", "variable", "split")
-            types = dict.fromkeys(text, pl.String)
-            frame = pl.read_csv(
-                path, infer_schema_length=None, schema_overrides=types, null_values=list(unknown) or None
-            )
-        else:
-            raise ValueError(f"{path}: the name must end in .csv, .csv.gz or .parquet")
-    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if "record_id" not in frame.columns:
-        raise ValueError(f"{path} lacks the column 'record_id'; it has {', '.join(frame.columns) or 'none'}")
-    if not frame.height:
-        raise ValueError(f"{path} has no rows")
-    for name in ("record_id", "patient_id"):
-        if name in frame.columns:
-            if not (frame.schema[name].is_integer() or frame.schema[name] in (pl.String, pl.Categorical)):
-                raise ValueError(f"{path}: {name} must be text or whole numbers, not {frame.schema[name]}")
-            frame = frame.with_columns(pl.col(name).cast(pl.String))
-    _refuse(path, frame["record_id"].is_null(), "record_id is missing")
-    return frame
-
-
-def _refuse(path: Path, wrong: pl.Series, problem: str, shown: pl.Series | None = None) -> None:
-    """ValueError for the first row at which `wrong` is true; rows count from 1, without the header."""
-    if wrong.any():
-        at = int(wrong.arg_max() or 0)
-        found = "" if shown is None else f", found {shown[at]!r}"
-        raise ValueError(f"{path}: row {at + 1}: {problem}{found}")
-
-
-def _numbers(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
-    """The column as numbers, NaN as null; ValueError where it holds something else."""
-    column = frame[name]
-    if column.dtype == pl.Null:
-        return column.cast(pl.Float64)
-    if column.dtype == pl.String:
-        numbers = column.str.strip_chars().cast(pl.Float64, strict=False)
-        _refuse(path, numbers.is_null() & column.is_not_null(), f"{name} must be a number", column)
-        column = numbers
-    if column.dtype.is_temporal():
-        raise ValueError(f"{path}: {name} must be in hours since the record's start, not {column.dtype}")
-    if not column.dtype.is_numeric():
-        raise ValueError(f"{path}: {name} must be numbers, not {column.dtype}")
-    numbers = column.cast(pl.Float64).fill_nan(None)
-    _refuse(path, numbers.is_infinite().fill_null(False), f"{name} must be finite", column)
-    return numbers
-
-
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -197,7 +138,7 @@ def _named_files(labels: Sequence[str]) -> dict[str, Path]:
 
 def _read_events(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """Events with the variables numbered, and the variables by name."""
-    frame = _read(path)
+    frame = read_frame(path)
     if missing := [name for name in EVENT_COLUMNS if name not in frame.columns]:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
     if surplus := [name for name in frame.columns if name not in EVENT_COLUMNS]:
@@ -205,11 +146,11 @@ def _read_events(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
             f"{path}: unexpected column {surplus[0]!r}; events have {', '.join(EVENT_COLUMNS)}, and what is known "
             "once a record belongs into the static table"
         )
-    time, value = _numbers(path, frame, "time"), _numbers(path, frame, "value")
-    _refuse(path, time.is_null(), "time is missing")
-    _refuse(path, time < 0, "time must be hours since the record's start, 0 or more", time)
+    time, value = numbers(path, frame["time"]), numbers(path, frame["value"])
+    refuse(path, time.is_null(), "time is missing")
+    refuse(path, time < 0, "time must be hours since the record's start, 0 or more", time)
     variable = frame["variable"].cast(pl.String).str.strip_chars()
-    _refuse(path, (variable == "").fill_null(True), "variable is missing")
+    refuse(path, (variable == "").fill_null(True), "variable is missing")
     names = variable.unique().sort()
     index = variable.replace_strict(names, pl.int_range(len(names), dtype=pl.Int32, eager=True))
     return pl.DataFrame([frame["record_id"], time, index.alias("variable"), value]), tuple(names)
@@ -221,8 +162,8 @@ def _add_static(
     """The records with their static columns, what those are, and the column by which they are split."""
     if path is None:
         return records, (), "record_id"
-    frame = _read(path, UNKNOWN)
-    _refuse(path, frame["record_id"].is_duplicated(), "record_id occurs twice", frame["record_id"])
+    frame = read_frame(path, UNKNOWN)
+    refuse(path, frame["record_id"].is_duplicated(), "record_id occurs twice", frame["record_id"])
     without = records.join(frame, on="record_id", how="anti")
     if without.height:
         raise ValueError(
@@ -237,7 +178,7 @@ def _add_static(
             raise ValueError(f"{path}: {name!r} is no name for a static column; choose another")
         kind = frame.schema[name]
         if kind.is_numeric() or kind == pl.Null:
-            frame = frame.with_columns(_numbers(path, frame, name).alias(name))
+            frame = frame.with_columns(numbers(path, frame[name]).alias(name))
             columns.append(StaticColumn(name, "numeric"))
         elif kind in (pl.String, pl.Boolean, pl.Categorical):
             frame = frame.with_columns(pl.col(name).cast(pl.String).str.strip_chars().replace("", None))
@@ -254,9 +195,9 @@ def _add_static(
             raise ValueError(f"{path}: {name!r} must hold numbers, text or true/false, not {kind}")
     for name in ("patient_id", "split"):
         if name in frame.columns:
-            _refuse(path, frame[name].is_null(), f"{name} is missing")
+            refuse(path, frame[name].is_null(), f"{name} is missing")
     if "split" in frame.columns:
-        _refuse(path, ~frame["split"].is_in(SPLITS), f"split must be one of {', '.join(SPLITS)}", frame["split"])
+        refuse(path, ~frame["split"].is_in(SPLITS), f"split must be one of {', '.join(SPLITS)}", frame["split"])
         frame = frame.rename({"split": "given_split"})
     joined = records.join(frame, on="record_id", how="left", maintain_order="left")
     if "given_split" in frame.columns:
@@ -283,7 +224,7 @@ def _read_labels(
     name: str, path: Path, records: pl.DataFrame, dropped: dict[str, int]
 ) -> tuple[TaskInfo, pl.DataFrame]:
     """The task that the columns tell of, and its rows; rows that cannot be asked are dropped and counted."""
-    frame = _read(path, UNKNOWN)
+    frame = read_frame(path, UNKNOWN)
     columns = [column for column in frame.columns if column not in ("record_id", "prediction_time")]
     if not columns:
         raise ValueError(f"{path} has no label column beside record_id and prediction_time")
@@ -291,13 +232,13 @@ def _read_labels(
     rows = frame.select("record_id").with_columns(labels)
     known = records.select("record_id", BEGINS, ENDS)
     if "prediction_time" in frame.columns:
-        rows = rows.with_columns(_numbers(path, frame, "prediction_time"))
-        _refuse(path, rows["prediction_time"].is_null(), "prediction_time is missing")
+        rows = rows.with_columns(numbers(path, frame["prediction_time"]))
+        refuse(path, rows["prediction_time"].is_null(), "prediction_time is missing")
     else:
         last = rows.join(known, on="record_id", how="left", maintain_order="left")[ENDS]
         rows = rows.with_columns(last.alias("prediction_time"))
     keys = rows.select("record_id", "prediction_time")
-    _refuse(path, keys.is_duplicated(), "this record and prediction_time occur twice", rows["record_id"])
+    refuse(path, keys.is_duplicated(), "this record and prediction_time occur twice", rows["record_id"])
     labelled = rows.drop_nulls(list(task.label_columns))
     recorded = labelled.join(known, on="record_id", how="inner", maintain_order="left")
     asked = recorded.filter(pl.col("prediction_time").cast(pl.Float32) >= pl.col(BEGINS).cast(pl.Float32))
@@ -345,9 +286,9 @@ def _labels(name: str, path: Path, frame: pl.DataFrame, columns: list[str]) -> t
         if not 2 <= len(classes) <= MAX_CATEGORIES:
             raise ValueError(f"{path}: {column} has {len(classes)} classes; a task needs 2 to {MAX_CATEGORIES}")
         return TaskInfo(name, described, "multiclass", (label,), classes), [values.alias(label)]
-    values = _numbers(path, frame, column)
+    values = numbers(path, frame[column])
     if label == "integer_value":
-        _refuse(path, (values != values.floor()).fill_null(False), f"{column} must be whole numbers", values)
+        refuse(path, (values != values.floor()).fill_null(False), f"{column} must be whole numbers", values)
         values = values.cast(pl.Int64)
     return TaskInfo(name, described, "regression", (label,), (what,)), [values.alias(label)]
 
@@ -358,6 +299,6 @@ def _booleans(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
         return frame[name]
     if not frame.schema[name].is_numeric():
         raise ValueError(f"{path}: {name} must hold true/false or 1/0, not {frame.schema[name]}")
-    values = _numbers(path, frame, name)
-    _refuse(path, ~values.is_in([0.0, 1.0]).fill_null(True), f"{name} must be true/false or 1/0", values)
+    values = numbers(path, frame[name])
+    refuse(path, ~values.is_in([0.0, 1.0]).fill_null(True), f"{name} must be true/false or 1/0", values)
     return values.cast(pl.Boolean)

@@ -52,6 +52,7 @@ from hymate_training.data.schema import (
     StaticColumn,
     TaskInfo,
 )
+from hymate_training.data.splits import split_by_hash
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,6 @@ SPLIT_NAMES = {
     "validation": "validation",
     "test": "test",
 }
-SPLIT_SHARES = (0.8, 0.9)  # where validation begins, and test
 SUBJECT_SPLITS = Path("metadata", "subject_splits.parquet")
 MAX_CATEGORIES = 50
 RESERVED = {"age", *(field.name for field in EVENT_FIELDS)}
@@ -210,8 +210,7 @@ def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed:
         origin=pl.col("time").filter(~is_birth).min(), birth=pl.col("time").filter(is_birth).min()
     )
     if splits is None:
-        shares = _share(subjects["subject_id"].to_list(), seed)
-        names = [SPLITS[index] for index in np.searchsorted(SPLIT_SHARES, shares, side="right")]
+        names = split_by_hash(subjects["subject_id"].to_list(), seed)
         subjects = subjects.with_columns(split=pl.Series(names, dtype=pl.String))
     else:
         subjects = subjects.join(splits, on="subject_id", how="left")
@@ -239,12 +238,6 @@ def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed:
 
 def _hours_since_origin(column: str) -> pl.Expr:
     return (pl.col(column) - pl.col("origin")).dt.total_microseconds() / 3.6e9
-
-
-def _share(subjects: list[int], seed: int) -> list[float]:
-    """A number in [0, 1) a subject, which depends on nothing but the subject and the seed."""
-    digests = (hashlib.blake2b(f"{seed}:{subject}".encode(), digest_size=8).digest() for subject in subjects)
-    return [int.from_bytes(digest) / 2**64 for digest in digests]
 
 
 def _read_parquet(

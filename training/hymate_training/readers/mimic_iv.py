@@ -24,10 +24,8 @@ the output (about 8 bytes a row), and the blocks become shards one after another
 """
 
 import argparse
-import gzip
 import re
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -38,16 +36,18 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv
+from pyarrow import csv
 from tqdm import tqdm
 
 from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import split_at_random
+from hymate_training.data.tables import read_csv_pieces
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.mimic_iv_items import Keys, convert, name_items, resolve_variables
 
 STAYS_PER_SHARD = 1000
-CSV_BLOCK_BYTES = 16 << 20
-SPLIT_SHARES = (0.70, 0.15, 0.15)
+SPLIT = {"train": 0.70, "validation": 0.15, "test": 0.15}
+NULL_VALUES = csv.ConvertOptions().null_values  # NULL, NA, NaN and the like
 
 
 @dataclass(frozen=True)
@@ -188,40 +188,9 @@ def _find_tables(raw: Path) -> dict[str, Path]:
     return paths
 
 
-def _stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pl.DataFrame]:
-    """The rows of a table, in batches that do not depend on its size; ValueError naming the file."""
-    rows = 0
-    packed = path.suffix == ".gz"
-    try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            header = file.readline(1 << 16).decode("utf-8-sig").strip().replace('"', "").split(",")
-        if missing := [name for name in columns if name not in header]:
-            raise ValueError(f"it lacks the column(s) {', '.join(missing)}")
-        with (
-            path.open("rb") as raw,
-            tqdm.wrapattr(raw, "read", total=path.stat().st_size, desc=path.name, leave=False) as watched,
-            pa.input_stream(pa.PythonFile(watched, "r"), compression="gzip" if packed else None) as text,
-            pa.csv.open_csv(
-                text,
-                pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
-                pa.csv.ParseOptions(newlines_in_values=True),
-                pa.csv.ConvertOptions(
-                    column_types=columns, include_columns=list(columns), strings_can_be_null=True, check_utf8=True
-                ),
-            ) as reader,
-        ):
-            for batch in reader:
-                rows += batch.num_rows
-                yield pl.DataFrame(pl.from_arrow(batch))
-    except (pa.ArrowInvalid, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not as published: {error}") from error
-    if not rows:
-        raise ValueError(f"{path} holds no rows; download it again")
-
-
 def _read(paths: dict[str, Path], name: str, columns: dict[str, pa.DataType], key: str) -> pl.DataFrame:
     """A small table, whole; `key` must be there in every row and must not repeat."""
-    table = pl.concat(list(_stream(paths[name], columns)))
+    table = pl.concat(read_csv_pieces(paths[name], columns, null_values=NULL_VALUES))
     if table[key].null_count():
         raise ValueError(f"{paths[name]}: {table[key].null_count()} row(s) have no {key}")
     if (twice := table[key].is_duplicated()).any():
@@ -261,11 +230,8 @@ def _read_stays(paths: dict[str, Path], seed: int, dropped: Counter[str]) -> pl.
     dropped["stays without a start, an end or a length"] = stays.height - known.height
     if not known.height:
         raise ValueError(f"{paths['icustays']}: no stay has an intime before its outtime")
-    shuffled = np.random.default_rng(seed).permutation(known["subject_id"].unique().sort())
-    ends = np.round(np.cumsum(SPLIT_SHARES) * len(shuffled)).astype(int)
-    split = pl.DataFrame(
-        {"subject_id": shuffled, "split": np.repeat(SPLITS, np.diff(ends, prepend=0))},
-    )
+    assigned = split_at_random(known["subject_id"].to_list(), SPLIT, seed)
+    split = pl.DataFrame({"subject_id": list(assigned), "split": list(assigned.values())})
     following = pl.col("intime").shift(-1).over("subject_id", order_by="intime")
     return (
         known.join(admissions, on="hadm_id", how="left")
@@ -337,7 +303,7 @@ def _spill(
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         files = [stack.enter_context(pa.ipc.new_file(str(path), schema, options=options)) for path in blocks]
         for name, source in SOURCES.items():
-            for batch in _stream(paths[name], source.columns):
+            for batch in read_csv_pieces(paths[name], source.columns, null_values=NULL_VALUES):
                 events = keys.replace(name, _of_stays(name, _events(name, batch, event_time), stays, dropped))
                 block = (events["stay"] // STAYS_PER_SHARD).alias("block")
                 for (number,), part in (

@@ -27,6 +27,7 @@ import polars as pl
 from tqdm import tqdm
 
 from hymate_training.data.schema import DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.raw import read_members
 
@@ -448,9 +449,10 @@ def _split(stays: pl.DataFrame, seed: int) -> dict[str, pl.DataFrame]:
         raise ValueError(
             f"sets b and c hold {rest.height} stay(s) with events: too few for a train and a validation split"
         )
-    shuffled = rest[np.random.default_rng(seed).permutation(rest.height)]
-    size = int(0.8 * rest.height)
-    splits = {"train": shuffled[:size].sort("stay"), "validation": shuffled[size:].sort("stay"), "test": test}
+    train = int(0.8 * rest.height) / rest.height  # rounded down, as STraTS does
+    assigned = split_at_random(rest["record_id"], {"train": train, "validation": 1 - train}, seed)
+    division = rest["record_id"].replace_strict(assigned, return_dtype=pl.String)
+    splits = {split: rest.filter(division == split) for split in ("train", "validation")} | {"test": test}
     return {split: members for split, members in splits.items() if members.height}
 
 

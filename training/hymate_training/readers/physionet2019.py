@@ -36,8 +36,9 @@ import polars as pl
 from tqdm import tqdm
 
 from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import RANDOM_SPLIT, split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
-from hymate_training.readers.raw import RANDOM_SPLIT, read_members, split_at_random
+from hymate_training.readers.raw import read_members
 
 UNITS = {
     "HR": "bpm",

@@ -19,13 +19,14 @@ import polars as pl
 from tqdm import tqdm
 
 from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
 HOURS = 48
 LEVEL_SHARE = 0.35  # of a course's variance that stays the same throughout the stay
 AUTOCORRELATION = 0.94  # of the rest, from one hour to the next
 BLOCK = 4096  # stays simulated at a time, so that memory does not grow with their number
-SPLIT_SHARES = (0.70, 0.15, 0.15)
+SPLIT = {"train": 0.70, "validation": 0.15, "test": 0.15}
 
 
 @dataclass(frozen=True)
@@ -208,18 +209,19 @@ def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overw
     risks, deaths = [], []
     with PreparedFolderWriter(output, overwrite=overwrite) as writer:
         split_seed, block_seeds = np.random.SeedSequence(seed).spawn(2)
-        split_of = _splits(num_records, np.random.default_rng(split_seed))
+        names = [f"stay-{index:07d}" for index in range(num_records)]
+        split_of = split_at_random(names, SPLIT, split_seed)
         starts = range(0, num_records, BLOCK)
         seeds = block_seeds.spawn(len(starts))
         for start, block_seed in zip(tqdm(starts, desc="simulating", unit=" blocks", leave=False), seeds, strict=True):
             size = min(BLOCK, num_records - start)
             stays = _simulate(size, np.random.default_rng(block_seed))
-            names = [f"stay-{index:07d}" for index in range(start, start + size)]
-            frame = nest_events(stays.events, stays.static).with_columns(pl.Series("record_id", names))
-            outcomes = stays.outcomes.with_columns(pl.Series("record_id", names))
-            for index, split in enumerate(SPLITS):
-                members = split_of[start : start + size] == index
-                if members.any():
+            ids = pl.Series("record_id", names[start : start + size])
+            frame = nest_events(stays.events, stays.static).with_columns(ids)
+            outcomes = stays.outcomes.with_columns(ids)
+            assigned = ids.replace_strict(split_of, return_dtype=pl.String)
+            for split in SPLITS:
+                if (members := assigned == split).any():
                     writer.write_records(split, frame.filter(members))
                     labels[split].append(outcomes.filter(members))
             risks.append(stays.risk)
@@ -230,13 +232,6 @@ def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overw
         info = _describe(seed, _auroc(np.concatenate(risks), np.concatenate(deaths)))
         writer.finish(info)
     return info
-
-
-def _splits(num_records: int, generator: np.random.Generator) -> np.ndarray:
-    bounds = np.round(np.cumsum(SPLIT_SHARES) * num_records)
-    assigned = np.empty(num_records, dtype=np.int8)
-    assigned[generator.permutation(num_records)] = np.searchsorted(bounds, np.arange(num_records), side="right")
-    return assigned
 
 
 # --------------------------------------------------------------------------------------------------------- simulation
