@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments, set_seed
 
-from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
-from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import load_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.metrics import compute_metrics
 from hymate_training.readers import synthetic
@@ -37,7 +38,12 @@ def make_model(extractor: HyMaTEFeatureExtractor, task: TaskInfo) -> HyMaTEForSe
 
 
 def make_trainer(
-    model: torch.nn.Module, extractor: HyMaTEFeatureExtractor, data: Path, task: TaskInfo, output: Path, **settings
+    model: torch.nn.Module,
+    extractor: HyMaTEFeatureExtractor,
+    data: PreparedFolder,
+    task: TaskInfo,
+    output: Path,
+    **settings,
 ) -> Trainer:
     """A Trainer for a binary task; `settings` are TrainingArguments beside those below, or instead of them."""
     if task.problem_type != "binary":
@@ -92,13 +98,14 @@ def main():
     data = args.data or args.output.with_name(f"{args.output.name}-data")
     if args.data is None and not data.exists():
         synthetic.prepare(data, num_records=SIMULATED_STAYS, seed=0)
-    task = read_info(data).task(args.task)
-    extractor = fit_feature_extractor(data)
+    folder = PreparedFolder(data)
+    task = folder.info.task(args.task)
+    extractor = fit_feature_extractor(folder)
     set_seed(0)
     trainer = make_trainer(
         make_model(extractor, task),
         extractor,
-        data,
+        folder,
         task,
         args.output,
         num_train_epochs=args.epochs,

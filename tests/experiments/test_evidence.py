@@ -11,8 +11,9 @@ from experiments.evidence.folds import NUM_FOLDS, TASK, assign_folds, prepare_fo
 from experiments.evidence.models import MODELS, Model
 from experiments.evidence.tables import TABLES, paired, read_results, write_page
 from hymate_training.cli.options import read_recipe
-from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.examples import TaskDataset, load_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig
 
@@ -29,7 +30,11 @@ def fold_folder(synthetic_folder, folds, tmp_path_factory):
 
 def test_folds_partition_the_records_and_are_kept(synthetic_folder, folds, tmp_path):
     names = [name for fold in folds for name in fold]
-    own = [name for split in ("train", "validation") for name in read_records(synthetic_folder, split)["record_id"]]
+    own = [
+        name
+        for split in ("train", "validation")
+        for name in PreparedFolder(synthetic_folder).records(split)["record_id"]
+    ]
     assert sorted(names) == sorted(str(name) for name in own)
     assert len(folds) == NUM_FOLDS
     path = tmp_path / "folds.json"
@@ -40,13 +45,17 @@ def test_folds_partition_the_records_and_are_kept(synthetic_folder, folds, tmp_p
 
 
 def test_a_fold_is_the_test_split_and_fewer_labels_are_among_more(synthetic_folder, folds, fold_folder, tmp_path):
-    assert read_records(fold_folder, "test")["record_id"].to_pylist() == folds[1]
+    assert PreparedFolder(fold_folder).records("test")["record_id"].to_pylist() == folds[1]
     few = prepare_fold(synthetic_folder, folds, 1, 10, False, tmp_path / "few")
-    assert read_info(few).static_columns == ()
-    assert read_records(few, "train")["record_id"] == read_records(fold_folder, "train")["record_id"]
+    assert PreparedFolder(few).info.static_columns == ()
+    assert (
+        PreparedFolder(few).records("train")["record_id"] == PreparedFolder(fold_folder).records("train")["record_id"]
+    )
     for split in ("validation", "test"):
-        assert read_task(few, TASK, split).equals(read_task(fold_folder, TASK, split))
-    some, every = (set(read_task(folder, TASK, "train")["record_id"].to_pylist()) for folder in (few, fold_folder))
+        assert PreparedFolder(few).task(TASK, split).equals(PreparedFolder(fold_folder).task(TASK, split))
+    some, every = (
+        set(PreparedFolder(folder).task(TASK, "train")["record_id"].to_pylist()) for folder in (few, fold_folder)
+    )
     assert some < every
     assert len(some) == len(every) // 10
 
@@ -66,15 +75,15 @@ def test_baselines_learn(name, fold_folder, monkeypatch):
     if name == "xgboost":
         pytest.importorskip("xgboost")
     probabilities = MODELS[name].baseline(fold_folder, 0)
-    dataset = load_task(fold_folder, TASK, "test", read_info(fold_folder).variables)
+    dataset = load_task(PreparedFolder(fold_folder), TASK, "test", PreparedFolder(fold_folder).info.variables)
     assert probabilities.shape == dataset.labels.shape
     assert ((probabilities > 0) & (probabilities < 1)).all()
     assert np.array_equal(probabilities, MODELS[name].baseline(fold_folder, 0))
 
 
 def test_summary_features_are_those_of_a_loop(fold_folder):
-    extractor = fit_feature_extractor(fold_folder)
-    full = load_task(fold_folder, TASK, "test", extractor.variables)
+    extractor = fit_feature_extractor(PreparedFolder(fold_folder))
+    full = load_task(PreparedFolder(fold_folder), TASK, "test", extractor.variables)
     dataset = TaskDataset(full.events, full.rows, np.full(len(full), 24.0), full.labels)
     features = baselines.summary_features(dataset, extractor)
     for row in range(5):
@@ -96,8 +105,8 @@ def test_summary_features_are_those_of_a_loop(fold_folder):
 
 
 def test_events_without_numbers_are_counted_alone(fold_folder):
-    extractor = fit_feature_extractor(fold_folder)
-    dataset = load_task(fold_folder, TASK, "test", extractor.variables)
+    extractor = fit_feature_extractor(PreparedFolder(fold_folder))
+    dataset = load_task(PreparedFolder(fold_folder), TASK, "test", extractor.variables)
     values = dataset.events.values.copy()
     values[dataset.events.variable_ids == 0] = np.nan
     blind = TaskDataset(replace(dataset.events, values=values), dataset.rows, dataset.prediction_times, dataset.labels)
@@ -107,8 +116,8 @@ def test_events_without_numbers_are_counted_alone(fold_folder):
 
 
 def test_the_grid_of_gru_d_counts_hours_since_a_measurement(fold_folder):
-    extractor = fit_feature_extractor(fold_folder)
-    dataset = load_task(fold_folder, TASK, "test", extractor.variables)
+    extractor = fit_feature_extractor(PreparedFolder(fold_folder))
+    dataset = load_task(PreparedFolder(fold_folder), TASK, "test", extractor.variables)
     values, mask, since = baselines.hourly_grid(dataset, extractor).numpy()
     assert mask.any()
     assert (values[mask == 0] == 0).all()

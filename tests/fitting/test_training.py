@@ -31,7 +31,6 @@ from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import check_task
 from hymate_training.fitting.loop import EpochLoader, LoopOptions
 from hymate_training.inference import prediction as predict
-from hymate_training.inference.prediction import read_frame
 
 TINY = [
     "--model",
@@ -499,10 +498,3 @@ def test_carrying_forward_takes_each_variables_last_value():
             if features["attention_mask"][row, at] and features["value_mask"][row, at]:
                 expected[row, features["variable_ids"][row, at]] = features["values"][row, at]
     assert torch.equal(last_values(features, 4), expected)
-
-
-def test_tables_are_read_as_prepare_reads_them(tmp_path):
-    path = tmp_path / "table.csv"
-    path.write_text("record_id,variable,ventilated,unit\n007,220045,true, MICU \n8,10,,\n")
-    frame = read_frame(path)
-    assert frame.rows() == [("007", "220045", "true", "MICU"), ("8", "10", None, None)]

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hymate_training.cli import prepare as command
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from hymate_training.readers import frame
 from tests.support.leakage import check_leakage
+from tests.support.prepared import records
 
 NUM_RECORDS = 40
 
@@ -83,12 +84,8 @@ def write_all(folder: Path, form: str, order: np.random.Generator | None = None)
     }
 
 
-def records(folder: Path, *splits: str) -> dict[str, dict]:
-    return {row["record_id"]: row for split in splits or SPLITS for row in read_records(folder, split).to_pylist()}
-
-
 def labels(folder: Path, task: str) -> dict[str, dict]:
-    return {row["record_id"]: row for split in SPLITS for row in read_task(folder, task, split).to_pylist()}
+    return {row["record_id"]: row for split in SPLITS for row in PreparedFolder(folder).task(task, split).to_pylist()}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +96,7 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def test_events_and_static_columns(prepared):
-    info = read_info(prepared)
+    info = PreparedFolder(prepared).info
     assert info.variables == ("ICD:I10", "hr")
     rows = records(prepared)
     row = rows["9"]
@@ -122,7 +119,7 @@ def test_events_and_static_columns(prepared):
 
 
 def test_the_kind_of_problem_follows_from_the_label(prepared):
-    info = read_info(prepared)
+    info = PreparedFolder(prepared).info
     found = {task.name: (task.problem_type, task.label_columns, task.label_names) for task in info.tasks}
     assert found == {
         "died": ("binary", ("boolean_value",), ("no died", "died")),
@@ -171,7 +168,7 @@ def test_records_of_a_patient_share_a_split(prepared):
     assert not members[0] & members[1] | members[0] & members[2] | members[1] & members[2]
     assert sum(map(len, members)) == len(set(patient.values()))
     assert [len(found) for found in members] == [17, 2, 2]
-    assert "By patient" in read_info(prepared).split_description
+    assert "By patient" in PreparedFolder(prepared).info.split_description
 
 
 @pytest.mark.parametrize("form", ["csv", "csv.gz"])
@@ -188,7 +185,7 @@ def test_the_order_of_rows_changes_nothing(prepared: Path, tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("shuffled")
     frame.prepare(output=folder / "out", **write_all(folder, "parquet", np.random.default_rng(seed)))
     for split in SPLITS:
-        assert read_records(folder / "out", split).equals(read_records(prepared, split))
+        assert PreparedFolder(folder / "out").records(split).equals(PreparedFolder(prepared).records(split))
 
 
 def test_a_given_split_and_a_label_at_the_end_of_the_record(tmp_path):
@@ -203,7 +200,11 @@ def test_a_given_split_and_a_label_at_the_end_of_the_record(tmp_path):
     assert set(records(tmp_path / "out", "test")) == {str(record) for record in range(1, 21)}
     assert not list((tmp_path / "out" / "records").glob("validation-*"))
     ends = {record_id: row["time"][-1] for record_id, row in records(tmp_path / "out", "train", "test").items()}
-    rows = [row for split in ("train", "test") for row in read_task(tmp_path / "out", "mortality", split).to_pylist()]
+    rows = [
+        row
+        for split in ("train", "test")
+        for row in PreparedFolder(tmp_path / "out").task("mortality", split).to_pylist()
+    ]
     assert {row["record_id"]: row["prediction_time"] for row in rows} == ends
     assert info.split_description == "As given by the column split."
 

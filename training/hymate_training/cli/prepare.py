@@ -5,7 +5,7 @@ import inspect
 from pathlib import Path
 
 from hymate_training.data.card import summary_tables
-from hymate_training.data.schema import DatasetInfo
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.readers import READERS
 
 
@@ -26,14 +26,15 @@ def run(args: argparse.Namespace) -> str:
     info = prepare(**{name: getattr(args, name) for name in inspect.signature(prepare).parameters})
     if info is None:
         return f"a part is done; run the command without --shard to finish {args.output}"
-    return describe(args.output, info)
+    return describe(PreparedFolder(args.output))
 
 
-def describe(folder: Path, info: DatasetInfo) -> str:
+def describe(folder: PreparedFolder) -> str:
     """The summary of a prepared folder as aligned text tables."""
-    tables = [table for table in summary_tables(folder, info).values() if len(table) > 1]
+    info = folder.info
+    tables = [table for table in summary_tables(folder).values() if len(table) > 1]
     size = f"{len(info.variables)} variables, {len(info.static_columns)} static columns"
-    return "\n\n".join([f"{info.source} -> {folder} ({size})", *map(_align, tables), info.split_description])
+    return "\n\n".join([f"{info.source} -> {folder.path} ({size})", *map(_align, tables), info.split_description])
 
 
 def _align(rows: list[list[str]]) -> str:
