@@ -11,12 +11,19 @@ import pyarrow.parquet as pq
 import yaml
 
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.data.schema import SPLITS, TaskInfo, task_path
+from hymate_training.data.remarks import remarks
+from hymate_training.data.schema import SPLITS, StaticColumn, TaskInfo, task_path
 from hymate_training.files import markdown_table
+
+MOST_SHOWN = 6  # categories of a static column
 
 
 def summary_tables(folder: PreparedFolder) -> dict[str, list[list[str]]]:
-    """Rows of three tables, headings first: `splits`, `tasks` (with prevalence or mean), and `dropped` by reason."""
+    """Rows of four tables, headings first.
+
+    Returns:
+        `splits`, `tasks` (with prevalence or mean), `static` columns and `dropped` by reason.
+    """
     info = folder.info
     splits = [["split", "records", "events", "median events per record"]]
     for split in folder.splits:
@@ -28,13 +35,33 @@ def summary_tables(folder: PreparedFolder) -> dict[str, list[list[str]]]:
             if (path := task_path(folder.path, task.name, split)).is_file():
                 frame = pl.read_parquet(path)
                 tasks.append([task.name, task.problem_type, split, f"{frame.height:,}", _describe_labels(task, frame)])
+    static = [["static column", "kind", "unknown", "values"]]
+    if info.static_columns:
+        names = [column.name for column in info.static_columns]
+        shards = [path for split in folder.splits for path in folder.shards(split)]
+        known = pl.concat(pl.DataFrame(pl.from_arrow(pq.read_table(path, columns=names))) for path in shards)
+        for column in info.static_columns:
+            unknown = f"{known[column.name].null_count() / known.height:.1%}"
+            static.append([column.name, column.kind, unknown, _describe_column(column, known[column.name])])
     dropped = [["dropped", "count"], *([reason, f"{count:,}"] for reason, count in info.dropped.items())]
-    return {"splits": splits, "tasks": tasks, "dropped": dropped}
+    return {"splits": splits, "tasks": tasks, "static": static, "dropped": dropped}
 
 
 def _record_lengths(shard: Path) -> np.ndarray:
     column = pq.ParquetFile(shard).read(["variable"])["variable"]
     return np.concatenate([np.diff(chunk.offsets) for chunk in column.chunks])
+
+
+def _describe_column(column: StaticColumn, values: pl.Series) -> str:
+    known = values.drop_nulls()
+    if not len(known):
+        return "none"
+    if column.kind == "numeric":
+        lower, median, upper = np.quantile(known.to_numpy(), [0.25, 0.5, 0.75])
+        return f"median {median:.4g}, middle half {lower:.4g} to {upper:.4g}"
+    counts = known.value_counts(sort=True).sort("count", column.name, descending=[True, False])
+    shown = ", ".join(f"{count / len(known):.1%} {name}" for name, count in counts.head(MOST_SHOWN).iter_rows())
+    return shown if len(counts) <= MOST_SHOWN else f"{shown} and {len(counts) - MOST_SHOWN} more"
 
 
 def _describe_labels(task: TaskInfo, frame: pl.DataFrame) -> str:
@@ -91,6 +118,10 @@ def _card_lines(folder: PreparedFolder) -> Iterator[str]:
     if info.dropped:
         yield "## Dropped\n"
         yield _table(tables["dropped"])
+    if notes := remarks(folder):
+        yield "## Worth a look\n"
+        yield from (f"- {note}" for note in notes)
+        yield ""
     yield "## Variables\n"
     units = info.extra.get("units", {})
     listed = (f"`{name}` ({units[name]})" if units.get(name) else f"`{name}`" for name in info.variables)

@@ -58,10 +58,12 @@ class ForecastCollator:
     """Examples of records -> the arguments of `HyMaTEForPreTraining.forward`.
 
     Each record is cut at a random time between `min_observed_hours` and its last event. Input is what came until then,
-    with `max_events` the latest of it, so that a long record shows another window each epoch. The
-    target is the first value of each variable in the `forecast_hours` after (STraTS, section 4.2).
+    with `max_events` the latest of it, so that a long record shows another window each epoch. The target is the first
+    value of each variable in the `forecast_hours` after (STraTS, section 4.2).
 
-    Attributes: those of `TaskCollator`, and
+    Attributes, beside those of `TaskCollator`:
+        min_observed_hours: every cut leaves at least that much of a record.
+        forecast_hours: how far ahead is forecast.
         cut_by: `"time"` draws the cut uniformly over the hours. `"event"` draws one of the events uniformly and cuts
             at most `forecast_hours` before it, so that there is something to forecast: for records of years, most of
             whose hours are empty.

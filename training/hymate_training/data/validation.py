@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hymate_training.data.schema import TaskInfo
+from hymate_training.data.schema import MAX_HOURS, YEAR, TaskInfo
 
 
 def check_no_null(table: pa.Table, schema: pa.Schema, where: str) -> None:
@@ -62,6 +62,11 @@ def check_records(table: pa.Table, where: str, num_variables: int | None = None)
         (~np.isfinite(times), "has a time that is missing or not finite"),
         (times < 0, "has a negative time; times are hours since the record's start"),
         (backwards, "has events out of order; sort them by time"),
+        (
+            times > MAX_HOURS,
+            f"lasts for more than {MAX_HOURS / YEAR:.0f} years; times are hours since the record's start, and a "
+            "placeholder date such as 1900-01-01 must not begin it",
+        ),
         (np.isinf(columns["value"].to_numpy(zero_copy_only=False)), "has an infinite value"),
         (missing, "has a variable index that is null or negative; it must point into DatasetInfo.variables"),
         (variables < 0, "has a variable index that is null or negative; it must point into DatasetInfo.variables"),

@@ -45,7 +45,7 @@ class PreparedFolderWriter:
     """Writes a prepared folder: shard by shard, checked, and whole or not at all.
 
         with PreparedFolderWriter(output) as writer:
-            writer.write_records("train", frame)            # as often as needed, a shard each
+            writer.write_records("train", frame)            # as often as needed, one shard each
             writer.write_task(task, "train", labels)        # after the records of that split
             writer.finish(info)
 

@@ -150,7 +150,7 @@ CHART_COLUMNS = STAY | {
 }
 SUFFIXES = (".csv.gz", ".csv")
 COMPACT_AT = 20_000_000  # rows of hourly sums gathered before equal hours are merged
-RECORDS_A_SHARD = 20_000
+RECORDS_PER_SHARD = 20_000
 CITATION = (
     "Pollard TJ, Johnson AEW, Raffa JD, Celi LA, Mark RG, Badawi O. The eICU Collaborative Research Database, a "
     "freely available multi-center database for critical care research. Scientific Data 2018;5:180178. "
@@ -173,9 +173,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(
     raw: str | Path, output: str | Path, *, observed_hours: float = 24.0, seed: int = 0, overwrite: bool = False
 ) -> DatasetInfo:
-    """Read the tables in `raw` into the prepared folder `output`; `seed` shuffles patients.
+    """Read eICU's tables into a prepared folder.
 
-    Raises ValueError naming the file that is missing, damaged or not as published.
+    Args:
+        raw: folder of the tables.
+        output: the prepared folder to make.
+        observed_hours: hours from admission to the unit that a record holds.
+        seed: of the shuffling of patients.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: naming the file that is missing, damaged or not as published.
     """
     raw = Path(raw)
     if not observed_hours > 0:
@@ -197,7 +205,7 @@ def prepare(
         tasks = _tasks(observed_hours)
         for split in SPLITS:
             members = measured.filter(pl.col("split") == split)
-            for shard in members.iter_slices(RECORDS_A_SHARD):
+            for shard in members.iter_slices(RECORDS_PER_SHARD):
                 chosen = events.join(shard.select("stay"), on="stay", how="semi").rename({"stay": "record_id"})
                 static = shard.select(pl.col("stay").alias("record_id"), *(column.name for column in static_columns))
                 ids = shard["patientunitstayid"].cast(pl.String).alias("record_id")
@@ -381,7 +389,7 @@ class Reading:
         return self._clean(known, "nursingchartoffset", "nurseCharting")
 
     def _clean(self, rows: pl.DataFrame, offset: str, table: str) -> pl.DataFrame:
-        """(stay, time, variable, value) of the stays and hours wanted, in one unit a variable, plausible."""
+        """(stay, time, variable, value) of the stays and hours wanted, in one unit per variable, plausible."""
         named = rows.join(self.stays, on="patientunitstayid", how="inner")
         self.dropped[f"{table} values of a stay that is not in patient"] += rows.height - named.height
         begun = named.filter(pl.col(offset) >= 0)

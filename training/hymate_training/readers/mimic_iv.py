@@ -12,7 +12,8 @@ later correction replaced, are left out.
 
 Static columns are what is known at `intime`: age, gender, first care unit, type and place of the admission. Race is
 left out: "unable to obtain" is written when a patient dies early. `last_careunit`, diagnoses and `discharge_location`
-come from the end of the stay and are never read.
+come from the end of the stay and are never read. An admission with a time of death counts as a death, whatever its
+discharge flag says; such contradictions are counted.
 
 Variables are named by the label in d_items and d_labitems (fluid, category or item id added where several items share
 a label), with the unit behind it where one item is reported in units that cannot be reconciled. A row without a unit
@@ -20,7 +21,7 @@ is taken to be in the unit its item usually has. Values that are not plausible a
 rows without a number. `mimic_iv_items` holds the tables of units and of plausible values.
 
 Memory does not grow with the tables: they are streamed, each row goes to a temporary file of its block of stays beside
-the output (about 8 bytes a row), and the blocks become shards one after another.
+the output (about 8 bytes per row), and the blocks become shards one after another.
 """
 
 import argparse
@@ -134,9 +135,18 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
 ) -> DatasetInfo:
-    """Read the download `raw` into the prepared folder `output`; `seed` divides the patients 70/15/15.
+    """Read MIMIC-IV into a prepared folder.
 
-    Raises ValueError naming the file that is missing, damaged or not as published.
+    Args:
+        raw: folder of the download.
+        output: the prepared folder to make.
+        min_stays: drop variables met in fewer training stays.
+        event_time: when a charted value counts, as the module explains.
+        seed: of the shuffling of patients, who are divided 70/15/15.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: naming the file that is missing, damaged or not as published.
     """
     if min_stays < 1:
         raise ValueError(f"--min-stays must be at least 1, got {min_stays}")
@@ -199,7 +209,7 @@ def _read(paths: dict[str, Path], name: str, columns: dict[str, pa.DataType], ke
 
 
 def _read_stays(paths: dict[str, Path], seed: int, dropped: Counter[str]) -> pl.DataFrame:
-    """One row an ICU stay, by stay_id: times, what is known at its start, what is to be predicted, split, number."""
+    """One row per ICU stay, by stay_id: times, what is known at its start, what is to be predicted, split, number."""
     stays = _read(
         paths,
         "icustays",
@@ -226,6 +236,13 @@ def _read_stays(paths: dict[str, Path], seed: int, dropped: Counter[str]) -> pl.
             raise ValueError(f"{paths[name]} has no row for {key} {unknown[key][0]} of {paths['icustays']}")
     if admissions["hospital_expire_flag"].is_in([0, 1]).not_().fill_null(True).any():
         raise ValueError(f"{paths['admissions']}: hospital_expire_flag must be 0 or 1")
+    contradictory = pl.col("deathtime").is_not_null() & (pl.col("hospital_expire_flag") == 0)
+    dropped["discharge flags that contradict a time of death (taken as deaths)"] = admissions.filter(
+        contradictory
+    ).height
+    admissions = admissions.with_columns(
+        hospital_expire_flag=pl.when(contradictory).then(1).otherwise("hospital_expire_flag")
+    )
     known = stays.drop_nulls(["intime", "outtime"]).filter(pl.col("outtime") > pl.col("intime"))
     dropped["stays without a start, an end or a length"] = stays.height - known.height
     if not known.height:
@@ -295,7 +312,7 @@ def _unit(column: str) -> pl.Expr:
 def _spill(
     paths: dict[str, Path], stays: pl.DataFrame, event_time: str, scratch: Path, dropped: Counter[str]
 ) -> tuple[list[Path], Keys]:
-    """All events of the stays, in a file a block of stays: stay, time (hours), key, value (NaN: carries none)."""
+    """All events of the stays, one file per block of stays: stay, time (hours), key, value (NaN: carries none)."""
     blocks = [scratch / f"{block}.arrow" for block in range(-(-stays.height // STAYS_PER_SHARD))]
     schema = pa.schema([("stay", pa.uint32()), ("time", pa.float32()), ("key", pa.uint32()), ("value", pa.float32())])
     keys = Keys()
@@ -337,7 +354,7 @@ def _choose_variables(
     min_stays: int,
     dropped: Counter[str],
 ) -> tuple[dict[str, str], pl.DataFrame]:
-    """What `resolve_variables` returned, less the variables that too few training stays have."""
+    """What `resolve_variables` returned, without the variables that too few training stays have."""
     names = list(units)
     stays_with, events_of = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
     training = stays.filter(pl.col("split") == "train").select("stay")
@@ -367,7 +384,7 @@ STATIC = ("age", "gender", "first_careunit", "admission_type", "admission_locati
 def _write_records(
     writer: PreparedFolderWriter, blocks: list[Path], stays: pl.DataFrame, table: pl.DataFrame
 ) -> pl.Series:
-    """Writes a shard a block and split; hours of each stay's first event, null where it has none."""
+    """Writes one shard per block and split; hours of each stay's first event, null where it has none."""
     first = [pl.DataFrame(schema={"stay": pl.UInt32, "first": pl.Float32})]
     for path in tqdm(blocks, desc="writing records", unit=" blocks", leave=False):
         events = convert(pl.read_ipc(path), table)

@@ -79,7 +79,7 @@ NAMES = tuple(VARIABLES)
 
 @dataclass(frozen=True)
 class Panel:
-    """Things measured together: samples an hour at rest, and what changes that rate.
+    """Things measured together: samples per hour at rest, and what changes that rate.
 
     `severity` multiplies the rate by exp(severity * the stay's current risk of death in standard deviations);
     `ordered_when` (variable, slope, threshold) by a logistic in that variable's course: missing where it is normal.
@@ -197,9 +197,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overwrite: bool = False) -> DatasetInfo:
-    """Simulate `num_records` stays into the prepared folder `output`, the same ones for the same seed.
+    """Simulate stays into a prepared folder, the same ones for the same seed; splits are 70/15/15 by stay.
 
-    Splits are 70/15/15 by stay. Raises ValueError for fewer than 20 stays, too few to fill the splits.
+    Args:
+        output: the prepared folder to make.
+        num_records: how many stays.
+        seed: of everything drawn.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: for fewer than 20 stays, too few to fill the splits, or a negative seed.
     """
     if num_records < 20:
         raise ValueError(f"--num-records must be at least 20 to fill three splits, not {num_records}")
@@ -239,7 +246,7 @@ def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overw
 
 @dataclass(frozen=True)
 class Stays:
-    """A block: long events and static columns by `record_id` (0, 1, ...), outcomes and the logit of death a stay."""
+    """A block: long events and static columns by `record_id` (0, 1, ...), outcomes and the logit of death of each stay."""
 
     events: pl.DataFrame
     static: pl.DataFrame
@@ -329,7 +336,7 @@ def _in_clinical_units(variable: Variable, latent: np.ndarray) -> np.ndarray:
 
 
 def _demographics(severity: np.ndarray, generator: np.random.Generator) -> pl.DataFrame:
-    """One row a stay; the height of sicker patients is recorded less often. None of it drives an outcome."""
+    """One row per stay; the height of sicker patients is recorded less often. None of it drives an outcome."""
     size = len(severity)
     sex = generator.integers(0, 2, size)
     age = np.round(np.clip(generator.normal(64, 16, size), 18, 95))
