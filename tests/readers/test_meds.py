@@ -237,6 +237,11 @@ def repeat_split(raw: Path):
     pl.concat([frame, frame.head(1)]).write_parquet(path)
 
 
+def other_value_column(raw: Path):
+    path = raw / "data" / "any" / "2.parquet"
+    pl.read_parquet(path).rename({"numeric_value": "value"}).write_parquet(path)
+
+
 BROKEN = {
     "truncated": (cut, "2.parquet"),
     "empty file": (lambda raw: (raw / "data" / "any" / "2.parquet").write_bytes(b""), "2.parquet is damaged"),
@@ -244,6 +249,18 @@ BROKEN = {
     "empty splits": (empty_splits, "subject_splits.parquet has no rows"),
     "missing column": (drop_code, r"2.parquet .*code"),
     "wrong type": (spoil(time=pl.lit("yesterday")), "2.parquet"),
+    "half subjects": (spoil(subject_id=pl.col("subject_id") + 0.5), "2.parquet .*subject_id must be whole numbers"),
+    "float subjects": (spoil(subject_id=pl.col("subject_id").cast(pl.Float64)), "2.parquet .*must be whole numbers"),
+    "empty code": (spoil(code=pl.lit(" ")), "2.parquet: code is empty in"),
+    "other value": (other_value_column, "2.parquet .*lacks numeric_value, but value holds numbers"),
+    "zone in one shard": (
+        spoil(time=pl.col("time").dt.replace_time_zone("UTC")),
+        "time of .*2.parquet has a time zone and time of .*0.parquet has none",
+    ),
+    "placeholder date": (
+        spoil(time=pl.when(pl.col("code") == "ICD//I10").then(datetime(1880, 1, 1)).otherwise("time")),
+        "lasts for more than 110 years; .*placeholder date",
+    ),
     "null code": (spoil(code=pl.lit(None, pl.String)), "2.parquet: code is null"),
     "infinite value": (spoil(numeric_value=pl.lit(np.inf, pl.Float32)), "2.parquet: subject 2 has an infinite"),
     "subject in two shards": (repeat_shard, "2.parquet and .*7.parquet"),
@@ -293,6 +310,43 @@ def test_labels_must_be_one_column_without_gaps(raw, tmp_path):
     with pytest.raises(ValueError, match=r"two/1\.parquet is damaged"):
         meds.prepare(raw, tmp_path / "out", labels=[folder])
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+def test_labels_and_events_agree_on_having_a_time_zone(zone, tmp_path):
+    raw = make(tmp_path / "raw")
+    folder = make_labels(tmp_path / "labels" / "death", "boolean_value", lambda subject: subject % 2 == 0)
+    meds.prepare(raw, tmp_path / "naive", labels=[folder], min_subjects=2)
+    for part in (raw / "data").rglob("*.parquet"):
+        pl.read_parquet(part).with_columns(pl.col("time").dt.replace_time_zone(zone)).write_parquet(part)
+    with pytest.raises(
+        ValueError, match=r"time of .* has a time zone and prediction_time of .*death/0.parquet has none"
+    ):
+        meds.prepare(raw, tmp_path / "out", labels=[folder], min_subjects=2)
+    for part in folder.glob("*.parquet"):
+        frame = pl.read_parquet(part)
+        frame.with_columns(pl.col("prediction_time").dt.replace_time_zone(zone)).write_parquet(part)
+    meds.prepare(raw, tmp_path / "aware", labels=[folder], min_subjects=2)
+    assert same(tmp_path / "naive", tmp_path / "aware")
+    for split in SPLITS:
+        one, other = (PreparedFolder(tmp_path / name).task("death", split) for name in ("naive", "aware"))
+        assert one.equals(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pl.col("subject_id") + 1000, "no label of death is left: none is of a subject with a record"),
+        (pl.col("prediction_time") - timedelta(days=900), "no label of death is left: all are before the first event"),
+    ],
+)
+def test_labels_of_which_none_is_left_are_refused(change, message, raw, tmp_path):
+    folder = make_labels(tmp_path / "death", "boolean_value", lambda subject: subject % 2 == 0)
+    for part in folder.glob("*.parquet"):
+        pl.read_parquet(part).with_columns(change).write_parquet(part)
+    with pytest.raises(ValueError, match=message):
+        meds.prepare(raw, tmp_path / "out", labels=[folder], min_subjects=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["death"]
 
 
 def admission(subject: int, begins: float, ends: float | None, way: str = "HOME") -> list[tuple]:

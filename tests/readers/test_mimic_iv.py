@@ -18,6 +18,7 @@ from hymate_training.data.schema import SPLITS
 from hymate_training.readers import mimic_iv
 from hymate_training.readers.mimic_iv_items import BOUNDS, PLAUSIBLE
 from tests.support.leakage import check_leakage
+from tests.support.prepared import labels_frame
 
 Tables = dict[str, pl.DataFrame]
 START = datetime(2150, 3, 1, 10)
@@ -214,6 +215,16 @@ def test_labels(folder):
     assert [hour for record, hour in hourly if record == "4"] == list(range(4, 59))
     assert [hour for (record, hour), label in hourly.items() if record == "4" and label] == list(range(35, 59))
     assert not any(label for (record, _), label in hourly.items() if not died.get(record))
+
+
+def test_a_time_of_death_counts_whatever_the_discharge_flag_says(folder, tmp_path):
+    tables = make_tables()
+    alive = pl.col("hospital_expire_flag") * (pl.col("hadm_id") != 104)
+    tables["hosp/admissions"] = tables["hosp/admissions"].with_columns(hospital_expire_flag=alive)
+    info = mimic_iv.prepare(write(tmp_path / "raw", tables), tmp_path / "out", min_stays=1)
+    assert info.dropped["discharge flags that contradict a time of death (taken as deaths)"] == 1
+    for task in info.tasks:
+        assert labels_frame(tmp_path / "out", task.name).equals(labels_frame(folder, task.name))
 
 
 @pytest.mark.parametrize("task", [task.name for task in mimic_iv.TASKS])

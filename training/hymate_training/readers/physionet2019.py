@@ -18,7 +18,7 @@ Tasks:
   0, the default, this is the published label itself, the challenge's question: is the onset of sepsis at most six
   hours ahead, or past? A horizon of h hours asks it h hours earlier: is the onset at most 6 + h hours ahead, or past?
   An hour is left out, and counted, while nothing has been measured yet.
-- `sepsis`, one prediction per patient (as the line of work around Raindrop has it): is this the hour, six before onset,
+- `sepsis`, one prediction per patient (as the work around Raindrop has it): is this the hour, six before the onset,
   at which the published label turns positive? Patients with sepsis are asked about at that hour, so that nothing from
   the onset or after it is seen, all others at their last hour. Patients whose label is positive in their first row are
   left out, and counted. How much of a stay is seen differs between the two classes, and a model may profit from that;

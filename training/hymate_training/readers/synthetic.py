@@ -246,7 +246,7 @@ def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overw
 
 @dataclass(frozen=True)
 class Stays:
-    """A block: long events and static columns by `record_id` (0, 1, ...), outcomes and the logit of death of each stay."""
+    """A block: long events and static columns by `record_id` (0, 1, ...), outcomes, and the logit of each death."""
 
     events: pl.DataFrame
     static: pl.DataFrame
