@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +11,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import BatchFeature
 
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
-from hymate_training.data.schema import DatasetInfo, TaskInfo
+from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.data.schema import TaskInfo
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 
@@ -93,30 +92,29 @@ class TaskDataset(ExampleDataset):
         return replace(examples, labels=self.labels[examples.indices])
 
 
-def load_task(folder: str | Path, task: str, split: str, variables: Sequence[str]) -> TaskDataset:
+def load_task(folder: PreparedFolder, task: str, split: str, variables: Sequence[str]) -> TaskDataset:
     """Examples of a task's split in a prepared folder, variable ids as positions in `variables`.
 
     Raises:
         ValueError: if folder, task or split are not there, or the folder has variables that `variables` lacks.
     """
-    info = read_info(folder)
-    events = read_events(folder, split, variables)
-    table = read_task(folder, task, split)
+    events = folder.events(split, variables)
+    table = folder.task(task, split)
     position = {record_id: row for row, record_id in enumerate(events.record_ids)}
     rows = np.array([position[record_id] for record_id in table["record_id"].to_pylist()], dtype=np.int64)
     times = table["prediction_time"].to_numpy()
-    return TaskDataset(events, rows, times, labels_array(table, info.task(task)))
+    return TaskDataset(events, rows, times, labels_array(table, folder.info.task(task)))
 
 
 def load_forecast(
-    folder: str | Path, split: str, variables: Sequence[str], min_observed_hours: float
+    folder: PreparedFolder, split: str, variables: Sequence[str], min_observed_hours: float
 ) -> ExampleDataset:
     """Records of a split that go on for longer than `min_observed_hours`, for forecast pretraining.
 
     Raises:
         ValueError: if the folder or split is not there, or no record is long enough.
     """
-    events = read_events(folder, split, variables)
+    events = folder.events(split, variables)
     last = np.array(
         [
             events.times[end - 1] if end > start else 0.0
@@ -129,43 +127,16 @@ def load_forecast(
     return ExampleDataset(events, rows, last[rows])
 
 
-def check_static_columns(folder: str | Path, extractor: HyMaTEFeatureExtractor):
+def check_static_columns(folder: PreparedFolder, extractor: HyMaTEFeatureExtractor):
     """Raises ValueError if the folder lacks a static column that the model was trained with: it would be missing for
     every record."""
-    held = [column.name for column in read_info(folder).static_columns]
+    held = [column.name for column in folder.info.static_columns]
     for column in extractor.static_columns:
         if column["name"] not in held:
             raise ValueError(
-                f"{folder} lacks the static column {column['name']!r}, with which the model was trained; it has "
+                f"{folder.path} lacks the static column {column['name']!r}, with which the model was trained; it has "
                 f"{', '.join(map(repr, held)) or 'none'}: rename yours, or add it, empty where it is unknown"
             )
-
-
-def read_events(folder: str | Path, split: str, variables: Sequence[str]) -> Events:
-    """All records of a split as flat arrays, variable ids as positions in `variables`."""
-    info = read_info(folder)
-    table = read_records(folder, split)
-    columns = {name: table[name].combine_chunks() for name in ("time", "variable", "value")}
-    offsets = columns["time"].offsets.to_numpy()
-    position = {name: index for index, name in enumerate(variables)}
-    unknown = [name for name in info.variables if name not in position]
-    if unknown:
-        raise ValueError(f"{folder} holds variables that the model's feature extractor does not know: {unknown[:5]}")
-    to_known = np.array([position[name] for name in info.variables], dtype=np.int32)
-    return Events(
-        offsets=(offsets - offsets[0]).astype(np.int64),
-        times=columns["time"].flatten().to_numpy(),
-        variable_ids=to_known[columns["variable"].flatten().to_numpy()],
-        values=columns["value"].flatten().to_numpy(zero_copy_only=False),
-        static={column.name: _static_array(table[column.name]) for column in info.static_columns},
-        record_ids=table["record_id"].to_pylist(),
-    )
-
-
-def _static_array(column: pa.ChunkedArray) -> np.ndarray:
-    if pa.types.is_floating(column.type):
-        return column.to_numpy()  # NaN where unknown
-    return np.array(column.to_pylist(), dtype=object)
 
 
 def labels_array(table: pa.Table, task: TaskInfo) -> np.ndarray:
@@ -182,11 +153,11 @@ def labels_array(table: pa.Table, task: TaskInfo) -> np.ndarray:
     return pc.cast(columns[0], pa.float32()).to_numpy()
 
 
-def fit_feature_extractor(folder: str | Path) -> HyMaTEFeatureExtractor:
+def fit_feature_extractor(folder: PreparedFolder) -> HyMaTEFeatureExtractor:
     """A feature extractor fitted on the training records of a prepared folder."""
-    info: DatasetInfo = read_info(folder)
+    info = folder.info
     return HyMaTEFeatureExtractor.fit(
-        read_events(folder, "train", info.variables),
+        folder.events("train"),
         info.variables,
         numeric_columns=[column.name for column in info.static_columns if column.kind == "numeric"],
         categorical_columns={

@@ -83,6 +83,11 @@ class PreparedFolder:
         return replace(events, variable_ids=to_known[events.variable_ids])
 
 
+def open_prepared(data: "str | Path | PreparedFolder") -> PreparedFolder:
+    """A prepared folder by its path; one that is open already is returned as it is."""
+    return data if isinstance(data, PreparedFolder) else PreparedFolder(data)
+
+
 def _flat_events(table: pa.Table, info: DatasetInfo) -> Events:
     columns = {name: table[name].combine_chunks() for name in ("time", "variable", "value")}
     offsets = columns["time"].offsets.to_numpy()
