@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hymate_training.data.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 NUM_VARIABLES = 37
@@ -72,9 +73,10 @@ def main():
         parser.error("--data and --task go together")
     sets = {}
     if args.data:
-        extractor = fit_feature_extractor(args.data)
+        data = PreparedFolder(args.data)
+        extractor = fit_feature_extractor(data)
         sets[f"{args.data.name}, {args.task}"] = (
-            load_task(args.data, args.task, "train", extractor.variables),
+            load_task(data, args.task, "train", extractor.variables),
             extractor,
         )
     else:

@@ -18,18 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hymate_training.data.collation import ExampleDataset, TaskCollator, fit_feature_extractor, read_events
-from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.collation import ExampleDataset, TaskCollator, fit_feature_extractor
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from modeling_hymate import HyMaTEConfig, HyMaTEForSequenceClassification
 
 
-def longest_record(folder: Path) -> ExampleDataset:
-    info = read_info(folder)
+def longest_record(folder: PreparedFolder) -> ExampleDataset:
     candidates = []
     for split in SPLITS:
-        if any((folder / "records").glob(f"{split}-*.parquet")):
-            events = read_events(folder, split, info.variables)
+        if any((folder.path / "records").glob(f"{split}-*.parquet")):
+            events = folder.events(split)
             candidates.append((events.lengths.max(), events.take(np.array([events.lengths.argmax()]))))
     _, events = max(candidates, key=lambda candidate: candidate[0])
     return ExampleDataset(events, np.array([0]), np.array([np.inf]))
@@ -37,8 +36,9 @@ def longest_record(folder: Path) -> ExampleDataset:
 
 def measure(folder: Path, window: tuple[int | None, int]) -> str:
     max_events, vocabulary = window
-    extractor = fit_feature_extractor(folder)
-    features = TaskCollator(extractor, max_events)(longest_record(folder).__getitems__([0]))
+    data = PreparedFolder(folder)
+    extractor = fit_feature_extractor(data)
+    features = TaskCollator(extractor, max_events)(longest_record(data).__getitems__([0]))
     torch.manual_seed(0)
     config = HyMaTEConfig(
         num_variables=vocabulary * extractor.num_variables,
@@ -46,7 +46,7 @@ def measure(folder: Path, window: tuple[int | None, int]) -> str:
         num_labels=2,
     )
     model = HyMaTEForSequenceClassification(config)
-    model(**TaskCollator(extractor, 64)(longest_record(folder).__getitems__([0])))  # what runs once only
+    model(**TaskCollator(extractor, 64)(longest_record(data).__getitems__([0])))  # what runs once only
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = []
     model.eval()

@@ -13,8 +13,8 @@ from finetune_with_trainer import make_trainer
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, set_seed
 
-import modeling_hymate  # noqa: F401 - registers the Auto classes
-from hymate_training.data.prepared_folder import read_info
+import hymate  # noqa: F401 - registers the Auto classes
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 
 HEAD = "classifier"
@@ -44,14 +44,13 @@ def main():
     parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args()
 
-    task = read_info(args.data).task(args.task)
+    data = PreparedFolder(args.data)
+    task = data.info.task(args.task)
     extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
     set_seed(0)
     model = add_adapters(args.checkpoint, task, args.rank)
     model.print_trainable_parameters()
-    trainer = make_trainer(
-        model, extractor, args.data, task, args.output, num_train_epochs=args.epochs, learning_rate=3e-3
-    )
+    trainer = make_trainer(model, extractor, data, task, args.output, num_train_epochs=args.epochs, learning_rate=3e-3)
     trainer.train()
     trainer.save_model()
     print({name: round(value, 4) for name, value in trainer.evaluate().items()})

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import replace_page
 from hymate_training.data.card import summary_tables
-from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import DatasetInfo
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def main() -> None:
             output = Path(folder) / "prepared"
             seconds, mebibytes = prepare(source, raw, output)
             print(f"{source.reader}: {seconds:.1f} s, {mebibytes:,.0f} MiB")
-            text = "\n".join(describe(source, output, read_info(output), seconds, mebibytes))
+            text = "\n".join(describe(source, output, PreparedFolder(output).info, seconds, mebibytes))
         write_block(source.reader, text)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from experiments.evidence.folds import TASK
 from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import HyMaTEFeatureExtractor
 
 EARLY_HOURS = 12.0
@@ -35,9 +36,10 @@ TREES = [
 
 
 def _load(folder: Path, split: str) -> tuple[HyMaTEFeatureExtractor, dict[str, TaskDataset]]:
-    extractor = fit_feature_extractor(folder)
+    data = PreparedFolder(folder)
+    extractor = fit_feature_extractor(data)
     splits = dict.fromkeys(("train", "validation", split))
-    return extractor, {name: load_task(folder, TASK, name, extractor.variables) for name in splits}
+    return extractor, {name: load_task(data, TASK, name, extractor.variables) for name in splits}
 
 
 def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:

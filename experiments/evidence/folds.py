@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.writer import PreparedFolderWriter
 
 NUM_FOLDS = 5
@@ -23,7 +23,9 @@ def assign_folds(prepared: Path, output: Path) -> list[list[str]]:
         ValueError: if `output` lists other records than `prepared` holds.
     """
     record_ids = sorted(
-        record_id for split in SOURCE_SPLITS for record_id in read_records(prepared, split)["record_id"].to_pylist()
+        record_id
+        for split in SOURCE_SPLITS
+        for record_id in PreparedFolder(prepared).records(split)["record_id"].to_pylist()
     )
     if not output.is_file():
         order = np.random.default_rng(SEED).permutation(len(record_ids))
@@ -50,8 +52,9 @@ def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int
     size = int(0.8 * len(shuffled))
     splits = {"train": shuffled[:size], "validation": shuffled[size:], "test": folds[fold]}
     labeled = {**splits, "train": shuffled[: max(1, size * percent // 100)]}
-    info = read_info(prepared)
-    records = pl.concat([_frame(read_records(prepared, split)) for split in SOURCE_SPLITS])
+    source = PreparedFolder(prepared)
+    info = source.info
+    records = pl.concat([_frame(source.records(split)) for split in SOURCE_SPLITS])
     if not static:
         records = records.drop([column.name for column in info.static_columns])
         info = replace(info, static_columns=())
@@ -59,7 +62,7 @@ def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int
         for split, members in splits.items():
             writer.write_records(split, records.filter(pl.col("record_id").is_in(members)).sort("record_id"))
             for task in info.tasks:
-                labels = pl.concat([_frame(read_task(prepared, task.name, part)) for part in SOURCE_SPLITS])
+                labels = pl.concat([_frame(source.task(task.name, part)) for part in SOURCE_SPLITS])
                 writer.write_task(task, split, labels.filter(pl.col("record_id").is_in(labeled[split])))
         writer.finish(info)
     return output

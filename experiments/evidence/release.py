@@ -15,12 +15,12 @@ from experiments.evidence import baselines
 from experiments.evidence.folds import TASK
 from experiments.evidence.tables import cross_validation, read_results
 from experiments.evidence.units import hymate
-from hymate_training.data.collation import load_task
-from hymate_training.data.prepared_folder import read_info, split_fingerprint
-from hymate_training.evaluation.evaluation import EVALUATION_FILE
+from hymate_training.data.collation import labels_array
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import report
-from hymate_training.files import replace_folder
-from hymate_training.fitting.loop import RUN_FILE, write_json
+from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.files import write_json, writing_folder
+from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE
 from hymate_training.publishing.cards import CROSS_VALIDATION_FILE, write_model_card
 from hymate_training.publishing.push import plan_push
 from hymate_training.readers import READERS
@@ -48,13 +48,12 @@ def main() -> None:
         arguments = ["--data", str(data), "--task", TASK, "--checkpoint", str(pretrained)]
         hymate("finetune", [*arguments, "--output", str(mortality)], mortality)
     evaluation = json.loads((mortality / EVALUATION_FILE).read_text())
-    labels = load_task(data, TASK, "validation", read_info(data).variables).labels
+    folder = PreparedFolder(data)
+    labels = labels_array(folder.task(TASK, "validation"), folder.info.task(TASK))
     evaluation["baselines"] = {
         name: report(
-            "binary",
-            labels,
-            predict(data, 0, "validation"),
-            split_fingerprint=split_fingerprint(data, TASK, "validation"),
+            LabeledPredictions("binary", labels, predict(data, 0, "validation")),
+            split_fingerprint=folder.split_fingerprint(TASK, "validation"),
         )
         for name, predict in COMPARED.items()
     }
@@ -67,12 +66,9 @@ def main() -> None:
 
 def release(folder: Path, place: Path) -> None:
     """Copies what `hymate push` would upload of a checkpoint; `place` holds the old files or the new ones."""
-    incoming = place.with_name(f".{place.name}.incoming")
-    shutil.rmtree(incoming, ignore_errors=True)
-    incoming.mkdir()
-    for name in plan_push(folder).uploaded:
-        shutil.copy(folder / name, incoming / name)
-    replace_folder(incoming, place)
+    with writing_folder(place) as incoming:
+        for name in plan_push(folder).uploaded:
+            shutil.copy(folder / name, incoming / name)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hymate_training.data.collation import (
     load_forecast,
     load_task,
 )
+from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 from tests.support.helpers import make_model
 
@@ -84,8 +85,8 @@ def test_channel_tokens_follow_the_codes_of_a_record_not_the_vocabulary(years):
 
 
 def test_batches_hold_what_a_plain_loop_puts_there(synthetic_folder):
-    extractor = fit_feature_extractor(synthetic_folder)
-    dataset = load_task(synthetic_folder, "in_hospital_mortality", "train", extractor.variables)
+    extractor = fit_feature_extractor(PreparedFolder(synthetic_folder))
+    dataset = load_task(PreparedFolder(synthetic_folder), "in_hospital_mortality", "train", extractor.variables)
     indices = np.random.default_rng(0).permutation(len(dataset))[:16]
     features = TaskCollator(extractor)(dataset.__getitems__(indices))
     for row, index in enumerate(indices):
@@ -127,6 +128,6 @@ def test_static_columns_encode_alike_from_any_array():
 
 
 def test_records_too_short_to_forecast_are_named(synthetic_folder):
-    extractor = fit_feature_extractor(synthetic_folder)
+    extractor = fit_feature_extractor(PreparedFolder(synthetic_folder))
     with pytest.raises(ValueError, match="min_observed_hours=1000"):
         load_forecast(synthetic_folder, "train", extractor.variables, 1000)

@@ -12,7 +12,7 @@ from experiments.evidence.models import MODELS, Model
 from experiments.evidence.tables import TABLES, paired, read_results, write_page
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder, read_info, read_records, read_task
 from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig
 
@@ -66,15 +66,15 @@ def test_baselines_learn(name, fold_folder, monkeypatch):
     if name == "xgboost":
         pytest.importorskip("xgboost")
     probabilities = MODELS[name].baseline(fold_folder, 0)
-    dataset = load_task(fold_folder, TASK, "test", read_info(fold_folder).variables)
+    dataset = load_task(PreparedFolder(fold_folder), TASK, "test", PreparedFolder(fold_folder).info.variables)
     assert probabilities.shape == dataset.labels.shape
     assert ((probabilities > 0) & (probabilities < 1)).all()
     assert np.array_equal(probabilities, MODELS[name].baseline(fold_folder, 0))
 
 
 def test_summary_features_are_those_of_a_loop(fold_folder):
-    extractor = fit_feature_extractor(fold_folder)
-    full = load_task(fold_folder, TASK, "test", extractor.variables)
+    extractor = fit_feature_extractor(PreparedFolder(fold_folder))
+    full = load_task(PreparedFolder(fold_folder), TASK, "test", extractor.variables)
     dataset = TaskDataset(full.events, full.rows, np.full(len(full), 24.0), full.labels)
     features = baselines.summary_features(dataset, extractor)
     for row in range(5):
@@ -96,8 +96,8 @@ def test_summary_features_are_those_of_a_loop(fold_folder):
 
 
 def test_events_without_numbers_are_counted_alone(fold_folder):
-    extractor = fit_feature_extractor(fold_folder)
-    dataset = load_task(fold_folder, TASK, "test", extractor.variables)
+    extractor = fit_feature_extractor(PreparedFolder(fold_folder))
+    dataset = load_task(PreparedFolder(fold_folder), TASK, "test", extractor.variables)
     values = dataset.events.values.copy()
     values[dataset.events.variable_ids == 0] = np.nan
     blind = TaskDataset(replace(dataset.events, values=values), dataset.rows, dataset.prediction_times, dataset.labels)
@@ -107,8 +107,8 @@ def test_events_without_numbers_are_counted_alone(fold_folder):
 
 
 def test_the_grid_of_gru_d_counts_hours_since_a_measurement(fold_folder):
-    extractor = fit_feature_extractor(fold_folder)
-    dataset = load_task(fold_folder, TASK, "test", extractor.variables)
+    extractor = fit_feature_extractor(PreparedFolder(fold_folder))
+    dataset = load_task(PreparedFolder(fold_folder), TASK, "test", extractor.variables)
     values, mask, since = baselines.hourly_grid(dataset, extractor).numpy()
     assert mask.any()
     assert (values[mask == 0] == 0).all()

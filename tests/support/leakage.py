@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hymate_training.data.collation import Examples, TaskCollator, fit_feature_extractor, load_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events
 
 
@@ -20,8 +21,8 @@ def check_leakage(folder: Path, task: str, split: str = "train", max_examples: i
     as in training, with variable dropout, and as in evaluation, with and without a limit to the number of events.
     Returns how many events were altered, so that a test can tell that there was something to leak.
     """
-    extractor = fit_feature_extractor(folder)
-    dataset = load_task(folder, task, split, extractor.variables)
+    extractor = fit_feature_extractor(PreparedFolder(folder))
+    dataset = load_task(PreparedFolder(folder), task, split, extractor.variables)
     generator = np.random.default_rng(seed)
     chosen = generator.permutation(len(dataset))[:max_examples]
     examples = dataset.__getitems__(chosen)
