@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.data_sources import SOURCES, Source, prepare, write_block
-from hymate_training.evaluation.evaluation import EVALUATION_FILE
 from hymate_training.evaluation.metrics import metric_titles
 from hymate_training.files import markdown_table
-from hymate_training.fitting.loop import RUN_FILE, STATE_FOLDER
+from hymate_training.fitting.state import STATE_FOLDER
+from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE
 
 SMALL = ("--model", "hidden_size=16", "num_mamba_layers=1", "--epochs", "3", "--learning-rate", "2e-3")
 DEMO = (*SMALL, "--batch-size", "8")  # of some ten patients: steps enough to learn anything at all

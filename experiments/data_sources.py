@@ -61,7 +61,7 @@ def main() -> None:
             output = Path(folder) / "prepared"
             seconds, mebibytes = prepare(source, raw, output)
             print(f"{source.reader}: {seconds:.1f} s, {mebibytes:,.0f} MiB")
-            text = "\n".join(describe(source, PreparedFolder(output), seconds, mebibytes))
+            text = "\n".join(describe(source, output, PreparedFolder(output).info, seconds, mebibytes))
         write_block(source.reader, text)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hymate_training.data.collation import TaskCollator, TaskDataset
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import TaskDataset
 from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
 
@@ -18,7 +19,7 @@ def calibrate(
     model.config.temperature = 1.0
     predicted = predict_examples(model, dataset, collator, batch_size)
     probabilities = torch.from_numpy(predicted.values).double().clamp(1e-12, 1)
-    labels = torch.from_numpy(dataset.labels[predicted.indices])
+    labels = torch.tensor(dataset.labels)
     multilabel = model.config.problem_type == "multi_label_classification"
     logits = torch.logit(probabilities, 1e-12) if multilabel else probabilities.log()
 
