@@ -1,25 +1,14 @@
-"""Figures of merit with intervals.
+"""Metrics with intervals.
 
 Points come from scikit-learn. The bootstrap resamples records, not rows, so that the prediction times of one record
 move together; a resample is a vector of weights, and every metric is evaluated under a whole matrix of weights at
 once (weighted_metrics.py), which scikit-learn cannot do. The tests hold one to the other.
 
-`labels` and `predictions` of each problem type:
-
-| problem type | labels | predictions |
-|---|---|---|
-| binary | (n,) 0 or 1 | (n,) probability of class 1 |
-| multiclass | (n,) class index in 0..K-1 | (n, K) probabilities, each row summing to 1 |
-| multilabel | (n, K) 0 or 1 | (n, K) probabilities |
-| regression | (n,) number | (n,) number, in the labels' unit |
-
-Undefined metrics. Invalid arguments (nothing in them, NaN, unequal lengths, probabilities outside [0, 1]) are a
-ValueError. A valid sample on which one metric has no meaning, such as AUROC where all labels are equal, gives None for
-that metric alone, never NaN, and `undefined_metrics` says why.
+A sample on which one metric has no meaning, such as AUROC where all labels are equal, gives None for that metric
+alone, never NaN, and `undefined_metrics` says why.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +16,9 @@ from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
 from tqdm import tqdm
 
-from .weighted_metrics import CALIBRATION_BINS, EVALUATORS, as_indicators, calibration_bin
+from hymate_training.evaluation.sample import LabeledPredictions, row_names
+from hymate_training.evaluation.weighted_metrics import CALIBRATION_BINS, EVALUATORS, calibration_bin
+from hymate_training.versions import installed_versions
 
 # the order in which metrics are reported, and the names they are printed under
 METRICS: dict[str, dict[str, str]] = {
@@ -68,79 +59,20 @@ class CalibrationBins(NamedTuple):
     rows: np.ndarray  # how many rows fell into the bin
 
 
-def check_inputs(problem_type: str, labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return (labels, predictions) as arrays of the module's shapes: int64 or float64 labels, float64 predictions.
-
-    ValueError naming the argument if the two cannot be evaluated.
-    """
-    if problem_type not in METRICS:
-        raise ValueError(f"problem_type must be one of {', '.join(METRICS)}, not {problem_type!r}")
-    label_dims = 2 if problem_type == "multilabel" else 1
-    prediction_dims = 2 if problem_type in ("multiclass", "multilabel") else 1
-    y = _finite("labels", labels, label_dims, problem_type)
-    p = _finite("predictions", predictions, prediction_dims, problem_type)
-    if len(y) != len(p):
-        raise ValueError(f"labels has {len(y)} rows and predictions {len(p)}: one row each is needed")
-    if problem_type == "regression":
-        return y, p
-    if label_dims == 2 and y.shape != p.shape:
-        raise ValueError(f"labels has {y.shape[1]} columns and predictions {p.shape[1]}")
-
-    classes = 2
-    if problem_type == "multiclass":
-        classes = p.shape[1]
-        if classes < 2:
-            raise ValueError("predictions of a multiclass problem must have a column for each class, at least 2")
-    bad = np.argwhere((y != np.floor(y)) | (y < 0) | (y >= classes))
-    if bad.size:
-        allowed = "0 or 1" if classes == 2 else f"a class index from 0 to {classes - 1}"
-        raise ValueError(f"labels must each be {allowed}; row {bad[0][0]} holds {y[tuple(bad[0])]:g}")
-    bad = np.argwhere((p < -1e-6) | (p > 1 + 1e-6))
-    if bad.size:
-        raise ValueError(
-            f"predictions must be probabilities in [0, 1]; row {bad[0][0]} holds {p[tuple(bad[0])]:g} "
-            "(logits need a sigmoid or softmax first)"
-        )
-    p = np.clip(p, 0, 1)
-    if problem_type == "multiclass":
-        sums = p.sum(axis=1)
-        bad = np.argwhere(np.abs(sums - 1) > 1e-3)
-        if bad.size:
-            raise ValueError(f"predictions must sum to 1 in each row; row {bad[0][0]} sums to {sums[bad[0][0]]:g}")
-        p = p / sums[:, None]
-    return y.astype(np.int64), p
-
-
-def _finite(name: str, values: ArrayLike, dims: int, problem_type: str) -> np.ndarray:
-    try:
-        array = np.asarray(values).astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers: {error}") from error
-    if array.ndim != dims:
-        shape = "(rows, columns)" if dims == 2 else "(rows,)"
-        raise ValueError(f"{name} of a {problem_type} problem must have shape {shape}, not {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"{name} is empty: at least one row is needed")
-    bad = np.argwhere(~np.isfinite(array))
-    if bad.size:
-        raise ValueError(f"{name} must be finite; row {bad[0][0]} holds {array[tuple(bad[0])]}")
-    return array
-
-
-def undefined_metrics(problem_type: str, labels: ArrayLike, predictions: ArrayLike) -> dict[str, str]:
-    """Say which metrics have no value on this sample, and why: metric -> reason."""
-    labels, predictions = check_inputs(problem_type, labels, predictions)
-    if problem_type == "regression":
+def undefined_metrics(sample: LabeledPredictions) -> dict[str, str]:
+    """Which metrics have no value on this sample, and why: metric -> reason."""
+    labels, predictions = sample.labels, sample.predictions
+    if sample.problem_type == "regression":
         flat = [name for name, x in (("labels", labels), ("predictions", predictions)) if np.ptp(x) == 0]
         reasons = {"spearman": f"{' and '.join(flat)} hold one value only"} if flat else {}
         if "labels" in flat:
             reasons["r2"] = "labels hold one value only"
         return reasons
-    if problem_type == "binary":
+    if sample.problem_type == "binary":
         if np.ptp(labels) > 0:
             return {}
         return dict.fromkeys(_RANKING, f"labels are all {labels[0]}: both classes are needed")
-    if problem_type == "multiclass":
+    if sample.problem_type == "multiclass":
         counts = np.bincount(labels, minlength=predictions.shape[1])
         absent = np.flatnonzero((counts == 0) | (counts == len(labels))).tolist()
         return {"auroc_macro": f"class index {absent} on one side only in labels"} if absent else {}
@@ -151,8 +83,8 @@ def undefined_metrics(problem_type: str, labels: ArrayLike, predictions: ArrayLi
     return reasons if absent else {}
 
 
-def compute_metrics(problem_type: str, labels: ArrayLike, predictions: ArrayLike) -> dict[str, float | None]:
-    """Compute the metrics of a problem type, named and ordered as in `METRICS`; None where one is undefined.
+def compute_metrics(sample: LabeledPredictions) -> dict[str, float | None]:
+    """The metrics of the sample's problem type, named and ordered as in `METRICS`; None where one is undefined.
 
     binary
         auroc; auprc (average precision: the step-wise sum, no interpolation); min_recall_precision (the largest, over
@@ -168,38 +100,34 @@ def compute_metrics(problem_type: str, labels: ArrayLike, predictions: ArrayLike
     regression
         mae, rmse (labels' unit); r2 (needs labels that differ); spearman (needs labels and predictions that differ).
     """
-    undefined = undefined_metrics(problem_type, labels, predictions)
-    labels, predictions = check_inputs(problem_type, labels, predictions)
-    functions = _POINTS[problem_type]
+    undefined, functions = undefined_metrics(sample), _POINTS[sample.problem_type]
     return {
-        name: None if name in undefined else float(functions[name](labels, predictions))
-        for name in METRICS[problem_type]
+        name: None if name in undefined else float(functions[name](sample)) for name in METRICS[sample.problem_type]
     }
 
 
-def calibration_bins(labels: ArrayLike, probabilities: ArrayLike) -> CalibrationBins:
-    """Sort binary predictions, `labels` and `probabilities` (n,), into `CALIBRATION_BINS` bins of equal mass.
+def calibration_bins(sample: LabeledPredictions) -> CalibrationBins:
+    """Sorts the predictions of a binary sample into `CALIBRATION_BINS` bins of equal mass.
 
     A row falls into the bin of its mid-rank, so equal probabilities always share a bin and the order of rows is
     without effect; with many ties bins are of unequal size.
     """
-    labels, probabilities = check_inputs("binary", labels, probabilities)
-    _, inverse, mass = np.unique(probabilities, return_inverse=True, return_counts=True)
+    _, inverse, mass = np.unique(sample.predictions, return_inverse=True, return_counts=True)
     bins = calibration_bin(np.cumsum(mass), mass)[inverse]
     rows = np.bincount(bins, minlength=CALIBRATION_BINS)
     kept = rows > 0
-    predicted = np.bincount(bins, probabilities, CALIBRATION_BINS)[kept] / rows[kept]
-    observed = np.bincount(bins, labels, CALIBRATION_BINS)[kept] / rows[kept]
+    predicted = np.bincount(bins, sample.predictions, CALIBRATION_BINS)[kept] / rows[kept]
+    observed = np.bincount(bins, sample.labels, CALIBRATION_BINS)[kept] / rows[kept]
     return CalibrationBins(predicted, observed, rows[kept])
 
 
-def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike) -> float:
+def expected_calibration_error(sample: LabeledPredictions) -> float:
     """Mean over rows of |observed - predicted| of the row's bin, with the bins of `calibration_bins`.
 
     It is biased upwards: a perfectly calibrated model scores above 0 by the noise of a bin's share of positives, and a
     bootstrap resample has that noise twice. Its percentile interval therefore lies high, and may miss the point.
     """
-    bins = calibration_bins(labels, probabilities)
+    bins = calibration_bins(sample)
     return float(np.average(np.abs(bins.observed - bins.predicted), weights=bins.rows))
 
 
@@ -208,107 +136,85 @@ def _min_recall_precision(labels: np.ndarray, probabilities: np.ndarray) -> floa
     return float(np.minimum(precision, recall).max())
 
 
-def _macro(metric: Callable) -> Callable:
-    def mean_over_columns(labels: np.ndarray, probabilities: np.ndarray) -> float:
-        indicators = as_indicators(labels, probabilities)
-        return float(np.mean([metric(y, p) for y, p in zip(indicators.T, probabilities.T, strict=True)]))
-
-    return mean_over_columns
+def _of_arrays(metric: Callable[..., float], **options: Any) -> Callable[[LabeledPredictions], float]:
+    return lambda sample: metric(sample.labels, sample.predictions, **options)
 
 
-def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return float(EVALUATORS["regression"](labels, predictions)(np.ones((1, len(labels))))["spearman"][0])
+def _macro(metric: Callable[..., float]) -> Callable[[LabeledPredictions], float]:
+    return lambda sample: float(np.mean([metric(one.labels, one.predictions) for _, one in sample.columns()]))
 
 
-_POINTS: dict[str, dict[str, Callable]] = {
+def _micro(metric: Callable[..., float]) -> Callable[[LabeledPredictions], float]:
+    return lambda sample: metric(sample.labels.ravel(), sample.predictions.ravel())
+
+
+def _accuracy(sample: LabeledPredictions) -> float:
+    return float(np.mean(sample.labels == sample.predictions.argmax(axis=1)))
+
+
+def _log_loss(sample: LabeledPredictions) -> float:
+    classes = np.arange(2 if sample.predictions.ndim == 1 else sample.predictions.shape[1])
+    return sklearn_metrics.log_loss(sample.labels, sample.predictions, labels=classes)
+
+
+def _spearman(sample: LabeledPredictions) -> float:
+    return float(EVALUATORS["regression"](sample)(np.ones((1, len(sample))))["spearman"][0])
+
+
+_POINTS: dict[str, dict[str, Callable[[LabeledPredictions], float]]] = {
     "binary": {
-        "auroc": sklearn_metrics.roc_auc_score,
-        "auprc": sklearn_metrics.average_precision_score,
-        "min_recall_precision": _min_recall_precision,
-        "brier": sklearn_metrics.brier_score_loss,
-        "log_loss": lambda y, p: sklearn_metrics.log_loss(y, p, labels=[0, 1]),
+        "auroc": _of_arrays(sklearn_metrics.roc_auc_score),
+        "auprc": _of_arrays(sklearn_metrics.average_precision_score),
+        "min_recall_precision": _of_arrays(_min_recall_precision),
+        "brier": _of_arrays(sklearn_metrics.brier_score_loss),
+        "log_loss": _log_loss,
         "expected_calibration_error": expected_calibration_error,
     },
     "multiclass": {
-        "accuracy": lambda y, p: sklearn_metrics.accuracy_score(y, p.argmax(axis=1)),
+        "accuracy": _accuracy,
         "auroc_macro": _macro(sklearn_metrics.roc_auc_score),
-        "log_loss": lambda y, p: sklearn_metrics.log_loss(y, p, labels=np.arange(p.shape[1])),
+        "log_loss": _log_loss,
     },
     "multilabel": {
         "auroc_macro": _macro(sklearn_metrics.roc_auc_score),
-        "auroc_micro": lambda y, p: sklearn_metrics.roc_auc_score(y.ravel(), p.ravel()),
+        "auroc_micro": _micro(sklearn_metrics.roc_auc_score),
         "auprc_macro": _macro(sklearn_metrics.average_precision_score),
     },
     "regression": {
-        "mae": sklearn_metrics.mean_absolute_error,
-        "rmse": sklearn_metrics.root_mean_squared_error,
-        "r2": sklearn_metrics.r2_score,
+        "mae": _of_arrays(sklearn_metrics.mean_absolute_error),
+        "rmse": _of_arrays(sklearn_metrics.root_mean_squared_error),
+        "r2": _of_arrays(sklearn_metrics.r2_score),
         "spearman": _spearman,
     },
 }
 
 
-def bootstrap_samples(
-    problem_type: str,
-    labels: ArrayLike,
-    predictions: ArrayLike,
-    *,
-    groups: ArrayLike | None = None,
-    num_samples: int = 1000,
-    seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Evaluate the metrics on resamples of the records: metric -> (num_samples,), NaN where a resample has no value.
+def bootstrap_samples(sample: LabeledPredictions, *, num_samples: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+    """The metrics on resamples of the records: metric -> (num_samples,), NaN where a resample has no value.
 
-    `groups` (n,) names each row's record; without it every row is a record of its own. As many records as there are
-    are drawn with replacement, each with all its rows. Two calls with the same groups, num_samples and seed see the
-    same resamples, whatever the predictions, so their differences are paired.
+    As many records as there are are drawn with replacement, each with all its rows. Two samples with the same records
+    see the same resamples for the same num_samples and seed, whatever the predictions, so their differences are
+    paired.
     """
-    labels, predictions = check_inputs(problem_type, labels, predictions)
-    record, num_records = number_records(groups, len(labels))
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-    evaluate = EVALUATORS[problem_type](labels, predictions)
+    evaluate = EVALUATORS[sample.problem_type](sample)
     generator = np.random.default_rng(seed)
-    at_once = max(1, _WEIGHTS_AT_ONCE // max(labels.size, num_records))
+    num_records = sample.num_records
+    at_once = max(1, _WEIGHTS_AT_ONCE // max(sample.labels.size, num_records))
     chunks = []
-    for start in tqdm(range(0, num_samples, at_once), desc="bootstrap", unit="chunk", delay=3, leave=False):
+    starts = range(0, num_samples, at_once)
+    for start in tqdm(starts, desc="bootstrap", unit="chunk", delay=3, leave=False, disable=None):
         size = min(at_once, num_samples - start)
         drawn = generator.integers(num_records, size=(size, num_records))
         drawn += num_records * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * num_records).reshape(size, num_records)
-        chunks.append(evaluate(counts.astype(np.float64)[:, record]))
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in METRICS[problem_type]}
-
-
-def number_records(groups: ArrayLike | None, n: int) -> tuple[np.ndarray, int]:
-    """Number the records of `groups` (n,): the index of each row's record (n,), and how many there are."""
-    if groups is None:
-        return np.arange(n), n
-    names, index = np.unique(_names("groups", groups, n), return_inverse=True)
-    return index, len(names)
-
-
-def _names(argument: str, values: ArrayLike, n: int) -> np.ndarray:
-    array = np.asarray(values)
-    if array.shape != (n,):
-        raise ValueError(f"{argument} must have shape ({n},), a name for each row of labels, not {array.shape}")
-    missing = [
-        row for row, value in enumerate(array) if value is None or (isinstance(value, float) and np.isnan(value))
-    ]
-    if missing:
-        raise ValueError(f"{argument} must name every row; row {missing[0]} is missing")
-    return array.astype(str) if array.dtype == object else array
+        chunks.append(evaluate(counts.astype(np.float64)[:, sample.record]))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in METRICS[sample.problem_type]}
 
 
 def bootstrap_intervals(
-    problem_type: str,
-    labels: ArrayLike,
-    predictions: ArrayLike,
-    *,
-    groups: ArrayLike | None = None,
-    num_samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    sample: LabeledPredictions, *, num_samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval | None]:
     """Percentile bootstrap intervals of the metrics of `compute_metrics`, from `bootstrap_samples`.
 
@@ -316,41 +222,35 @@ def bootstrap_intervals(
     counts them. An interval is None where the metric itself is undefined, where fewer than half of the resamples give
     a value, and where there is one record only.
     """
-    estimates = _estimates(
-        problem_type, labels, predictions, groups=groups, num_samples=num_samples, seed=seed, level=level
-    )
+    estimates = _estimates(sample, num_samples=num_samples, seed=seed, level=level)
     return {name: interval and tuple(interval) for name, interval in estimates["confidence_intervals"].items()}
 
 
 def paired_difference(
-    problem_type: str,
-    labels: ArrayLike,
-    predictions_a: ArrayLike,
-    predictions_b: ArrayLike,
+    first: LabeledPredictions,
+    second: LabeledPredictions,
     *,
-    groups: ArrayLike | None = None,
     num_samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, dict[str, Any]]:
-    """Difference a - b of each metric between two models on the same rows, with its paired bootstrap interval.
+    """Difference first - second of each metric between two models on the same rows, with its paired interval.
 
-    Returns metric -> {"a", "b", "difference", "interval": [low, high]}, None where there is no value, as in
-    `bootstrap_intervals`. Both models see the same resamples, so what they share cancels.
+    Returns:
+        metric -> {"a", "b", "difference", "interval": [low, high]}, None where there is no value, as in
+        `bootstrap_intervals`. Both models see the same resamples, so what they share cancels.
+
+    Raises:
+        ValueError: if the two samples differ in more than their predictions.
     """
     _check_level(level)
-    points, samples = [], []
-    for name, predictions in (("predictions_a", predictions_a), ("predictions_b", predictions_b)):
-        try:
-            points.append(compute_metrics(problem_type, labels, predictions))
-        except ValueError as error:
-            raise ValueError(f"{error} (predictions is {name})") from error
-        samples.append(
-            bootstrap_samples(problem_type, labels, predictions, groups=groups, num_samples=num_samples, seed=seed)
-        )
-    alone = number_records(groups, len(np.asarray(labels)))[1] < 2
+    same = first.problem_type == second.problem_type and np.array_equal(first.labels, second.labels)
+    if not same or not np.array_equal(first.record, second.record):
+        raise ValueError("both samples must have the same problem type, labels and records, row by row")
+    points = [compute_metrics(sample) for sample in (first, second)]
+    samples = [bootstrap_samples(sample, num_samples=num_samples, seed=seed) for sample in (first, second)]
     differences: dict[str, dict[str, Any]] = {}
-    for name in METRICS[problem_type]:
+    for name in METRICS[first.problem_type]:
         a, b = points[0][name], points[1][name]
         undefined = a is None or b is None
         differences[name] = {
@@ -358,7 +258,7 @@ def paired_difference(
             "b": b,
             "difference": None if a is None or b is None else a - b,
             "interval": None
-            if undefined or alone
+            if undefined or first.num_records < 2
             else percentile_interval(samples[0][name] - samples[1][name], level),
         }
     return differences
@@ -377,30 +277,19 @@ def percentile_interval(values: np.ndarray, level: float) -> list[float] | None:
     return np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 
-def _estimates(
-    problem_type: str,
-    labels: ArrayLike,
-    predictions: ArrayLike,
-    *,
-    groups: ArrayLike | None,
-    num_samples: int,
-    seed: int,
-    level: float,
-) -> dict[str, Any]:
+def _estimates(sample: LabeledPredictions, *, num_samples: int, seed: int, level: float) -> dict[str, Any]:
     """Sizes, metrics, their intervals, and what could not be computed: the part that reports and subgroups share."""
     _check_level(level)
-    labels, predictions = check_inputs(problem_type, labels, predictions)
-    undefined = undefined_metrics(problem_type, labels, predictions)
-    samples = bootstrap_samples(problem_type, labels, predictions, groups=groups, num_samples=num_samples, seed=seed)
-    num_records = number_records(groups, len(labels))[1]
+    metrics, undefined = compute_metrics(sample), undefined_metrics(sample)
+    samples = bootstrap_samples(sample, num_samples=num_samples, seed=seed)
     return {
-        "problem_type": problem_type,
-        "n": len(labels),
-        "num_records": num_records,
-        **({"positives": int(labels.sum())} if problem_type == "binary" else {}),
-        "metrics": compute_metrics(problem_type, labels, predictions),
+        "problem_type": sample.problem_type,
+        "n": len(sample),
+        "num_records": sample.num_records,
+        **({"positives": int(sample.labels.sum())} if sample.problem_type == "binary" else {}),
+        "metrics": metrics,
         "confidence_intervals": {
-            name: None if name in undefined or num_records < 2 else percentile_interval(values, level)
+            name: None if name in undefined or sample.num_records < 2 else percentile_interval(values, level)
             for name, values in samples.items()
         },
         "undefined": undefined,
@@ -417,89 +306,50 @@ def _estimates(
 
 
 def subgroup_report(
-    problem_type: str,
-    labels: ArrayLike,
-    predictions: ArrayLike,
+    sample: LabeledPredictions,
     subgroup: ArrayLike,
     *,
-    groups: ArrayLike | None = None,
     num_samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate each subgroup on its own: name -> a dict as `report` builds it, less what regards the whole; sorted.
+    """Evaluates each subgroup on its own: name -> a dict as `report` builds it of the whole; sorted.
 
     `subgroup` (n,) names each row's subgroup, such as an age band; a row whose subgroup is not known needs a name too.
     """
-    labels, predictions = check_inputs(problem_type, labels, predictions)
-    names = _names("subgroup", subgroup, len(labels)).astype(str)
-    records = None if groups is None else _names("groups", groups, len(labels))
-    return {
-        str(name): _estimates(
-            problem_type,
-            labels[names == name],
-            predictions[names == name],
-            groups=None if records is None else records[names == name],
-            num_samples=num_samples,
-            seed=seed,
-            level=level,
-        )
-        for name in np.unique(names)
-    }
+    names = row_names("subgroup", subgroup, len(sample)).astype(str)
+    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "level": level}
+    return {str(name): _estimates(sample.select(names == name), **options) for name in np.unique(names)}
 
 
 def report(
-    problem_type: str,
-    labels: ArrayLike,
-    predictions: ArrayLike,
+    sample: LabeledPredictions,
     *,
-    groups: ArrayLike | None = None,
-    label_names: Sequence[str] | None = None,
     split_fingerprint: str | None = None,
     num_samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """Build the JSON-able account of an evaluation.
+    """Builds the JSON-able account of an evaluation.
 
-    Keys: problem_type; n (rows); num_records; positives (binary only); metrics (metric -> value or null);
-    confidence_intervals (metric -> [low, high] or null); undefined (metric -> reason); bootstrap (how the intervals
-    were made, and for each metric how many resamples had no value and were left out); split_fingerprint; versions.
-    Multiclass and multilabel reports add per_label: each class or column against the rest, a binary problem of its
-    own, under its name in `label_names` (its index by default).
+    Returns:
+        problem_type; n (rows); num_records; positives (binary only); metrics (metric -> value or null);
+        confidence_intervals (metric -> [low, high] or null); undefined (metric -> reason); bootstrap (how the
+        intervals were made, and for each metric how many resamples had no value and were left out);
+        split_fingerprint; versions. Multiclass and multilabel reports add per_label: each class or column against
+        the rest, a binary problem of its own, by its name.
     """
-    labels, predictions = check_inputs(problem_type, labels, predictions)
-    options: dict[str, Any] = {"groups": groups, "num_samples": num_samples, "seed": seed, "level": level}
-    result = _estimates(problem_type, labels, predictions, **options)
-    if predictions.ndim == 2:
-        names = named_columns(label_names, predictions.shape[1])
-        indicators = as_indicators(labels, predictions)
-        result["per_label"] = {
-            name: _estimates("binary", indicators[:, column], predictions[:, column], **options)
-            for column, name in enumerate(names)
-        }
+    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "level": level}
+    result = _estimates(sample, **options)
+    if sample.label_names:
+        result["per_label"] = {name: _estimates(column, **options) for name, column in sample.columns()}
     result["split_fingerprint"] = split_fingerprint
-    result["versions"] = {package: _version(package) for package in _PACKAGES}
+    result["versions"] = installed_versions(_PACKAGES)
     return result
 
 
-def named_columns(label_names: Sequence[str] | None, columns: int) -> list[str]:
-    """Names of the prediction columns: `label_names`, or their indices where it is None."""
-    names = [str(column) for column in range(columns)] if label_names is None else list(label_names)
-    if len(names) != columns or len(set(names)) != columns:
-        raise ValueError(f"label_names must be {columns} different names, one a column of predictions, not {names}")
-    return names
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # hymate itself, where it runs from a clone that was not installed
-        return None
-
-
 def format_report(report: Mapping[str, Any]) -> str:
-    """Lay out what `report`, or `subgroup_report` for one subgroup, returned as a plain table for a terminal."""
+    """Lays out what `report`, or `subgroup_report` for one subgroup, returned as a plain table for a terminal."""
     n, num_records, positives = report["n"], report["num_records"], report.get("positives")
     size = f"{n:,} rows" if n == num_records else f"{n:,} rows of {num_records:,} records"
     if positives is not None:

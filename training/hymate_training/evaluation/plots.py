@@ -1,12 +1,10 @@
 """Plots of an evaluation, as PNG files that hold aggregates only.
 
-Figures are built with matplotlib's object-oriented interface, so that no display is needed and the state of pyplot is
-left alone. Labels and predictions are those of `metrics.check_inputs`.
+Plots are built with matplotlib's object-oriented interface, so that no display is needed and the state of pyplot is
+left alone.
 """
 
 import logging
-import os
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import NormalDist
@@ -14,10 +12,11 @@ from statistics import NormalDist
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
 
-from .metrics import METRICS, calibration_bins, check_inputs, compute_metrics, named_columns
+from hymate_training.evaluation.metrics import METRICS, calibration_bins, compute_metrics
+from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.files import writing_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,53 +28,44 @@ TITLE_SIZE, LABEL_SIZE, TEXT_SIZE = 15, 13, 11
 WILSON_Z = NormalDist().inv_cdf(0.975)
 
 
-def save_plots(
-    problem_type: str,
-    labels: ArrayLike,
-    predictions: ArrayLike,
-    folder: str | os.PathLike,
-    prefix: str,
-    *,
-    label_names: Sequence[str] | None = None,
-) -> list[Path]:
-    """Write `{prefix}_{plot}.png` into `folder` for each plot of the problem type, and return their paths.
+def save_plots(sample: LabeledPredictions, folder: str | Path, prefix: str) -> list[Path]:
+    """Writes `{prefix}_{plot}.png` into `folder` for each plot of the problem type.
 
-    binary: roc, precision_recall, reliability. multiclass: confusion. multilabel: roc (a curve a label). regression:
-    predicted_versus_true. A curve that is undefined, because labels hold one class only, is left out with a warning.
-    Each file is written under a temporary name and then renamed. ValueError as in `metrics.check_inputs`.
+    binary: roc, precision_recall, reliability. multiclass: confusion. multilabel: roc (one curve per label).
+    regression: predicted_versus_true. A curve that is undefined, because labels hold one class only, is left out with
+    a warning.
+
+    Returns:
+        The paths of the plots.
     """
-    labels, predictions = check_inputs(problem_type, labels, predictions)
+    paths = []
+    for name, figure in _figures(sample).items():
+        path = Path(folder) / f"{prefix}_{name}.png"
+        with writing_file(path) as incoming:
+            figure.savefig(incoming, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        paths.append(path)
+    return paths
+
+
+def _figures(sample: LabeledPredictions) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
-    if problem_type == "binary":
-        if np.ptp(labels) > 0:
-            figures["roc"] = roc_figure(labels, predictions)
-            figures["precision_recall"] = precision_recall_figure(labels, predictions)
+    if sample.problem_type == "binary":
+        if np.ptp(sample.labels) > 0:
+            figures["roc"] = roc_figure(sample)
+            figures["precision_recall"] = precision_recall_figure(sample)
         else:
-            logger.warning("labels are all %d: the ROC and precision-recall curves are left out", labels[0])
-        figures["reliability"] = reliability_figure(labels, predictions)
-    elif problem_type == "multiclass":
-        figures["confusion"] = confusion_figure(labels, predictions, label_names)
-    elif problem_type == "multilabel":
-        if np.ptp(labels, axis=0).any():
-            figures["roc"] = label_roc_figure(labels, predictions, label_names)
+            logger.warning("labels are all %d: the ROC and precision-recall curves are left out", sample.labels[0])
+        figures["reliability"] = reliability_figure(sample)
+    elif sample.problem_type == "multiclass":
+        figures["confusion"] = confusion_figure(sample)
+    elif sample.problem_type == "multilabel":
+        if np.ptp(sample.labels, axis=0).any():
+            figures["roc"] = label_roc_figure(sample)
         else:
             logger.warning("no column of labels holds both classes: the ROC curves are left out")
     else:
-        figures["predicted_versus_true"] = predicted_versus_true_figure(labels, predictions)
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in figures.items():
-        path = folder / f"{prefix}_{name}.png"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        paths.append(path)
-    return paths
+        figures["predicted_versus_true"] = predicted_versus_true_figure(sample)
+    return figures
 
 
 def _figure(title: str, width: float = 6.4, height: float = 6.4) -> Figure:
@@ -104,30 +94,30 @@ def _size(labels: np.ndarray) -> str:
     return f"{len(labels):,} rows, {labels.sum():,} positive ({labels.mean():.1%})"
 
 
-def roc_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
-    """ROC curve of binary labels and probabilities (n,), both classes present."""
-    labels, predictions = check_inputs("binary", labels, predictions)
+def roc_figure(sample: LabeledPredictions) -> Figure:
+    """ROC curve of a binary sample, both classes present."""
+    labels, predictions = sample.labels, sample.predictions
     false_positive_rate, recall, _ = sklearn_metrics.roc_curve(labels, predictions)
     figure = _figure("ROC curve")
     axes = figure.add_subplot()
     _dress(axes, "false positive rate (1 - specificity)", "true positive rate (recall)", _size(labels))
     _unit_square(axes)
-    auroc = compute_metrics("binary", labels, predictions)["auroc"]
+    auroc = compute_metrics(sample)["auroc"]
     axes.plot(false_positive_rate, recall, color=BLUE, linewidth=2, label=f"model, AUROC {auroc:.3f}")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="chance, AUROC 0.500")
     axes.legend(loc="lower right", fontsize=TEXT_SIZE)
     return figure
 
 
-def precision_recall_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
-    """Precision-recall curve of binary labels and probabilities (n,), both classes present, with the prevalence."""
-    labels, predictions = check_inputs("binary", labels, predictions)
+def precision_recall_figure(sample: LabeledPredictions) -> Figure:
+    """Precision-recall curve of a binary sample, both classes present, with the prevalence."""
+    labels, predictions = sample.labels, sample.predictions
     precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, predictions)
     figure = _figure("Precision-recall curve")
     axes = figure.add_subplot()
     _dress(axes, "recall (sensitivity)", "precision (positive predictive value)", _size(labels))
     _unit_square(axes)
-    auprc = compute_metrics("binary", labels, predictions)["auprc"]
+    auprc = compute_metrics(sample)["auprc"]
     # drawn in steps, as average precision integrates it
     axes.step(recall, precision, where="post", color=BLUE, linewidth=2, label=f"model, AUPRC {auprc:.3f}")
     prevalence = labels.mean()
@@ -145,16 +135,16 @@ def wilson_interval(share: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np
     return np.clip(center - half, 0, share), np.clip(center + half, share, 1)
 
 
-def reliability_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
-    """Reliability diagram of binary labels and probabilities (n,), over a histogram of the probabilities.
+def reliability_figure(sample: LabeledPredictions) -> Figure:
+    """Reliability diagram of a binary sample, over a histogram of the probabilities.
 
     The points are the bins of `metrics.calibration_bins`, with Wilson's 95% intervals. The upper axes end where the
     bins do, since at a low prevalence all of them lie in a corner of the unit square.
     """
-    labels, predictions = check_inputs("binary", labels, predictions)
-    bins = calibration_bins(labels, predictions)
+    labels, predictions = sample.labels, sample.predictions
+    bins = calibration_bins(sample)
     low, high = wilson_interval(bins.observed, bins.rows)
-    error = compute_metrics("binary", labels, predictions)["expected_calibration_error"]
+    error = compute_metrics(sample)["expected_calibration_error"]
     figure = _figure("Reliability diagram", height=8.6)
     axes, histogram = figure.subplots(2, 1, height_ratios=(3, 1))
     limit = min(1.0, np.ceil(10 * max(bins.predicted.max(), high.max())) / 10)
@@ -189,11 +179,11 @@ def reliability_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
     return figure
 
 
-def confusion_figure(labels: ArrayLike, predictions: ArrayLike, label_names: Sequence[str] | None = None) -> Figure:
-    """Confusion matrix of labels (n,) and the most probable class of probabilities (n, K); shades show row shares."""
-    labels, predictions = check_inputs("multiclass", labels, predictions)
+def confusion_figure(sample: LabeledPredictions) -> Figure:
+    """Confusion matrix of a multiclass sample, by the most probable class; shades show row shares."""
+    labels, predictions = sample.labels, sample.predictions
     classes = predictions.shape[1]
-    names = named_columns(label_names, classes)
+    names = sample.label_names
     counts = sklearn_metrics.confusion_matrix(labels, predictions.argmax(axis=1), labels=np.arange(classes))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.9 * classes, 6.4, 14))
@@ -221,10 +211,10 @@ def confusion_figure(labels: ArrayLike, predictions: ArrayLike, label_names: Seq
     return figure
 
 
-def label_roc_figure(labels: ArrayLike, predictions: ArrayLike, label_names: Sequence[str] | None = None) -> Figure:
-    """ROC curve of each column of labels and probabilities (n, K); columns of one class only are named, not drawn."""
-    labels, predictions = check_inputs("multilabel", labels, predictions)
-    names = named_columns(label_names, labels.shape[1])
+def label_roc_figure(sample: LabeledPredictions) -> Figure:
+    """ROC curve of each label of a multilabel sample; labels of one class only are named, not drawn."""
+    labels, predictions = sample.labels, sample.predictions
+    names = sample.label_names
     styles = [(color, line) for line in LINE_STYLES for color in COLORS]
     columns = 1 + (len(names) - 1) // 18
     figure = _figure("ROC curve of each label", width=6.8 + 3.4 * columns)
@@ -252,10 +242,10 @@ def label_roc_figure(labels: ArrayLike, predictions: ArrayLike, label_names: Seq
     return figure
 
 
-def predicted_versus_true_figure(labels: ArrayLike, predictions: ArrayLike) -> Figure:
-    """Predicted against true numbers (n,) as counts in hexagons: no row is drawn on its own."""
-    labels, predictions = check_inputs("regression", labels, predictions)
-    metrics = compute_metrics("regression", labels, predictions)
+def predicted_versus_true_figure(sample: LabeledPredictions) -> Figure:
+    """Predicted against true numbers of a regression as counts in hexagons: no row is drawn on its own."""
+    labels, predictions = sample.labels, sample.predictions
+    metrics = compute_metrics(sample)
     rows = f"{len(labels):,} rows"
     figure = _figure("Predicted and true values", width=7.3)
     axes = figure.add_subplot()

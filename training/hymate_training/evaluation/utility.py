@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from hymate_training.evaluation.metrics import number_records, percentile_interval
+from hymate_training.evaluation.metrics import percentile_interval
+from hymate_training.evaluation.sample import LabeledPredictions, number_records
 
 LABEL_LEAD = 6.0  # hours by which the published SepsisLabel of the challenge precedes the onset
 EARLIEST, OPTIMAL, LATEST = -12.0, -6.0, 3.0  # hours from the onset of sepsis
@@ -26,8 +27,8 @@ BEST_ALARM, WORST_SILENCE, FALSE_ALARM = 1.0, -2.0, -0.05
 def sepsis_utilities(hours_from_onset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Utility of an alarm and of silence at each hour, as Reyna et al. (2020) define them.
 
-    `hours_from_onset` is the hour less the hour of onset, -inf for a patient without sepsis. An alarm earns nothing 12
-    hours before onset, rising to 1 at 6 hours before and falling back to 0 at 3 hours after; earlier, or without
+    `hours_from_onset` is the hour minus the hour of onset, -inf for a patient without sepsis. An alarm earns nothing
+    12 hours before onset, rising to 1 at 6 hours before and falling back to 0 at 3 hours after; earlier, or without
     sepsis, it costs 0.05. Silence costs nothing up to 6 hours before onset, rising to 2 at 3 hours after. Later than
     that neither counts.
     """
@@ -56,7 +57,7 @@ UTILITIES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]]
 
 
 def normalized_utility(gains: np.ndarray, alarms: np.ndarray) -> float | None:
-    """Share of the possible gain that the alarms (rows,), a boolean a row, earn; None where nothing can be gained."""
+    """Share of the possible gain that the alarms (rows,), earn; None where nothing can be gained."""
     possible = gains[gains > 0].sum()
     return float(gains[alarms].sum() / possible) if possible > 0 else None
 
@@ -76,12 +77,12 @@ def best_threshold(gains: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def utility_interval(
-    gains: np.ndarray, alarms: np.ndarray, records: np.ndarray, num_samples: int, seed: int, level: float
+    gains: np.ndarray, alarms: np.ndarray, sample: LabeledPredictions, num_samples: int, seed: int, level: float
 ) -> list[float] | None:
     """Percentile bootstrap interval of the normalized utility; records are resampled, each with all its rows."""
-    record, num_records = number_records(records, len(gains))
-    earned = np.bincount(record, gains * alarms, num_records)
-    possible = np.bincount(record, np.maximum(gains, 0), num_records)
+    num_records = sample.num_records
+    earned = np.bincount(sample.record, gains * alarms, num_records)
+    possible = np.bincount(sample.record, np.maximum(gains, 0), num_records)
     generator = np.random.default_rng(seed)
     samples = np.full(num_samples, np.nan)
     for index in range(num_samples):
@@ -92,17 +93,13 @@ def utility_interval(
 
 
 def add_utility(
-    evaluation: dict[str, Any],
-    gains: np.ndarray,
-    probabilities: np.ndarray,
-    records: np.ndarray,
-    threshold: dict[str, Any],
+    evaluation: dict[str, Any], gains: np.ndarray, sample: LabeledPredictions, threshold: dict[str, Any]
 ) -> None:
-    """Enter the normalized utility, its interval and the threshold into what `metrics.report` returned."""
-    alarms = np.asarray(probabilities, dtype=np.float64) >= threshold["value"]
+    """Enters the normalized utility, its interval and the threshold into what `metrics.report` returned."""
+    alarms = sample.predictions >= threshold["value"]
     bootstrap = {name: evaluation["bootstrap"][name] for name in ("num_samples", "seed", "level")}
     value = normalized_utility(gains, alarms)
-    interval = None if value is None else utility_interval(gains, alarms, records, **bootstrap)
+    interval = None if value is None else utility_interval(gains, alarms, sample, **bootstrap)
     evaluation["metrics"]["normalized_utility"] = value
     evaluation["confidence_intervals"]["normalized_utility"] = interval
     if value is None:

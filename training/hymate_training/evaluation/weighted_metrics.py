@@ -1,13 +1,15 @@
 """The metrics of metrics.py under many weightings of the rows at once: the fast path of its bootstrap.
 
-Each function takes labels and predictions as `metrics.check_inputs` returns them, does once what does not depend on
-the weights, such as sorting, and returns an evaluator from weights (resamples, n) to a dict of metric -> (resamples,),
+Each of `EVALUATORS` takes a sample, does once what does not depend on the
+weights, such as sorting, and returns an evaluator from weights (resamples, n) to a dict of metric -> (resamples,),
 NaN where a metric is undefined in a resample. Weights are counts: whole numbers, so that sums of them are exact.
 """
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
+
+from hymate_training.evaluation.sample import LabeledPredictions
 
 CALIBRATION_BINS = 10
 Evaluator = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -18,11 +20,6 @@ def calibration_bin(cumulated: np.ndarray, mass: np.ndarray) -> np.ndarray:
     total = cumulated[..., -1:]
     bins = CALIBRATION_BINS * (2 * cumulated - mass) // (2 * total)
     return np.minimum(bins, CALIBRATION_BINS - 1).astype(np.int64)  # a value without mass can lie past the last one
-
-
-def as_indicators(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """0/1 columns (n, K) of class indices or of labels that are columns already."""
-    return labels if labels.ndim == 2 else (labels[:, None] == np.arange(probabilities.shape[1])).astype(np.int64)
 
 
 def _ranking(labels: np.ndarray, scores: np.ndarray) -> Evaluator:
@@ -82,7 +79,8 @@ def _nll(probabilities: np.ndarray) -> np.ndarray:
     return -np.log(np.maximum(probabilities, np.finfo(np.float64).eps))  # bounded as in scikit-learn
 
 
-def _binary(labels: np.ndarray, predictions: np.ndarray) -> Evaluator:
+def _binary(sample: LabeledPredictions) -> Evaluator:
+    labels, predictions = sample.labels, sample.predictions
     truth = np.where(labels == 1, predictions, 1 - predictions)
     parts = (
         _ranking(labels, predictions),
@@ -92,14 +90,16 @@ def _binary(labels: np.ndarray, predictions: np.ndarray) -> Evaluator:
     return lambda weights: {name: value for part in parts for name, value in part(weights).items()}
 
 
-def _multiclass(labels: np.ndarray, predictions: np.ndarray) -> Evaluator:
+def _multiclass(sample: LabeledPredictions) -> Evaluator:
+    labels, predictions = sample.labels, sample.predictions
     truth = predictions[np.arange(len(labels)), labels]
     means = _means({"accuracy": (predictions.argmax(axis=1) == labels).astype(float), "log_loss": _nll(truth)})
-    macro = _columns(as_indicators(labels, predictions), predictions)
+    macro = _columns(sample.indicators, predictions)
     return lambda weights: means(weights) | {"auroc_macro": macro(weights)["auroc"]}
 
 
-def _multilabel(labels: np.ndarray, predictions: np.ndarray) -> Evaluator:
+def _multilabel(sample: LabeledPredictions) -> Evaluator:
+    labels, predictions = sample.labels, sample.predictions
     macro, micro = _columns(labels, predictions), _ranking(labels.ravel(), predictions.ravel())
 
     def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -121,7 +121,8 @@ def _columns(indicators: np.ndarray, predictions: np.ndarray) -> Evaluator:
     return evaluate
 
 
-def _regression(labels: np.ndarray, predictions: np.ndarray) -> Evaluator:
+def _regression(sample: LabeledPredictions) -> Evaluator:
+    labels, predictions = sample.labels, sample.predictions
     error = labels - predictions
     means = _means({"mae": np.abs(error), "mse": error**2})
     label_ranks, prediction_ranks = _centered_ranks(labels), _centered_ranks(predictions)
@@ -143,7 +144,7 @@ def _regression(labels: np.ndarray, predictions: np.ndarray) -> Evaluator:
 
 
 def _centered_ranks(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Mid-ranks less their mean, (resamples, n), of values (n,)."""
+    """Mid-ranks minus their mean, (resamples, n), of values (n,)."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
     inverse = np.unique(values, return_inverse=True)[1]
