@@ -197,6 +197,11 @@ def _read_parquet(path: Path, schema: pa.Schema, columns: Sequence[str] | None =
         raise ValueError(f"{path} is not a readable part of a prepared folder: {error}") from error
 
 
+def open_prepared(data: "str | Path | PreparedFolder") -> PreparedFolder:
+    """A prepared folder by its path; one that is open already is returned as it is."""
+    return data if isinstance(data, PreparedFolder) else PreparedFolder(data)
+
+
 def _flat_events(table: pa.Table, info: DatasetInfo) -> Events:
     columns = {name: table[name].combine_chunks() for name in ("time", "variable", "value")}
     offsets = columns["time"].offsets.to_numpy()

@@ -1,8 +1,7 @@
-"""`hymate predict`: a trained model on new records; and prediction over a data set, which evaluation shares."""
+"""Predictions: over a data set, in its order; and of a model's own answer to new records, as a table."""
 
-import argparse
-import os
-import re
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,33 +11,29 @@ import polars as pl
 import polars.selectors as cs
 import torch
 from accelerate import PartialState
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
 from hymate_training.data.collation import ExampleDataset, TaskCollator
-from hymate_training.data.tables import UNKNOWN, read_frame
+from hymate_training.files import writing_file
+from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
+from hymate_training.readers.frame import UNKNOWN
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.events import EVENT_COLUMNS, is_missing
 
 BATCH_SIZE = 64
 STRANGE_SHARE = 0.2  # of a variable's values outside a range that holds 99.8 % of the training records'
 STRANGE_TIME = 1.5  # times what 99 % of the training records' events come before
-CHECKPOINT_PATTERNS = ["*.json", "*.safetensors", "*.py", "README.md"]
-CHECKPOINT_HELP = "a fine-tuned model: its folder, or its name on the Hub"
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions for some examples of a data set.
+    """Predictions for the examples of a data set, in its order.
 
     Attributes:
-        indices: positions in the data set.
         values: probabilities or numbers, `(examples, num_labels)`.
         variable_shares: sum over the examples of each variable's share of the attention, `(num_variables,)`.
     """
 
-    indices: np.ndarray
     values: np.ndarray
     variable_shares: np.ndarray
 
@@ -49,110 +44,121 @@ def predict_examples(
     dataset: ExampleDataset,
     collator: TaskCollator,
     batch_size: int = BATCH_SIZE,
-    rank: int = 0,
-    world: int = 1,
+    *,
+    shared: bool = False,
     progress: str | None = None,
 ) -> Predictions:
-    """Predicts every example of a data set, or of several processes' shares the `rank`-th of `world`.
+    """Predicts every example of a data set.
 
     Args:
-        model: a classifier, in whatever mode; it is put into evaluation mode.
+        model: a classifier; it is put into evaluation mode.
         dataset: the examples.
         collator: makes them tensors; should not augment.
         batch_size: examples at a time.
-        rank: which share.
-        world: number of shares.
-        progress: label of a progress bar; none where absent.
+        shared: all processes of the run call this at once: each does a share, and each gets everything.
+        progress: label of a progress bar, which shows on terminals only; none where absent.
+
+    Returns:
+        The predictions in the order of the data set.
     """
     model.eval()
+    process = PartialState()
+    rank, world = (process.process_index, process.num_processes) if shared else (0, 1)
     order = np.argsort(dataset.lengths, kind="stable")  # equal lengths together: less padding
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)][rank::world]
-    values = []
+    values = np.zeros((len(dataset), len(label_names(model))), dtype=np.float32)
     shares = np.zeros(model.config.num_variables)
-    for batch in tqdm(batches, desc=progress, unit="batch", disable=progress is None, leave=False):
+    disable = True if progress is None else None
+    for batch in tqdm(batches, desc=progress, unit="batch", disable=disable, leave=False):
         features = collator(dataset.__getitems__(batch))
         features.pop("labels", None)
         outputs = model(**{name: tensor.to(model.device) for name, tensor in features.items()})
-        values.append(model.predictions(outputs.logits).cpu().numpy())
+        values[batch] = model.predictions(outputs.logits).cpu().numpy()
         real = outputs.channel_ids >= 0
         np.add.at(shares, outputs.channel_ids[real].cpu().numpy(), outputs.channel_weights[real].float().cpu().numpy())
-    indices = np.concatenate(batches) if batches else np.zeros(0, dtype=np.int64)
-    return Predictions(indices, np.concatenate(values) if values else np.zeros((0, len(label_names(model)))), shares)
+    if world > 1:
+        parts: list[Any] = [None] * world
+        torch.distributed.all_gather_object(parts, (values, shares))
+        # each example is predicted by one process and zero elsewhere
+        values, shares = (np.sum(part, axis=0) for part in zip(*parts, strict=True))
+    return Predictions(values, shares)
 
 
-def checkpoint_folder(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint: `checkpoint` itself, or where a repository of that name on the Hub is downloaded to.
+@dataclass(frozen=True, eq=False)
+class RecordPredictions:
+    """What a model says of new records.
+
+    Attributes:
+        frame: one row per record: `record_id`, one column per label and, where one class is chosen, `prediction`.
+        output: the file it was written to, if any.
+        num_ignored_events: events of unknown variables that were dropped.
+        left_out: records that have no event of a known variable, and so no prediction.
+        unknown_columns: static columns that are unknown for all records, and so taken as missing.
+        remarks: what in the records is so unlike the training records that it looks like a mistake, in sentences.
+    """
+
+    frame: pl.DataFrame
+    output: Path | None
+    num_ignored_events: int
+    left_out: list[str]
+    unknown_columns: list[str]
+    remarks: list[str]
+
+
+def predict(
+    checkpoint: str | Path | Checkpoint,
+    events: Any,
+    static: Any = None,
+    output: str | Path | None = None,
+    *,
+    max_events: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    ignore_unknown_variables: bool = False,
+) -> RecordPredictions:
+    """Predicts new records.
+
+    Args:
+        checkpoint: a fine-tuned model: its folder, its name on the Hub, or an open checkpoint.
+        events: a CSV or Parquet file, or a polars or pandas frame, with one row per event: `record_id`, `time`
+            (hours), `variable` and `value`.
+        static: the same with one row per record: `record_id` and the static columns.
+        output: a CSV or Parquet file to write.
+        max_events: keep only the latest events of longer records; as in training where absent.
+        batch_size: records at a time.
+        ignore_unknown_variables: drop and count events of variables that the model does not know, which are an error
+            otherwise.
+
+    Returns:
+        The predictions, one row per record, and what is to be said about the records.
 
     Raises:
-        ValueError: if there is no such folder or repository, or it lacks a file.
+        ValueError: for a file that cannot be read or lacks a column, for bad records, and as `load_checkpoint` does.
     """
-    folder = Path(checkpoint)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(checkpoint)):
-        try:
-            folder = Path(snapshot_download(str(checkpoint), allow_patterns=CHECKPOINT_PATTERNS))
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{checkpoint} is no folder, and not to be had from the Hub: {reason}") from error
-    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{checkpoint} is not a checkpoint: it lacks {name}")
-    return folder
-
-
-def load_checkpoint(folder: str | Path) -> tuple[HyMaTEForSequenceClassification, HyMaTEFeatureExtractor]:
-    """A fine-tuned model, on the device that Accelerate chooses, and its feature extractor.
-
-    Raises:
-        ValueError: if the folder is not a checkpoint of a fine-tuned model.
-    """
-    folder = checkpoint_folder(folder)
-    model, report = HyMaTEForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} holds no classifier: run `hymate finetune --checkpoint {folder}` first")
-    return model.to(PartialState().device), HyMaTEFeatureExtractor.from_pretrained(folder)
-
-
-def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
-    parser.add_argument(
-        "--events", type=Path, required=True, help="CSV or Parquet: record_id, time (hours), variable, value"
-    )
-    parser.add_argument("--static", type=Path, help="CSV or Parquet: record_id and the static columns, a row a record")
-    parser.add_argument("--output", type=Path, required=True, help="CSV or Parquet to write, a row a record")
-    parser.add_argument(
-        "--max-events", type=int, help="keep the latest events of longer records (default: as in training)"
-    )
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
-    parser.add_argument(
-        "--ignore-unknown-variables", action="store_true", help="drop and count events of unknown variables"
-    )
-
-
-def run(args: argparse.Namespace) -> str:
-    """Predicts the records of a file of events; returns what to print."""
-    _format_of(args.output)  # before the work, not after it
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    model, extractor = load_checkpoint(args.checkpoint)
-    if args.ignore_unknown_variables:
+    if output is not None:
+        output = Path(output)
+        _format_of(output)  # before the work, not after it
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    opened = load_checkpoint(checkpoint)
+    extractor = opened.extractor
+    if ignore_unknown_variables:
+        extractor = copy.copy(extractor)
         extractor.unknown_variables = "ignore"
-    events, left_out = parse_files(extractor, args.events, args.static)
-    times = np.full(len(events), np.inf)
-    dataset = ExampleDataset(events, np.arange(len(events)), times)
-    collator = TaskCollator(extractor, args.max_events)
-    predictions = predict_examples(model, dataset, collator, args.batch_size, progress="predict")
-    values = np.empty_like(predictions.values)
-    values[predictions.indices] = predictions.values
-    write_frame(prediction_frame(events.record_ids, values, model), args.output)
-    notes = [f"{len(events)} records -> {args.output}"]
-    if events.ignored:
-        notes.append(f"dropped {events.ignored.total()} events of unknown variables")
-    if left_out:
-        notes.append(f"left out {len(left_out)} records without any other event, {left_out[0]!r} first")
-    unknown = [name for name, column in events.static.items() if all(map(is_missing, column))]
-    if unknown:
-        notes.append(f"unknown for all of them, so taken as missing: {', '.join(unknown)}")
-    return "\n".join(["; ".join(notes), *unlike_training(extractor, events)])
+    records, left_out = parse_tables(extractor, events, static)
+    dataset = ExampleDataset(records, np.arange(len(records)), np.full(len(records), np.inf))
+    collator = TaskCollator(extractor, max_events)
+    predicted = predict_examples(opened.model, dataset, collator, batch_size, progress="predict")
+    frame = prediction_frame(records.record_ids, predicted.values, opened.model)
+    if output is not None:
+        write_frame(frame, output)
+    return RecordPredictions(
+        frame=frame,
+        output=output,
+        num_ignored_events=records.ignored.total(),
+        left_out=left_out,
+        unknown_columns=[name for name, column in records.static.items() if all(map(is_missing, column))],
+        remarks=unlike_training(extractor, records),
+    )
 
 
 def unlike_training(extractor: HyMaTEFeatureExtractor, events: Events) -> list[str]:
@@ -171,44 +177,54 @@ def unlike_training(extractor: HyMaTEFeatureExtractor, events: Events) -> list[s
     return found
 
 
-def parse_files(
-    extractor: HyMaTEFeatureExtractor, events: Path, static: Path | None = None
-) -> tuple[Events, list[str]]:
-    """The records of a file of events and, where it is given, one of static columns; and the names of those that have
-    no event of a known variable, which an extractor that ignores unknown ones leaves out.
+def parse_tables(extractor: HyMaTEFeatureExtractor, events: Any, static: Any = None) -> tuple[Events, list[str]]:
+    """Reads records from a table of events and, where it is given, one of static columns.
+
+    Args:
+        extractor: knows the variables and the static columns.
+        events: a CSV or Parquet file, or a polars or pandas frame: `record_id`, `time` (hours), `variable`, `value`.
+        static: the same, with one row per record: `record_id` and the static columns.
+
+    Returns:
+        The records, and the names of those that have no event of a known variable, which an extractor that ignores
+        unknown ones leaves out.
 
     Raises:
         ValueError: for a file that cannot be read or lacks a column, and for bad records.
     """
-    frames = {}
-    for path, columns in ((events, ("record_id", *EVENT_COLUMNS)), (static, ("record_id",))):
-        if path is None:
-            continue
-        frame = read_frame(path, UNKNOWN if path == static else ()).with_columns(cs.boolean().cast(pl.String))
-        frames[path] = frame
-        if missing := [name for name in columns if name not in frame.columns]:
-            raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
-    frame, left_out = frames[events], []
+    frame = _table(events, "events", ("record_id", *EVENT_COLUMNS))
+    own = None if static is None else _table(static, "static", ("record_id",), UNKNOWN)
+    left_out: list[str] = []
     if extractor.unknown_variables == "ignore":
         known = frame.filter(pl.col("variable").is_in(extractor.variables))
         if not known.height:
-            raise ValueError(f"{events}: none of its variables is known; the first is {frame['variable'][0]!r}")
+            name = events if isinstance(events, str | Path) else "events"
+            raise ValueError(f"{name}: none of its variables is known; the first is {frame['variable'][0]!r}")
         left_out = (
             frame.join(known, on="record_id", how="anti", nulls_equal=True)["record_id"].unique().sort().to_list()
         )
         frame = frame.join(known, on="record_id", how="semi", nulls_equal=True, maintain_order="left")
-    return extractor.parse(frame, None if static is None else frames[static]), left_out
+    return extractor.parse(frame, own), left_out
 
 
-def label_names(model: HyMaTEForSequenceClassification) -> tuple[str, ...]:
-    """Names of the model's outputs, in order."""
-    return tuple(str(name) for name in (model.config.id2label or {}).values())
+def _table(source: Any, name: str, columns: Sequence[str], unknown: Sequence[str] = ()) -> pl.DataFrame:
+    if isinstance(source, str | Path):
+        name, frame = str(source), read_frame(Path(source), unknown)
+    elif isinstance(source, pl.DataFrame):
+        frame = _as_text(source)
+    elif hasattr(source, "iloc"):
+        frame = _as_text(pl.from_pandas(source))
+    else:
+        raise ValueError(f"{name} must be a file or a polars or pandas frame, not a {type(source).__name__}")
+    if missing := [column for column in columns if column not in frame.columns]:
+        raise ValueError(f"{name} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
+    return frame
 
 
 def prediction_frame(
     record_ids: list[str], values: np.ndarray, model: HyMaTEForSequenceClassification
 ) -> pl.DataFrame:
-    """One row a record: `record_id`, one column a label and, where one class is chosen, `prediction`."""
+    """One row per record: `record_id`, one column per label and, where one class is chosen, `prediction`."""
     names = label_names(model)
     columns: dict[str, Any] = {"record_id": record_ids, **{name: values[:, index] for index, name in enumerate(names)}}
     if model.config.problem_type == "single_label_classification":
@@ -223,12 +239,38 @@ def _format_of(path: Path) -> str:
     return suffix
 
 
-def write_frame(frame: pl.DataFrame, path: Path):
-    """Writes CSV or Parquet under a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    incoming = path.with_name(f".{path.name}.incoming")
-    if _format_of(path) == ".parquet":
-        frame.write_parquet(incoming)
-    else:
-        frame.write_csv(incoming)
-    os.replace(incoming, path)
+def read_frame(path: Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
+    """A CSV or Parquet file as `hymate prepare frame` reads it: `record_id`, `variable`, and what is true or false as
+    text, and text without spaces around it; in a CSV an empty cell is unknown, and what `unknown` lists.
+
+    Raises:
+        ValueError: if the file is not there or cannot be read.
+    """
+    kind = _format_of(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        if kind == ".parquet":
+            frame = pl.read_parquet(path)
+        else:
+            text = dict.fromkeys(("record_id", "variable"), pl.String)
+            frame = pl.read_csv(
+                path, infer_schema_length=None, schema_overrides=text, null_values=list(unknown) or None
+            )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return _as_text(frame)
+
+
+def _as_text(frame: pl.DataFrame) -> pl.DataFrame:
+    names = [name for name in ("record_id", "variable") if name in frame.columns]
+    frame = frame.with_columns(pl.col(names).cast(pl.String))
+    words = cs.boolean() | cs.categorical() | (cs.string() - cs.by_name("record_id", require_all=False))
+    return frame.with_columns(words.cast(pl.String).str.strip_chars().replace("", None))
+
+
+def write_frame(frame: pl.DataFrame, path: Path) -> None:
+    """Writes CSV or Parquet, by the name's ending."""
+    write = frame.write_parquet if _format_of(path) == ".parquet" else frame.write_csv
+    with writing_file(path) as incoming:
+        write(incoming)

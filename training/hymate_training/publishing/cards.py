@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from hymate_training.evaluation.metrics import METRICS, metric_titles
-from hymate_training.fitting.loop import RUN_FILE
+from hymate_training.inference.checkpoints import RUN_FILE
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
 from modeling_hymate.feature_extraction_hymate import CLIP_PERCENTILES
 

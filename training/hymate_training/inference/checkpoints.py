@@ -1,0 +1,253 @@
+"""Checkpoints: found by folder or by name on the Hub, opened once, and refused in one line where they are damaged."""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+
+CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE = "config.json", "preprocessor_config.json", "model.safetensors"
+RUN_FILE = "training_run.json"  # how a checkpoint came about
+EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation on the validation split
+DOWNLOADED = ["*.json", "*.safetensors", "*.py", "README.md"]
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+LFS_POINTER = b"version https://git-lfs"
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A fine-tuned model with what belongs to it, opened once and handed on.
+
+    Attributes:
+        path: the folder it was read from.
+        model: in evaluation mode, on the device that Accelerate chooses.
+        extractor: the feature extractor that fits it.
+        evaluation: what its evaluation on the validation split found; None where it has none.
+    """
+
+    path: Path
+    model: HyMaTEForSequenceClassification
+    extractor: HyMaTEFeatureExtractor
+    evaluation: dict[str, Any] | None = None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the model's outputs, in order."""
+        return label_names(self.model)
+
+    def threshold(self, task: str) -> dict[str, Any] | None:
+        """The threshold chosen for a task when the model was fine-tuned, as its evaluation holds it; None without."""
+        evaluation = self.evaluation or {}
+        return evaluation.get("threshold") if evaluation.get("task") == task else None
+
+
+def load_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
+    """Opens a fine-tuned model.
+
+    Args:
+        checkpoint: its folder, or its name on the Hub (`"ORG/NAME"`); an open checkpoint is returned as it is.
+
+    Returns:
+        The model, its feature extractor, and the evaluation beside them.
+
+    Raises:
+        ValueError: if there is no such folder or repository; if a file is missing, damaged or of another kind; if
+            the model has no classifier, or weights that are not finite, or a feature extractor that does not fit it.
+    """
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    folder = checkpoint_folder(checkpoint)
+    extractor = load_extractor(folder)
+    model, missing = load_model(HyMaTEForSequenceClassification, folder)
+    if missing:
+        raise ValueError(f"{folder} holds no classifier: run `hymate finetune --checkpoint {folder}` first")
+    evaluation = read_json(folder / EVALUATION_FILE) if (folder / EVALUATION_FILE).is_file() else None
+    return Checkpoint(folder, model.to(PartialState().device), extractor, evaluation)
+
+
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """The folder of a checkpoint: `checkpoint` itself, or where the repository of that name on the Hub is downloaded.
+
+    A `Path`, and text whose first part is a folder here, name a folder and never a repository.
+
+    Raises:
+        ValueError: if there is no such folder or repository, or it lacks a file.
+    """
+    folder = Path(checkpoint)
+    if not folder.exists() and _is_hub_name(checkpoint):
+        try:
+            folder = Path(snapshot_download(str(checkpoint), allow_patterns=DOWNLOADED))
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{checkpoint} is not a folder, and cannot be loaded from the Hub: {reason}") from error
+    if not folder.is_dir():
+        raise ValueError(f"{checkpoint} is not a folder")
+    for name in (CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"{checkpoint} is not a checkpoint: it lacks {name}")
+    return folder
+
+
+def load_extractor(folder: Path) -> HyMaTEFeatureExtractor:
+    """The feature extractor of a checkpoint, checked against its model's configuration.
+
+    Raises:
+        ValueError: if a file is damaged or of another kind, or the two do not fit.
+    """
+    config, path = load_config(folder), folder / EXTRACTOR_FILE
+    read_json(path)
+    try:
+        extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
+        statistics = [
+            *(bound for bounds in extractor.value_ranges for bound in bounds),
+            *(median for median in extractor.value_medians if median is not None),
+            *extractor.value_means,
+            *extractor.value_deviations,
+            *(column[key] for column in extractor.static_columns for key in ("mean", "deviation") if key in column),
+            *(bound for column in extractor.static_columns for bound in column.get("range", ())),
+        ]
+        deviations = [*extractor.value_deviations, *(c["deviation"] for c in extractor.static_columns if "mean" in c)]
+        widths = (extractor.num_variables, len(extractor.static_feature_names))
+        finite, positive = all(map(math.isfinite, statistics)), all(value > 0 for value in deviations)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold a feature extractor of HyMaTE: {error}") from error
+    if not finite or not positive:
+        raise ValueError(
+            f"{path}: a mean, range or deviation is not finite, or a deviation not positive; fit and save it again"
+        )
+    expected = (config.num_variables, config.num_static_features)
+    for name, found, wanted in zip(("variables", "static features"), widths, expected, strict=True):
+        if found != wanted:
+            raise ValueError(f"{path} has {found} {name}, but the model in {folder / CONFIG_FILE} takes {wanted}")
+    return extractor
+
+
+def load_config(folder: Path) -> HyMaTEConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ValueError: if it is damaged or that of another model.
+    """
+    path = folder / CONFIG_FILE
+    content = read_json(path)
+    if content.get("model_type") != HyMaTEConfig.model_type:
+        raise ValueError(f"{path} describes a model of type {content.get('model_type')!r}, not a HyMaTE model")
+    try:
+        config = HyMaTEConfig.from_pretrained(folder)
+    except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a configuration of HyMaTE: {error}") from error
+    if not (math.isfinite(config.temperature) and config.temperature > 0):
+        raise ValueError(f"{path}: temperature must be a positive number, got {config.temperature}")
+    return config
+
+
+def load_model(model_class: type[Model], folder: Path, **fields: Any) -> tuple[Model, set[str]]:
+    """A checkpoint's weights in a model of the given class, and the names of the weights that its head lacks there.
+
+    Args:
+        model_class: a head; whatever its own encoder lacks is an error.
+        folder: the checkpoint.
+        fields: of the configuration, in place of those that the checkpoint holds.
+
+    Raises:
+        ValueError: if the weights are damaged, not finite, or do not fit the configuration.
+    """
+    load_config(folder)
+    path = folder / WEIGHTS_FILE
+    _check_weights(path)
+    try:
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **fields
+            )
+    except (RuntimeError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{folder} does not fit the model options: {error}") from error
+    for name, found, wanted in report["mismatched_keys"]:
+        raise ValueError(
+            f"{path} does not fit the configuration: {name} is {tuple(found)} there, but the model's {tuple(wanted)}"
+        )
+    missing = set(report["missing_keys"])
+    encoder = sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}."))
+    if encoder:
+        raise ValueError(f"{path} is not complete: it lacks {encoder[0]}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path}: the weights {name} are not all finite numbers")
+    return model.eval(), missing
+
+
+def save_checkpoint(model: PreTrainedModel, extractor: HyMaTEFeatureExtractor, folder: Path) -> None:
+    """Writes a model and its feature extractor into a folder."""
+    with _quiet():
+        model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+
+
+def label_names(model: HyMaTEForSequenceClassification) -> tuple[str, ...]:
+    """Names of the model's outputs, in order."""
+    return tuple(str(name) for name in (model.config.id2label or {}).values())
+
+
+def _is_hub_name(checkpoint: str | Path) -> bool:
+    if not isinstance(checkpoint, str) or not HUB_NAME.fullmatch(checkpoint):
+        return False
+    return not Path(checkpoint).parent.exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; ValueError where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is damaged: it must hold an object, not a {type(content).__name__}")
+    return dict(content)
+
+
+def _check_weights(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(len(LFS_POINTER))
+    if not head:
+        raise ValueError(f"{path} is damaged: it is empty")
+    if head == LFS_POINTER:
+        raise ValueError(f"{path} is a pointer of Git LFS, not the weights: run `git lfs pull`")
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of missing and unexpected weights, which are judged here, and without its bars."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def judged_here(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    bar = transformers_logging.is_progress_bar_enabled()
+    logger.addFilter(judged_here)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(judged_here)
+        if bar:
+            transformers_logging.enable_progress_bar()
