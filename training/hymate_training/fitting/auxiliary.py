@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from transformers import BatchFeature
 from transformers.utils import ModelOutput
 
 from hymate_training.data.collation import Examples, TaskDataset
-from hymate_training.data.prepared_folder import read_info, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import HyMaTEForSequenceClassification
 
 
@@ -26,28 +25,27 @@ class AuxiliaryTargets:
     binary: np.ndarray
 
 
-def load_auxiliary(folder: Path, tasks: Sequence[str], split: str, dataset: TaskDataset) -> AuxiliaryTargets:
+def load_auxiliary(folder: PreparedFolder, tasks: Sequence[str], split: str, dataset: TaskDataset) -> AuxiliaryTargets:
     """Labels of further tasks for the examples of `dataset`, matched by record.
 
     Raises:
-        ValueError: for a task that is not there, or is neither binary nor a regression, or asks more than once a
+        ValueError: for a task that is not there, or is neither binary nor a regression, or asks more than once per
             record.
     """
-    info = read_info(folder)
     columns, binary = [], []
     for name in tasks:
         try:
-            task = info.task(name)
+            task = folder.info.task(name)
         except ValueError as error:
             raise ValueError(f'auxiliary_tasks: {error} (--auxiliary-tasks "" trains without any)') from error
         if task.problem_type not in ("binary", "regression"):
             raise ValueError(
-                f"auxiliary task {name!r} is {task.problem_type}; only binary and regression tasks can be"
+                f"auxiliary task {name!r} is {task.problem_type}; only binary and regression tasks can be auxiliary"
             )
-        table = read_task(folder, name, split)
+        table = folder.task(name, split)
         record_ids = table["record_id"].to_pylist()
         if len(set(record_ids)) < len(record_ids):
-            raise ValueError(f"auxiliary task {name!r} asks more than once a record; only one label a record can be")
+            raise ValueError(f"auxiliary task {name!r} has several labels per record; only one can be learned")
         labels = table[task.label_columns[0]].to_numpy(zero_copy_only=False).astype(np.float64)
         binary.append(task.problem_type == "binary")
         if not binary[-1] and len(labels):

@@ -18,7 +18,7 @@ def calibrate(
     model.config.temperature = 1.0
     predicted = predict_examples(model, dataset, collator, batch_size)
     probabilities = torch.from_numpy(predicted.values).double().clamp(1e-12, 1)
-    labels = torch.from_numpy(dataset.labels[predicted.indices])
+    labels = torch.tensor(dataset.labels)
     multilabel = model.config.problem_type == "multi_label_classification"
     logits = torch.logit(probabilities, 1e-12) if multilabel else probabilities.log()
 

@@ -1,36 +1,52 @@
-"""`hymate finetune`: trains a classifier, from a pretrained encoder or from scratch."""
+"""Fine-tuning: trains a classifier, from a pretrained encoder or from scratch."""
 
-import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from hymate_training.cli.options import add_option_flags, option, read_options
 from hymate_training.data.collation import (
-    ExampleDataset,
     TaskCollator,
     TaskDataset,
     check_static_columns,
     fit_feature_extractor,
     load_task,
 )
-from hymate_training.data.prepared_folder import data_fingerprint, fingerprint, read_info, split_fingerprint
+from hymate_training.data.prepared_folder import PreparedFolder, fingerprint, open_prepared
 from hymate_training.data.schema import TaskInfo
-from hymate_training.evaluation.evaluation import EVALUATION_FILE, evaluate, format_evaluation, task_predictions
-from hymate_training.evaluation.metrics import compute_metrics
-from hymate_training.fitting import loop
+from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
+from hymate_training.evaluation.metrics import METRICS, compute_metrics
 from hymate_training.fitting.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
 from hymate_training.fitting.calibration import calibrate
-from hymate_training.inference.prediction import checkpoint_folder, load_checkpoint, predict_examples
-from hymate_training.publishing.cards import write_model_card
-from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from hymate_training.fitting.loop import TrainingLoop, from_main, start, write_checkpoint
+from hymate_training.fitting.options import LoopOptions, option
+from hymate_training.fitting.run import (
+    describe_data,
+    describe_run,
+    finish,
+    finished_run,
+    make_config,
+    prepare_output,
+    write_account,
+)
+from hymate_training.inference.checkpoints import (
+    EVALUATION_FILE,
+    WEIGHTS_FILE,
+    Checkpoint,
+    checkpoint_folder,
+    load_checkpoint,
+    load_extractor,
+    load_model,
+    read_json,
+    save_checkpoint,
+)
+from hymate_training.inference.prediction import predict_examples
+from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
 PROBLEM_TYPES = {
     "binary": "single_label_classification",
@@ -38,7 +54,7 @@ PROBLEM_TYPES = {
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
-# figures whose sum chooses the best checkpoint
+# metrics whose sum, each with this sign, chooses the best checkpoint
 SELECTION = {
     "binary": {"auroc": 1, "auprc": 1},
     "multiclass": {"log_loss": -1},
@@ -48,141 +64,164 @@ SELECTION = {
 
 
 @dataclass
-class FinetuneOptions(loop.LoopOptions):
+class FinetuneOptions(LoopOptions):
     """Hyper-parameters of fine-tuning."""
 
     pos_weight: str | None = option(
-        None, "weight of positives in the loss: a number, or 'balanced' for negatives / positives"
+        None, "Weight of positives in the loss: a number, or 'balanced' for negatives / positives."
     )
     auxiliary_tasks: str | None = option(
-        None, "further tasks of the prepared folder, separated by commas, that are learned beside the main one"
+        None,
+        "Further tasks of the prepared folder, separated by commas, that are learned beside the main one in training.",
     )
-    auxiliary_weight: float = option(0.3, "weight of the auxiliary tasks in the loss")
+    auxiliary_weight: float = option(0.3, "Weight of the auxiliary tasks in the loss.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        if self.auxiliary_weight < 0:
+        if not self.auxiliary_weight >= 0:
             raise ValueError(f"auxiliary_weight must not be negative, got {self.auxiliary_weight}")
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--data", type=Path, required=True, help="prepared folder")
-    parser.add_argument("--task", required=True, help="task of the prepared folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run and its best checkpoint")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        help="pretrained model to start from: its folder, or its name on the Hub; from scratch without",
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output where it stopped")
-    add_option_flags(parser, FinetuneOptions)
+@dataclass(frozen=True, eq=False)
+class FinetuneResult:
+    """What a fine-tuning run left.
+
+    Attributes:
+        output: the run's folder, which is the checkpoint of the best weights.
+        history: metrics of each epoch.
+        evaluation: of the best weights on the validation split; None in other processes than the main one.
+    """
+
+    output: Path
+    history: list[dict[str, Any]]
+    evaluation: Evaluation | None
 
 
-def run(args: argparse.Namespace) -> str:
-    """Fine-tunes; returns the validation figures to print."""
-    options = read_options(FinetuneOptions, "finetune", args)
-    info = read_info(args.data)
-    task = info.task(args.task)
-    accelerator = loop.start(options, args.output)
-    checkpoint = None if args.checkpoint is None else checkpoint_folder(args.checkpoint)
-    extractor = load_extractor(checkpoint, args.data)
-    datasets = {
-        split: load_task(args.data, task.name, split, extractor.variables) for split in ("train", "validation")
-    }
-    model = build_model(checkpoint, extractor, task, datasets["train"], options)
+def finetune(
+    data: str | Path | PreparedFolder,
+    task: str,
+    output: str | Path,
+    options: FinetuneOptions | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    resume: bool = False,
+    *,
+    command: str | None = None,
+) -> FinetuneResult:
+    """Fine-tunes a classifier, calibrates it, evaluates it on the validation split and writes its card.
+
+    Args:
+        data: prepared folder.
+        task: task of the prepared folder.
+        output: new folder of the run, which becomes the checkpoint of the best weights.
+        options: hyper-parameters; their defaults where absent.
+        checkpoint: model to start from: its folder or its name on the Hub; from random weights where absent.
+        resume: continue the interrupted run in `output` exactly where it stopped.
+        command: the command line that asks for this, for the card.
+
+    Returns:
+        The checkpoint's folder, the metrics of each epoch and the evaluation.
+
+    Raises:
+        ValueError: if data, task or checkpoint are not there or do not fit, if `output` holds something else, and for
+            options that cannot be combined.
+        InterruptedRunError: after SIGINT or SIGTERM, once the state is saved.
+    """
+    options, output, folder = options or FinetuneOptions(), Path(output), open_prepared(data)
+    task_info = folder.info.task(task)
+    accelerator = start(options, output)
+    if resume and (account := from_main(accelerator, partial(finished_run, output, options))):
+        evaluation = Evaluation(read_json(output / EVALUATION_FILE), output / EVALUATION_FILE)
+        return FinetuneResult(output, account["history"], evaluation)
+    if isinstance(checkpoint, Checkpoint):
+        checkpoint = checkpoint.path
+    start_from = None if checkpoint is None else checkpoint_folder(checkpoint)
+    extractor = fit_feature_extractor(folder) if start_from is None else load_extractor(start_from)
+    check_static_columns(folder, extractor)
+    datasets = {split: load_task(folder, task, split, extractor.variables) for split in ("train", "validation")}
+    model = build_model(start_from, extractor, task_info, datasets["train"], options)
     if options.max_events is not None:
         extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
-    collator = partial(TaskCollator, extractor, seed=options.seed)
-    trained: nn.Module = model
-    train_collator: Callable = collator(variable_dropout=options.variable_dropout, event_dropout=options.event_dropout)
-    if options.auxiliary_tasks:
-        names = [name.strip() for name in options.auxiliary_tasks.split(",")]
-        targets = load_auxiliary(args.data, names, "train", datasets["train"])
-        trained = AuxiliaryModel(model, targets.binary, options.auxiliary_weight)
-        train_collator = AuxiliaryCollator(train_collator, targets)
+    trained, train_collator = _in_training(model, extractor, folder, datasets["train"], options)
+    collator = TaskCollator(extractor)
 
     def validate(candidate: nn.Module) -> dict[str, float]:
-        candidate = without_auxiliary(candidate)
-        shard = (accelerator.process_index, accelerator.num_processes)
-        predicted = predict_examples(candidate, datasets["validation"], collator(), options.batch_size, *shard)
-        indices, values = loop.gather_predictions(accelerator, predicted.indices, predicted.values)
-        ordered = np.empty_like(values)
-        ordered[indices] = values
-        figures = compute_metrics(task.problem_type, datasets["validation"].labels, task_predictions(ordered, task))
-        return {name: value for name, value in figures.items() if value is not None} | {
-            "score": selection_score(figures, task)
-        }
+        predicted = predict_examples(
+            without_auxiliary(candidate), datasets["validation"], collator, options.batch_size, shared=True
+        )
+        metrics = compute_metrics(labeled(datasets["validation"], predicted.values, task_info))
+        known = {name: value for name, value in metrics.items() if value is not None}
+        return known | {"score": selection_score(metrics, task_info)}
 
-    def save(candidate: nn.Module, folder: Path):
-        without_auxiliary(candidate).save_pretrained(folder)
-        extractor.save_pretrained(folder)
+    def save(candidate: nn.Module, place: Path) -> None:
+        save_checkpoint(without_auxiliary(candidate), extractor, place)
 
-    loop.from_main(accelerator, partial(loop.prepare_output, args.output, args.resume))
-    progress = loop.train(
-        accelerator,
-        trained,
-        datasets["train"],
-        train_collator,
-        validate,
-        save,
-        options,
-        args.output,
-        args.resume,
-        identity={
-            "data": data_fingerprint(args.data),
-            "task": task.name,
-            "checkpoint": checkpoint and fingerprint((checkpoint / "model.safetensors").read_bytes()),
-        },
-    )
-    if not accelerator.is_main_process:
-        return ""
-    account = loop.describe_run(accelerator, model, options, progress) | {
-        "kind": "finetune",
-        "checkpoint": None if args.checkpoint is None else args.checkpoint.name,
-        "task": asdict(task),
-        "temperature": None,
-        **describe_data(args.data, task, extractor, datasets),
+    has_state = from_main(accelerator, partial(prepare_output, output, resume))
+    identity = {
+        "data": folder.fingerprint,
+        "task": task,
+        "checkpoint": start_from and fingerprint((start_from / WEIGHTS_FILE).read_bytes()),
     }
-    best, _ = load_checkpoint(args.output)
-    if task.problem_type != "regression":
-        calibrate(best, datasets["validation"], collator(), options.batch_size)
-        loop.write_checkpoint(best, save, args.output)
-        account["temperature"] = best.config.temperature
-    loop.write_json(args.output / loop.RUN_FILE, account)
-    evaluation = evaluate(
-        best,
+    titles = METRICS[task_info.problem_type]
+    shown = {name: titles[name] for name in SELECTION[task_info.problem_type]}
+    progress = TrainingLoop(
+        accelerator, trained, datasets["train"], train_collator, validate, save, options, output, identity, shown
+    ).run(has_state)
+    if not accelerator.is_main_process:
+        return FinetuneResult(output, progress.history, None)
+    best = replace(load_checkpoint(output), evaluation=None)
+    temperature = None
+    if task_info.problem_type != "regression":
+        temperature = calibrate(best.model, datasets["validation"], collator, options.batch_size)
+        write_checkpoint(best.model, save, output)
+    account = describe_run(accelerator, model, options, progress) | {
+        "command": command,
+        "kind": "finetune",
+        "checkpoint": None if checkpoint is None else Path(checkpoint).name,
+        "task": asdict(task_info),
+        "temperature": temperature,
+        **describe_data(folder, task_info, extractor, datasets),
+    }
+    write_account(output, account)
+    evaluation = evaluate(best, folder, task, "validation", output / EVALUATION_FILE, batch_size=options.batch_size)
+    finish(output)
+    return FinetuneResult(output, progress.history, evaluation)
+
+
+def _in_training(
+    model: HyMaTEForSequenceClassification,
+    extractor: HyMaTEFeatureExtractor,
+    folder: PreparedFolder,
+    dataset: TaskDataset,
+    options: FinetuneOptions,
+) -> tuple[nn.Module, Callable]:
+    """The model as it is trained, with heads for auxiliary tasks where there are any, and its collator."""
+    collator = TaskCollator(
         extractor,
-        args.data,
-        task.name,
-        "validation",
-        args.output / EVALUATION_FILE,
-        options.batch_size,
+        variable_dropout=options.variable_dropout,
+        event_dropout=options.event_dropout,
+        seed=options.seed,
     )
-    write_model_card(args.output)
-    loop.finish(args.output)
-    return f"{format_evaluation(evaluation)}\n\n{args.output}"
+    if not options.auxiliary_tasks:
+        return model, collator
+    names = [name.strip() for name in options.auxiliary_tasks.split(",")]
+    targets = load_auxiliary(folder, names, "train", dataset)
+    return (
+        AuxiliaryModel(model, targets.binary, options.auxiliary_weight),
+        AuxiliaryCollator(collator, targets),
+    )
 
 
-def selection_score(figures: dict[str, float | None], task: TaskInfo) -> float:
+def selection_score(metrics: dict[str, float | None], task: TaskInfo) -> float:
     """The sum that chooses the best checkpoint.
 
     Raises:
-        ValueError: if one of its figures is not defined, such as AUROC where the split holds one class only.
+        ValueError: if one of its metrics is not defined, such as AUROC where the split holds one class only.
     """
     chosen = SELECTION[task.problem_type]
-    undefined = [name for name in chosen if figures.get(name) is None]
+    undefined = [name for name in chosen if metrics.get(name) is None]
     if undefined:
         raise ValueError(f"{undefined[0]} is not defined on the validation split of {task.name!r}: too few examples")
-    return float(sum(sign * (figures[name] or 0.0) for name, sign in chosen.items()))
-
-
-def load_extractor(checkpoint: Path | None, data: Path) -> HyMaTEFeatureExtractor:
-    """The checkpoint's feature extractor, or one fitted on the training records of `data`."""
-    if checkpoint is None:
-        return fit_feature_extractor(data)
-    extractor = HyMaTEFeatureExtractor.from_pretrained(checkpoint)
-    check_static_columns(data, extractor)
-    return extractor
+    return float(sum(sign * (metrics[name] or 0.0) for name, sign in chosen.items()))
 
 
 def build_model(
@@ -210,33 +249,12 @@ def build_model(
     if checkpoint is None:
         model = HyMaTEForSequenceClassification(make_config(extractor, fields))
     else:
-        try:
-            model = HyMaTEForSequenceClassification.from_pretrained(checkpoint, **fields)
-        except (RuntimeError, TypeError, StrictDataclassError) as error:
-            raise ValueError(f"{checkpoint} does not fit the model options {options.model}: {error}") from error
+        model, _ = load_model(HyMaTEForSequenceClassification, checkpoint, **fields)
     bias = prior_bias(task, labels, len(task.label_names))
     if bias is not None:
         with torch.no_grad():
             model.classifier.bias.copy_(torch.from_numpy(bias))
     return model
-
-
-def make_config(extractor: HyMaTEFeatureExtractor, fields: dict[str, Any]) -> HyMaTEConfig:
-    """A configuration for the extractor's variables and static features.
-
-    Raises:
-        ValueError: for fields that HyMaTEConfig does not have, or values it refuses.
-    """
-    sizes = {"num_variables": extractor.num_variables, "num_static_features": len(extractor.static_feature_names)}
-    for name in fields:
-        if name in sizes:
-            raise ValueError(f"model options: {name} follows from the data and cannot be set")
-        if not hasattr(HyMaTEConfig(), name) or isinstance(getattr(HyMaTEConfig, name, None), property):
-            raise ValueError(f"HyMaTEConfig has no field {name!r} to be set")
-    try:
-        return HyMaTEConfig(**sizes, **fields)
-    except StrictDataclassError as error:
-        raise ValueError(f"model options: {error}") from error
 
 
 def positive_weight(given: str | None, task: TaskInfo, labels: np.ndarray) -> float | list[float] | None:
@@ -268,31 +286,3 @@ def prior_bias(task: TaskInfo, labels: np.ndarray, num_labels: int) -> np.ndarra
         return np.log(rate / (1 - rate)).astype(np.float32)
     counts = np.bincount(labels, minlength=num_labels) + 1
     return np.log(counts / counts.sum()).astype(np.float32)
-
-
-def describe_data(
-    data: Path, task: TaskInfo | None, extractor: HyMaTEFeatureExtractor, datasets: Mapping[str, ExampleDataset]
-) -> dict[str, Any]:
-    """What a model card says about the data a model was trained on."""
-    info = read_info(data)
-    return {
-        "data": {
-            "source": info.source,
-            "license": info.license,
-            "citation": info.citation,
-            "description": info.extra.get("description"),
-            "split_description": info.split_description,
-            "dropped": info.dropped,
-        },
-        "split_fingerprints": {
-            split: split_fingerprint(data, task.name, split) for split in datasets if task is not None
-        },
-        "num_records": {split: len(set(dataset.rows.tolist())) for split, dataset in datasets.items()},
-        "num_examples": {split: len(dataset) for split, dataset in datasets.items()},
-        "preprocessing": {
-            "num_variables": extractor.num_variables,
-            "num_logarithmic": sum(median is not None for median in extractor.value_medians),
-            "static_features": extractor.static_feature_names,
-            "time_scale_hours": extractor.time_scale,
-        },
-    }

@@ -1,57 +1,105 @@
-"""`hymate pretrain`: trains an encoder to forecast the next hours' values."""
+"""Forecast pretraining: trains an encoder to forecast the next hours' values."""
 
-import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from torch import nn
 
-from hymate_training.cli.options import add_option_flags, option, read_options
-from hymate_training.data.collation import ForecastCollator, fit_feature_extractor, load_forecast
-from hymate_training.data.prepared_folder import data_fingerprint
-from hymate_training.fitting import loop
-from hymate_training.fitting.finetuning import describe_data, make_config
-from hymate_training.publishing.cards import write_model_card
+from hymate_training.data.collation import ExampleDataset, ForecastCollator, fit_feature_extractor, load_forecast
+from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
+from hymate_training.fitting.loop import TrainingLoop, from_main, start
+from hymate_training.fitting.options import LoopOptions, option
+from hymate_training.fitting.run import (
+    describe_data,
+    describe_run,
+    finish,
+    finished_run,
+    make_config,
+    prepare_output,
+    write_account,
+)
+from hymate_training.inference.checkpoints import save_checkpoint
 from modeling_hymate import HyMaTEForPreTraining
+
+SHOWN = {"forecast_error": "forecast error", "carried_forward_error": "error of the last value carried forward"}
 
 
 @dataclass
-class PretrainOptions(loop.LoopOptions):
+class PretrainOptions(LoopOptions):
     """Hyper-parameters of forecast pretraining."""
 
-    min_observed_hours: float = option(12.0, "a record is cut after at least this time")
-    forecast_hours: float = option(2.0, "the values to forecast lie within this time after the cut")
-
+    min_observed_hours: float = option(12.0, "A record is cut after at least this many hours.")
+    forecast_hours: float = option(2.0, "The values to forecast lie within this many hours after the cut.")
     cut_by: str = option(
-        "time", "what the cut is uniform over: 'time', or 'event' for records of years with long gaps"
+        "time", "What the cut is uniform over: 'time', or 'event' for records of years with long gaps."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.cut_by not in ("time", "event"):
             raise ValueError(f"cut_by must be 'time' or 'event', got {self.cut_by!r}")
-        if self.min_observed_hours < 0:
+        if not self.min_observed_hours >= 0:
             raise ValueError(f"min_observed_hours must not be negative, got {self.min_observed_hours}")
         if not self.forecast_hours > 0:
             raise ValueError(f"forecast_hours must be positive, got {self.forecast_hours}")
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--data", type=Path, required=True, help="prepared folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run and its best checkpoint")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output where it stopped")
-    add_option_flags(parser, PretrainOptions)
+@dataclass(frozen=True, eq=False)
+class PretrainResult:
+    """What a pretraining run left.
+
+    Attributes:
+        output: the run's folder, which is the checkpoint of the best weights.
+        history: metrics of each epoch.
+    """
+
+    output: Path
+    history: list[dict[str, Any]]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The metrics of the epoch whose weights were kept."""
+        return max(self.history, key=lambda metrics: metrics["score"])
 
 
-def run(args: argparse.Namespace) -> str:
-    """Pretrains; returns the validation figures to print."""
-    options = read_options(PretrainOptions, "pretrain", args)
-    accelerator = loop.start(options, args.output)
-    extractor = fit_feature_extractor(args.data)
+def pretrain(
+    data: str | Path | PreparedFolder,
+    output: str | Path,
+    options: PretrainOptions | None = None,
+    resume: bool = False,
+    *,
+    command: str | None = None,
+) -> PretrainResult:
+    """Pretrains an encoder by forecasting, and writes its card.
+
+    Args:
+        data: prepared folder; its labels are not used.
+        output: new folder of the run, which becomes the checkpoint of the best weights.
+        options: hyper-parameters; their defaults where absent.
+        resume: continue the interrupted run in `output` exactly where it stopped.
+        command: the command line that asks for this, for the card.
+
+    Returns:
+        The checkpoint's folder and the metrics of each epoch.
+
+    Raises:
+        ValueError: if the data are not there or hold no record that is long enough, if `output` holds something else,
+            and for options that cannot be combined.
+        InterruptedRunError: after SIGINT or SIGTERM, once the state is saved.
+    """
+    options, output, folder = options or PretrainOptions(), Path(output), open_prepared(data)
+    accelerator = start(options, output)
+    if resume and (account := from_main(accelerator, partial(finished_run, output, options))):
+        return PretrainResult(output, account["history"])
+    extractor = fit_feature_extractor(folder)
     datasets = {
-        split: load_forecast(args.data, split, extractor.variables, options.min_observed_hours)
+        split: load_forecast(folder, split, extractor.variables, options.min_observed_hours)
         for split in ("train", "validation")
     }
     model = HyMaTEForPreTraining(make_config(extractor, options.model))
@@ -64,48 +112,40 @@ def run(args: argparse.Namespace) -> str:
         seed=options.seed,
         cut_by=options.cut_by,
     )
+    train_collator = collator(variable_dropout=options.variable_dropout, event_dropout=options.event_dropout)
 
-    def validate(candidate: HyMaTEForPreTraining) -> dict[str, float]:
-        errors = forecast_errors(
-            candidate, datasets["validation"], collator(fixed_cuts=True), options.batch_size, accelerator
-        )
+    def validate(candidate: nn.Module) -> dict[str, float]:
+        validation = (datasets["validation"], collator(fixed_cuts=True), options.batch_size, accelerator)
+        errors = forecast_errors(candidate, *validation)
         return errors | {"score": -errors["forecast_error"]}
 
-    def save(candidate: HyMaTEForPreTraining, folder: Path):
-        candidate.save_pretrained(folder)
-        extractor.save_pretrained(folder)
+    def save(candidate: nn.Module, place: Path) -> None:
+        save_checkpoint(candidate, extractor, place)
 
-    loop.from_main(accelerator, partial(loop.prepare_output, args.output, args.resume))
-    progress = loop.train(
-        accelerator,
-        model,
-        datasets["train"],
-        collator(variable_dropout=options.variable_dropout, event_dropout=options.event_dropout),
-        validate,
-        save,
-        options,
-        args.output,
-        args.resume,
-        identity={"data": data_fingerprint(args.data)},
-    )
-    if not accelerator.is_main_process:
-        return ""
-    account = loop.describe_run(accelerator, model, options, progress) | {
-        "kind": "pretrain",
-        **describe_data(args.data, None, extractor, datasets),
-    }
-    loop.write_json(args.output / loop.RUN_FILE, account)
-    write_model_card(args.output)
-    loop.finish(args.output)
-    best = max(progress.history, key=lambda figures: figures["score"])
-    return (
-        f"masked squared error of the forecast, validation split: {best['forecast_error']:.4f} "
-        f"(last value carried forward: {best['carried_forward_error']:.4f})\n\n{args.output}"
-    )
+    has_state = from_main(accelerator, partial(prepare_output, output, resume))
+    identity = {"data": folder.fingerprint}
+    progress = TrainingLoop(
+        accelerator, model, datasets["train"], train_collator, validate, save, options, output, identity, SHOWN
+    ).run(has_state)
+    if accelerator.is_main_process:
+        account = describe_run(accelerator, model, options, progress) | {
+            "command": command,
+            "kind": "pretrain",
+            **describe_data(folder, None, extractor, datasets),
+        }
+        write_account(output, account)
+        finish(output)
+    return PretrainResult(output, progress.history)
 
 
 @torch.no_grad()
-def forecast_errors(model, dataset, collator, batch_size, accelerator) -> dict[str, float]:
+def forecast_errors(
+    model: HyMaTEForPreTraining,
+    dataset: ExampleDataset,
+    collator: ForecastCollator,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> dict[str, float]:
     """Mean squared error of the forecast over all measured values, and of two forecasts anyone can make.
 
     `carried_forward_error` forecasts a variable's last value, or its mean where there is none yet; `mean_error` always
@@ -128,7 +168,7 @@ def forecast_errors(model, dataset, collator, batch_size, accelerator) -> dict[s
     return {name: float(error / max(1.0, total[-1])) for name, error in zip(names, total, strict=False)}
 
 
-def last_values(features, num_variables: int) -> torch.Tensor:
+def last_values(features: Mapping[str, torch.Tensor], num_variables: int) -> torch.Tensor:
     """Each variable's last value in the input, `(batch, num_variables)`; 0, the mean, where it has none."""
     last = np.zeros((len(features["values"]), num_variables), dtype=np.float32)
     rows, from_end = np.nonzero((features["attention_mask"] & features["value_mask"]).numpy()[:, ::-1])

@@ -1,0 +1,71 @@
+"""Hyper-parameters of the training loop, and the field of a dataclass that says what it means."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def option(default: Any, description: str) -> Any:
+    """A dataclass field with a sentence about it, which the command line shows as its flag's help."""
+    factory = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
+    return dataclasses.field(**factory, metadata={"help": description})
+
+
+@dataclass
+class LoopOptions:
+    """Hyper-parameters of the loop, shared by pretraining and fine-tuning.
+
+    Raises:
+        ValueError: for a value out of range, naming the field.
+    """
+
+    epochs: int = option(20, "Passes over the training data.")
+    batch_size: int = option(32, "Examples per step and process.")
+    gradient_accumulation_steps: int = option(1, "Batches that make up one optimizer step.")
+    learning_rate: float = option(1e-3, "Peak learning rate of AdamW.")
+    weight_decay: float = option(0.01, "Weight decay of matrices; vectors, decay rates and embeddings have none.")
+    warmup_steps: int = option(100, "Optimizer steps over which the learning rate rises.")
+    schedule: str = option("cosine", "Learning rate after the warm-up: cosine, linear or constant_with_warmup.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
+    ema_decay: float = option(
+        0.0, "Decay of the moving average of the weights, which is what is validated and saved; 0 turns it off."
+    )
+    patience: int = option(10, "Epochs without improvement after which training stops early.")
+    variable_dropout: float = option(
+        0.2, "Share of each record's variables that are left out in training, as augmentation."
+    )
+    event_dropout: float = option(
+        0.0,
+        "Largest share of each record's events that are left out in training, as augmentation; the share itself is "
+        "drawn anew for each record.",
+    )
+    max_events: int | None = option(None, "Keep only the latest events of longer records.")
+    examples_per_record: int | None = option(None, "Draw at most this many of a record's examples for each epoch.")
+    mixed_precision: str = option("no", "Precision of the forward pass: no (float32), bf16 or fp16.")
+    seed: int = option(0, "Seed of the initialization, the order of the examples, dropout and augmentation.")
+    save_steps: int | None = option(None, "Save the training state every so many steps, as well as every epoch.")
+    report_to: str | None = option(None, "Tracker to report to: tensorboard, wandb or trackio.")
+    model: dict = option({}, "Fields of HyMaTEConfig.")  # noqa: RUF009 - makes a field with a factory
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "examples_per_record"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("ema_decay", "variable_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.event_dropout <= 1:
+            raise ValueError(f"event_dropout must lie in [0, 1], got {self.event_dropout}")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        choices = {
+            "mixed_precision": ("no", "bf16", "fp16"),
+            "schedule": ("cosine", "linear", "constant_with_warmup"),
+            "report_to": (None, *TRACKERS),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
