@@ -2,29 +2,21 @@
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 
-# Modules are imported when their command is called, so that `hymate --help` answers at once.
+from hymate_training.versions import installed_version
+
+# Each is a module of this folder, imported when its command is called, so that `hymate --help` answers at once.
 COMMANDS = {
-    "prepare": "turn a source of health records into a prepared folder",
-    "pretrain": "pretrain an encoder by forecasting the next hours' values",
-    "finetune": "fine-tune a classifier on a task",
-    "evaluate": "evaluate a fine-tuned model on a split",
-    "predict": "predict the records of a file of events",
-    "explain": "show what predictions rest on, and whether that can be trusted",
-    "push": "push a checkpoint or a prepared folder to the Hugging Face Hub",
-}
-
-
-MODULES = {
-    "prepare": "hymate_training.cli.prepare",
-    "pretrain": "hymate_training.fitting.pretraining",
-    "finetune": "hymate_training.fitting.finetuning",
-    "evaluate": "hymate_training.evaluation.evaluation",
-    "predict": "hymate_training.inference.prediction",
-    "explain": "hymate_training.explanations.explain",
-    "push": "hymate_training.publishing.push",
+    "prepare": "Turn a source of health records into a prepared folder.",
+    "pretrain": "Pretrain an encoder by forecasting the next hours' values.",
+    "finetune": "Fine-tune a classifier on a task.",
+    "evaluate": "Evaluate a fine-tuned model on a split.",
+    "predict": "Predict the records of a file of events.",
+    "explain": "Show what predictions rest on, and whether that can be trusted.",
+    "push": "Push a checkpoint or a prepared folder to the Hugging Face Hub.",
 }
 
 
@@ -32,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 2 for a user's mistake, 130 for an interruption."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="hymate", description="HyMaTE for electronic health records.")
+    parser.add_argument(
+        "--version", action="version", version=f"hymate {installed_version('hymate') or '(not installed)'}"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     called = arguments[0] if arguments else None
     module = None
@@ -39,19 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=summary)
         if name == called:
             try:
-                module = importlib.import_module(MODULES[name])
+                module = importlib.import_module(f"hymate_training.cli.{name}")
             except ModuleNotFoundError as error:
                 extras = "train,explain" if name == "explain" else "train"
                 print(f"hymate {name} needs {error.name}: pip install 'hymate[{extras}]'", file=sys.stderr)
                 return 2
             module.add_arguments(command)
     parsed = parser.parse_args(arguments)
+    parsed.command_line = shlex.join(["hymate", *arguments])
     try:
         text = module.run(parsed)  # type: ignore[union-attr]  # parse_args exits where no command was called
     except KeyboardInterrupt as interrupt:
         print(f"hymate {called}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         message = " ".join(str(error).splitlines())  # a parser's own message may hold the rows it quotes
         print(f"hymate {called}: {message}", file=sys.stderr)
         return 2

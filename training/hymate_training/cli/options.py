@@ -3,35 +3,32 @@
 import argparse
 import dataclasses
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
 Options = TypeVar("Options")
+SECTIONS = ("model", "pretrain", "finetune")
 
 
-def option(default: Any, description: str) -> Any:
-    """A dataclass field with the help text of its flag."""
-    factory = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
-    return dataclasses.field(**factory, metadata={"help": description})
-
-
-def add_option_flags(parser: argparse.ArgumentParser, options: type):
-    """Adds `--recipe` and one flag a field of the dataclass `options`."""
+def add_option_flags(parser: argparse.ArgumentParser, options: type) -> None:
+    """Adds `--recipe` and one flag per field of the dataclass `options`."""
     parser.add_argument(
-        "--recipe", metavar="FILE", help=f"YAML file, or a recipe that comes along: {', '.join(shipped_recipes())}"
+        "--recipe",
+        metavar="FILE",
+        help="YAML file of options, or the name of a recipe that comes with the package: "
+        f"{', '.join(shipped_recipes())}. Flags win over it.",
     )
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
         default = field.default if field.default is not dataclasses.MISSING else None
-        text = field.metadata["help"] + ("" if default is None else f" (default: {default})")
+        text = field.metadata["help"] + ("" if default is None else f" Default: {default}.")
         flag = f"--{field.name.replace('_', '-')}"
         parse, optional = _parser_of(hints[field.name])
         if parse is dict:
             parser.add_argument(flag, nargs="+", metavar="NAME=VALUE", default=argparse.SUPPRESS, help=text)
-        elif parse is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             parser.add_argument(
                 flag, type=_or_none(parse) if optional else parse, default=argparse.SUPPRESS, help=text
@@ -44,7 +41,8 @@ def read_options(options: type[Options], section: str, args: argparse.Namespace)
     The recipe's section `model` holds fields of HyMaTEConfig for all commands.
 
     Raises:
-        ValueError: for a recipe that is not there, a name that is no option, or a value of the wrong type.
+        ValueError: for a recipe that is not there, a section or an option that does not exist, or a value of the
+            wrong type.
     """
     hints = get_type_hints(options)
     recipe = read_recipe(args.recipe) if args.recipe else {}
@@ -64,17 +62,23 @@ def read_options(options: type[Options], section: str, args: argparse.Namespace)
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe by file name, or by the name of one that comes along."""
+    """A recipe by file name, or by the name of one that comes with the package.
+
+    Raises:
+        ValueError: if there is none, it is not YAML, or it holds something else than known sections of options.
+    """
     path = Path(name) if Path(name).is_file() else _recipe_folder() / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"recipe {name!r} is neither a file nor one of {', '.join(shipped_recipes())}")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(recipe, dict) or not all(isinstance(part, dict) for part in recipe.values()):
+    named = isinstance(recipe, dict) and all(isinstance(part, dict) for part in recipe.values())
+    if not named or not set(recipe) <= set(SECTIONS):
+        strange = f", not {next(iter(set(recipe) - set(SECTIONS)))!r}" if named else ""
         raise ValueError(
-            f"recipe {path} must hold the sections 'model', 'pretrain' and 'finetune', each with named options"
+            f"recipe {path} must hold the sections {', '.join(SECTIONS)}, each with named options{strange}"
         )
     return recipe
 
@@ -95,8 +99,8 @@ def _parser_of(hint: Any) -> tuple[type, bool]:
     return getattr(hint, "__origin__", hint), False
 
 
-def _or_none(parse: type):
-    def parse_or_none(text: str):
+def _or_none(parse: type) -> Callable[[str], Any]:
+    def parse_or_none(text: str) -> Any:
         return None if text.lower() == "none" else parse(text)
 
     parse_or_none.__name__ = parse.__name__  # argparse names it in its error message

@@ -1,144 +1,139 @@
-"""`hymate evaluate`: figures with intervals, plots and attention shares of a fine-tuned model on a split."""
+"""Evaluation of a fine-tuned model on a split: metrics with intervals, plots and shares of the attention."""
 
-import argparse
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hymate_training.data.collation import ExampleDataset, TaskCollator, TaskDataset, check_static_columns, load_task
-from hymate_training.data.prepared_folder import read_info, split_fingerprint
+from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.metrics import format_report, report, subgroup_report
 from hymate_training.evaluation.plots import save_plots
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold
-from hymate_training.fitting.loop import write_json
-from hymate_training.inference.prediction import (
-    BATCH_SIZE,
-    CHECKPOINT_HELP,
-    checkpoint_folder,
-    label_names,
-    load_checkpoint,
-    predict_examples,
-)
-from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from hymate_training.files import write_json
+from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
+from hymate_training.inference.prediction import BATCH_SIZE, predict_examples
+from modeling_hymate import HyMaTEForSequenceClassification
 
-EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation on the validation split
 AGE_BANDS = (45, 65, 80)
 MAX_SUBGROUPS = 10
 NUM_SHOWN_VARIABLES = 10
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
-    parser.add_argument("--data", type=Path, required=True, help="prepared folder")
-    parser.add_argument("--task", required=True, help="task of the prepared folder")
-    parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
-    parser.add_argument("--output", type=Path, required=True, help="JSON to write; plots go beside it")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default: {BATCH_SIZE}")
-    parser.add_argument(
-        "--max-events", type=int, help="keep the latest events of longer records (default: as in training)"
-    )
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What an evaluation found.
 
+    Attributes:
+        content: what the JSON holds: `metrics`, `confidence_intervals`, `n` and what else `metrics.report` tells,
+            `subgroups`, `variable_shares` (mean share of the attention) and `plots` (file names).
+        output: the JSON file, the plots beside it; None where nothing was written.
+    """
 
-def run(args: argparse.Namespace) -> str:
-    """Evaluates a checkpoint; returns the table to print."""
-    if args.output.suffix != ".json":
-        raise ValueError(f"--output must end in .json, got {args.output}")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    model, extractor = load_checkpoint(args.checkpoint)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    evaluation = evaluate(
-        model,
-        extractor,
-        args.data,
-        args.task,
-        args.split,
-        args.output,
-        args.batch_size,
-        args.max_events,
-        stored_threshold(checkpoint_folder(args.checkpoint), args.task),
-    )
-    return f"{format_evaluation(evaluation)}\n\n{args.output}"
+    content: dict[str, Any]
+    output: Path | None
 
 
 def evaluate(
-    model: HyMaTEForSequenceClassification,
-    extractor: HyMaTEFeatureExtractor,
-    data: Path,
+    checkpoint: str | Path | Checkpoint,
+    data: str | Path | PreparedFolder,
     task: str,
-    split: str,
-    output: Path,
+    split: str = "validation",
+    output: str | Path | None = None,
+    *,
     batch_size: int = BATCH_SIZE,
     max_events: int | None = None,
-    threshold: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Evaluates a model on a split of a task; writes the JSON `output` and plots beside it.
+) -> Evaluation:
+    """Evaluates a fine-tuned model on a split of a task.
 
     Where the data set defines what an alarm is worth (`DatasetInfo.extra["utility"]`), the normalized utility is
-    added, at the given `threshold`, or else at the one that is best on the validation split, whatever `split` is.
+    added, at the threshold that the checkpoint's own evaluation chose, or else at the one that is best on the
+    validation split, whatever `split` is.
+
+    Args:
+        checkpoint: the model: its folder, its name on the Hub, or an open checkpoint.
+        data: prepared folder.
+        task: its task.
+        split: train, validation or test.
+        output: JSON file to write; plots go beside it.
+        batch_size: examples at a time.
+        max_events: keep only the latest events of longer records; as in training where absent.
 
     Returns:
-        The JSON's content: `metrics`, `confidence_intervals`, `n` and what else `metrics.report` tells, `subgroups`,
-        `variable_shares` (mean share of the attention) and `plots` (file names).
+        The evaluation, and where it was written.
 
     Raises:
-        ValueError: if the task is of another kind than the model, or data, task or split are not there.
+        ValueError: if the task is of another kind than the model, if data, task or split are not there, and as
+            `load_checkpoint` does.
     """
-    info = read_info(data)
-    task_info = info.task(task)
-    check_task(model, task_info)
-    check_static_columns(data, extractor)
-    collator = TaskCollator(extractor, max_events)
-
-    def predict(name: str) -> tuple[TaskDataset, np.ndarray, np.ndarray]:
-        dataset = load_task(data, task, name, extractor.variables)
-        predicted = predict_examples(model, dataset, collator, batch_size, progress=f"evaluate {name}")
-        values = np.empty_like(predicted.values)
-        values[predicted.indices] = predicted.values
-        return dataset, task_predictions(values, task_info), predicted.variable_shares
-
-    dataset, predictions, shares = predict(split)
-    names = None if task_info.problem_type == "binary" else task_info.label_names
-    evaluation = report(
-        task_info.problem_type,
-        dataset.labels,
-        predictions,
-        groups=dataset.record_ids,
-        label_names=names,
-        split_fingerprint=split_fingerprint(data, task, split),
-    )
-    if utility := info.extra.get("utility", {}).get(task):
+    if output is not None and Path(output).suffix != ".json":
+        raise ValueError(f"output must end in .json, got {output}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    opened, folder = load_checkpoint(checkpoint), open_prepared(data)
+    task_info = folder.info.task(task)
+    check_task(opened.model, task_info)
+    check_static_columns(folder, opened.extractor)
+    predictor = _Predictor(opened, folder, task_info, TaskCollator(opened.extractor, max_events), batch_size)
+    dataset, sample, shares = predictor(split)
+    content = report(sample, split_fingerprint=folder.split_fingerprint(task, split))
+    if utility := folder.info.extra.get("utility", {}).get(task):
+        threshold = opened.threshold(task)
         if threshold is None:
-            chosen, probabilities, _ = predict("validation") if split != "validation" else (dataset, predictions, None)
+            chosen, chosen_sample, _ = predictor("validation") if split != "validation" else (dataset, sample, None)
             threshold = {
-                "value": best_threshold(alarm_gains(utility, chosen), probabilities),
+                "value": best_threshold(alarm_gains(utility, chosen), chosen_sample.predictions),
                 "chosen_for": "normalized_utility",
                 "chosen_on": "validation",
-                "split_fingerprint": split_fingerprint(data, task, "validation"),
+                "split_fingerprint": folder.split_fingerprint(task, "validation"),
             }
-        add_utility(evaluation, alarm_gains(utility, dataset), predictions, dataset.record_ids, threshold)
-    subgroups = {
-        name: subgroup_report(task_info.problem_type, dataset.labels, predictions, groups, groups=dataset.record_ids)
-        for name, groups in subgroup_columns(dataset).items()
-    }
-    shares = shares / max(1, len(dataset))
-    ranked = np.argsort(-shares, kind="stable")
-    plots = save_plots(
-        task_info.problem_type, dataset.labels, predictions, output.parent, output.stem, label_names=names
-    )
-    evaluation |= {
+        add_utility(content, alarm_gains(utility, dataset), sample, threshold)
+    content |= {
         "task": task,
         "split": split,
-        "source": info.source,
-        "subgroups": subgroups,
-        "variable_shares": {extractor.variables[at]: round(float(shares[at]), 5) for at in ranked if shares[at] > 0},
-        "plots": [path.name for path in plots],
+        "source": folder.info.source,
+        "subgroups": {name: subgroup_report(sample, found) for name, found in subgroup_columns(dataset).items()},
+        "variable_shares": _ranked(shares / max(1, len(dataset)), opened.extractor.variables),
     }
-    write_json(output, evaluation)
-    return evaluation
+    if output is not None:
+        output = Path(output)
+        content["plots"] = [path.name for path in save_plots(sample, output.parent, output.stem)]
+        write_json(output, content)
+    return Evaluation(content, output)
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    checkpoint: Checkpoint
+    data: PreparedFolder
+    task: TaskInfo
+    collator: TaskCollator
+    batch_size: int
+
+    def __call__(self, split: str) -> tuple[TaskDataset, LabeledPredictions, np.ndarray]:
+        """The examples of a split, what the model says of them, and the attention that each variable received."""
+        dataset = load_task(self.data, self.task.name, split, self.checkpoint.extractor.variables)
+        predicted = predict_examples(
+            self.checkpoint.model, dataset, self.collator, self.batch_size, progress=f"evaluate {split}"
+        )
+        return dataset, labeled(dataset, predicted.values, self.task), predicted.variable_shares
+
+
+def _ranked(shares: np.ndarray, variables: list[str]) -> dict[str, float]:
+    return {variables[at]: round(float(shares[at]), 5) for at in np.argsort(-shares, kind="stable") if shares[at] > 0}
+
+
+def labeled(dataset: TaskDataset, values: np.ndarray, task: TaskInfo) -> LabeledPredictions:
+    """A data set's labels with the model's predictions `(examples, num_labels)` for them."""
+    if task.problem_type == "binary":
+        values = values[:, 1]
+    elif task.problem_type == "regression":
+        values = values[:, 0]
+    names = task.label_names if values.ndim == 2 else None
+    return LabeledPredictions(task.problem_type, dataset.labels, values, groups=dataset.record_ids, label_names=names)
 
 
 def alarm_gains(utility: str, dataset: TaskDataset) -> np.ndarray:
@@ -148,23 +143,7 @@ def alarm_gains(utility: str, dataset: TaskDataset) -> np.ndarray:
     return UTILITIES[utility](dataset.record_ids, dataset.prediction_times, dataset.labels)
 
 
-def stored_threshold(checkpoint: Path, task: str) -> dict[str, Any] | None:
-    """The threshold chosen for a task when the checkpoint was fine-tuned, as its evaluation keeps it; None without."""
-    path = checkpoint / EVALUATION_FILE
-    if not path.is_file():
-        return None
-    evaluation = json.loads(path.read_text(encoding="utf-8"))
-    return evaluation.get("threshold") if evaluation.get("task") == task else None
-
-
-def task_predictions(values: np.ndarray, task: TaskInfo) -> np.ndarray:
-    """The model's predictions in the shape `metrics` takes for the task's problem type."""
-    if task.problem_type == "binary":
-        return values[:, 1]
-    return values[:, 0] if task.problem_type == "regression" else values
-
-
-def check_task(model: HyMaTEForSequenceClassification, task: TaskInfo):
+def check_task(model: HyMaTEForSequenceClassification, task: TaskInfo) -> None:
     """Raises ValueError if the model was fine-tuned for other labels than the task's. Of a yes or no question, the
     name of yes decides."""
     known, asked = label_names(model), task.label_names
@@ -193,7 +172,7 @@ def _age_band(age: float | None) -> str:
 
 
 def format_evaluation(evaluation: dict[str, Any]) -> str:
-    """The figures, and the variables with the largest share of the attention, as text."""
+    """The metrics, and the variables with the largest share of the attention, as text."""
     shares = list(evaluation["variable_shares"].items())[:NUM_SHOWN_VARIABLES]
     width = max((len(name) for name, _ in shares), default=0)
     lines = [f"{name:<{width}}  {share:6.1%}" for name, share in shares]

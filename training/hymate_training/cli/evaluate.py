@@ -1,0 +1,31 @@
+"""`hymate evaluate`: metrics with intervals, plots and attention shares of a fine-tuned model on a split."""
+
+import argparse
+from pathlib import Path
+
+from hymate_training.cli.arguments import add_batches, add_checkpoint, add_data, add_split
+from hymate_training.evaluation.evaluation import evaluate, format_evaluation
+from hymate_training.inference.prediction import BATCH_SIZE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add_checkpoint(parser)
+    add_data(parser)
+    add_split(parser)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write; plots go beside it.")
+    add_batches(parser, BATCH_SIZE)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Evaluates; returns the metrics as a table."""
+    evaluation = evaluate(
+        args.checkpoint,
+        args.data,
+        args.task,
+        args.split,
+        args.output,
+        batch_size=args.batch_size,
+        max_events=args.max_events,
+    )
+    return f"{format_evaluation(evaluation.content)}\n\n{evaluation.output}"
