@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments, set_seed
 
-from hymate_training.data.collators import TaskCollator, fit_feature_extractor
-from hymate_training.data.examples import load_task
+from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.metrics import compute_metrics
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.readers import synthetic
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
@@ -79,8 +79,8 @@ def make_trainer(
 
 def binary_metrics(predicted: EvalPrediction) -> dict[str, float]:
     probabilities = torch.from_numpy(predicted.predictions).softmax(-1)[:, 1].numpy()
-    figures = compute_metrics("binary", predicted.label_ids, probabilities)
-    return {name: value for name, value in figures.items() if value is not None}
+    metrics = compute_metrics(LabeledPredictions("binary", predicted.label_ids, probabilities))
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def main():
@@ -95,17 +95,17 @@ def main():
     parser.add_argument("--private", action="store_true", help="make that repository private")
     args = parser.parse_args()
 
-    data = args.data or args.output.with_name(f"{args.output.name}-data")
-    if args.data is None and not data.exists():
-        synthetic.prepare(data, num_records=SIMULATED_STAYS, seed=0)
-    folder = PreparedFolder(data)
-    task = folder.info.task(args.task)
-    extractor = fit_feature_extractor(folder)
+    folder = args.data or args.output.with_name(f"{args.output.name}-data")
+    if args.data is None and not folder.exists():
+        synthetic.prepare(folder, num_records=SIMULATED_STAYS, seed=0)
+    data = PreparedFolder(folder)
+    task = data.info.task(args.task)
+    extractor = fit_feature_extractor(data)
     set_seed(0)
     trainer = make_trainer(
         make_model(extractor, task),
         extractor,
-        folder,
+        data,
         task,
         args.output,
         num_train_epochs=args.epochs,
@@ -117,8 +117,8 @@ def main():
     )
     trainer.train(resume_from_checkpoint=args.resume)
     trainer.save_model()  # the best of all epochs, with its feature extractor
-    figures = trainer.evaluate()
-    print({name: round(value, 4) for name, value in figures.items()})
+    metrics = trainer.evaluate()
+    print({name: round(value, 4) for name, value in metrics.items()})
     if args.push_to:
         trainer.push_to_hub(license="apache-2.0", tags=["electronic-health-records"])
 

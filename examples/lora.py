@@ -13,7 +13,7 @@ from finetune_with_trainer import make_trainer
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, set_seed
 
-import modeling_hymate  # noqa: F401 - registers the Auto classes
+import hymate  # noqa: F401 - registers the Auto classes
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 

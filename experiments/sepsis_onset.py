@@ -22,14 +22,16 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from experiments.data_sources import write_block
+from experiments.data_sources import markdown, write_block
 from hymate_training.data.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
-from hymate_training.data.prepared_folder import read_info, split_fingerprint
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.evaluation import alarm_gains
 from hymate_training.evaluation.metrics import format_report, paired_difference, report
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.utility import add_utility, best_threshold
-from hymate_training.files import markdown_table, write_json
-from hymate_training.inference.prediction import load_checkpoint, predict_examples
+from hymate_training.files import write_json
+from hymate_training.inference.checkpoints import load_checkpoint
+from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEFeatureExtractor
 
 TASK, SPLITS = "sepsis_onset", ("validation", "test")
@@ -44,42 +46,35 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/data.md")
     args = parser.parse_args()
-    extractor = fit_feature_extractor(args.data)
-    datasets = [load_task(args.data, TASK, split, extractor.variables) for split in SPLITS]
+    data = PreparedFolder(args.data)
+    extractor = fit_feature_extractor(data)
+    datasets = [load_task(data, TASK, split, extractor.variables) for split in SPLITS]
     predictions = {}
     if args.checkpoint:
         predictions["HyMaTE"] = hymate_probabilities(args.checkpoint, datasets)
-    predictions["XGBoost"] = xgboost_probabilities(args.data, datasets, extractor, args.threads)
-    gains = [alarm_gains(read_info(args.data).extra["utility"][TASK], dataset) for dataset in datasets]
+    predictions["XGBoost"] = xgboost_probabilities(data, datasets, extractor, args.threads)
+    gains = [alarm_gains(data.info.extra["utility"][TASK], dataset) for dataset in datasets]
     thresholds = {name: best_threshold(gains[0], probabilities[0]) for name, probabilities in predictions.items()}
     result: dict[str, Any] = {"task": TASK, "splits": {}}
     for index, (split, dataset) in enumerate(zip(SPLITS, datasets, strict=True)):
         found = result["splits"][split] = {"models": {}}
-        for name, probabilities in predictions.items():
-            evaluation = evaluate(args.data, split, dataset, probabilities[index])
+        samples = {
+            name: LabeledPredictions("binary", dataset.labels, probabilities[index], groups=dataset.record_ids)
+            for name, probabilities in predictions.items()
+        }
+        for name, sample in samples.items():
+            evaluation = report(sample, split_fingerprint=data.split_fingerprint(TASK, split))
             threshold = {"value": thresholds[name], "chosen_on": SPLITS[0]}
-            add_utility(evaluation, gains[index], probabilities[index], dataset.record_ids, threshold)
+            add_utility(evaluation, gains[index], sample, threshold)
             found["models"][name] = evaluation
             print(f"\n{name}\n{format_report(evaluation)}")
         if args.checkpoint:
-            both = predictions["HyMaTE"][index], predictions["XGBoost"][index]
-            found["difference"] = paired_difference("binary", dataset.labels, *both, groups=dataset.record_ids)
+            found["difference"] = paired_difference(samples["HyMaTE"], samples["XGBoost"])
     write_json(args.output, result)
     text = "\n\n".join("\n".join(table(split, found)) for split, found in result["splits"].items())
     print(f"\n{text}")
     if args.write:
         write_block(TASK, text)
-
-
-def evaluate(data: Path, split: str, dataset: TaskDataset, probabilities: np.ndarray) -> dict[str, Any]:
-    """The figures that `hymate evaluate` gives."""
-    return report(
-        "binary",
-        dataset.labels,
-        probabilities,
-        groups=dataset.record_ids,
-        split_fingerprint=split_fingerprint(data, TASK, split),
-    )
 
 
 def table(split: str, result: dict[str, Any]) -> list[str]:
@@ -93,25 +88,22 @@ def table(split: str, result: dict[str, Any]) -> list[str]:
         cells.append(["difference", *(_cell(d["difference"], d["interval"], "+") if d else "" for d in shown)])
     sizes = next(iter(result["models"].values()))
     size = f"{sizes['n']:,} hours of {sizes['num_records']:,} patients, {sizes['positives']:,} of them positive"
-    return [f"{split.capitalize()} split: {size}; 95 % intervals.", "", markdown_table(cells)]
+    return [f"{split.capitalize()} split: {size}; 95 % intervals.", "", *markdown(cells)]
 
 
 def _cell(value: float, interval: list[float], sign: str = "") -> str:
     return f"{value:{sign}.3f} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
 
 
-def hymate_probabilities(checkpoint: Path, datasets: list[TaskDataset]) -> list[np.ndarray]:
-    model, extractor = load_checkpoint(checkpoint)
-    found = []
-    for dataset in datasets:
-        predicted = predict_examples(model, dataset, TaskCollator(extractor), progress="HyMaTE")
-        found.append(np.empty(len(dataset)))
-        found[-1][predicted.indices] = predicted.values[:, 1]
-    return found
+def hymate_probabilities(place: Path, datasets: list[TaskDataset]) -> list[np.ndarray]:
+    checkpoint = load_checkpoint(place)
+    collator = TaskCollator(checkpoint.extractor)
+    predicted = (predict_examples(checkpoint.model, dataset, collator, progress="HyMaTE") for dataset in datasets)
+    return [found.values[:, 1].astype(np.float64) for found in predicted]
 
 
 def xgboost_probabilities(
-    data: Path, datasets: list[TaskDataset], extractor: HyMaTEFeatureExtractor, threads: int
+    data: PreparedFolder, datasets: list[TaskDataset], extractor: HyMaTEFeatureExtractor, threads: int
 ) -> list[np.ndarray]:
     start = time.perf_counter()
     train = load_task(data, TASK, "train", extractor.variables)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from hymate_training.fitting.finetuning import FinetuneOptions, finetune
+from hymate_training.fitting.pretraining import PretrainOptions, pretrain
 from hymate_training.readers import synthetic
+from tests.support.runs import TASK, TINY_MODEL
 
 DATA = Path(os.environ.get("HYMATE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -29,6 +32,21 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic") / "prepared"
     synthetic.prepare(folder, num_records=200, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder, pretrained for an epoch. Read it only."""
+    options = PretrainOptions(epochs=1, batch_size=16, model=TINY_MODEL)
+    return pretrain(synthetic_folder, tmp_path_factory.mktemp("pretrained") / "run", options).output
+
+
+@pytest.fixture(scope="session")
+def finetuned(synthetic_folder: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of in-hospital mortality, fine-tuned from `pretrained` for two epochs. Read it only."""
+    options = FinetuneOptions(epochs=2, batch_size=16, ema_decay=0.9)
+    output = tmp_path_factory.mktemp("finetuned") / "run"
+    return finetune(synthetic_folder, TASK, output, options, pretrained).output
 
 
 class Deprecations(logging.Handler):

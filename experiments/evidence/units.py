@@ -15,13 +15,14 @@ import torch
 
 from experiments.evidence.folds import TASK, prepare_fold
 from experiments.evidence.models import MODELS, Model
-from hymate_training.data.collators import TaskCollator
-from hymate_training.data.examples import labels_array, load_task
+from hymate_training.data.collation import TaskCollator, labels_array, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
-from hymate_training.files import write_file
-from hymate_training.fitting.loop import LAST_FOLDER, RUN_FILE, STATE_FOLDER
-from hymate_training.inference.prediction import load_checkpoint, predict_examples
+from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.fitting.loop import LAST_FOLDER
+from hymate_training.fitting.state import STATE_FOLDER
+from hymate_training.inference.checkpoints import RUN_FILE, load_checkpoint
+from hymate_training.inference.prediction import predict_examples
 
 RECIPE = "physionet2012"
 FIGURES = ("auroc", "auprc", "log_loss")  # whose resamples are kept, so that differences are paired later on
@@ -55,8 +56,11 @@ def run_unit(
         output = work / "runs" / f"{name}-{percent}-fold{fold}"
         probabilities, about = finetune(model, data, percent, fold, work, output, quick)
     folder = PreparedFolder(data)
-    labels = labels_array(folder.task(TASK, "test"), folder.info.task(TASK))
-    samples = bootstrap_samples("binary", labels, probabilities, num_samples=NUM_SAMPLES, seed=fold)
+    sample = LabeledPredictions(
+        "binary", labels_array(folder.task(TASK, "test"), folder.info.task(TASK)), probabilities
+    )
+    samples = bootstrap_samples(sample, num_samples=NUM_SAMPLES, seed=fold)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_compact(
         path,
         {
@@ -64,10 +68,10 @@ def run_unit(
             "percent": percent,
             "fold": fold,
             "seed": fold,
-            "n": len(labels),
-            "positives": int(labels.sum()),
+            "n": len(sample),
+            "positives": int(sample.labels.sum()),
             "split_fingerprint": folder.split_fingerprint(TASK, "test"),
-            "metrics": compute_metrics("binary", labels, probabilities),
+            "metrics": compute_metrics(sample),
             **about,
             "seconds": round(time.perf_counter() - started),
             "versions": {package: version(package) for package in PACKAGES},
@@ -79,9 +83,11 @@ def run_unit(
 
 
 def write_compact(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON, one line per key."""
+    """Writes JSON with a line a key, under a temporary name first."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
-    write_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    incoming = path.with_suffix(".incoming")
+    incoming.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    incoming.replace(path)
 
 
 def finetune(
@@ -97,17 +103,15 @@ def finetune(
     if model.pretrained:
         arguments += ["--checkpoint", str(pretrain(data, fold, work, quick))]
     hymate("finetune", [*arguments, *_flags(options), *_model_flags(model)], output)
-    classifier, extractor = load_checkpoint(output)
-    dataset = load_task(PreparedFolder(data), TASK, "test", extractor.variables)
-    predicted = predict_examples(classifier, dataset, TaskCollator(extractor))
-    probabilities = np.empty(len(dataset))
-    probabilities[predicted.indices] = predicted.values[:, 1]
+    checkpoint = load_checkpoint(output)
+    dataset = load_task(PreparedFolder(data), TASK, "test", checkpoint.extractor.variables)
+    predicted = predict_examples(checkpoint.model, dataset, TaskCollator(checkpoint.extractor))
     account = json.loads((output / RUN_FILE).read_text())
-    return probabilities, {
+    return predicted.values[:, 1].astype(np.float64), {
         "recipe": account["recipe"],
         "parameters": account["parameters"],
         "best_step": account["best_step"],
-        "temperature": classifier.config.temperature,
+        "temperature": checkpoint.model.config.temperature,
         "seconds_an_epoch": round(float(np.median([epoch["seconds"] for epoch in account["history"]])), 1),
     }
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
+from hymate_training.evaluation import sample
 from hymate_training.evaluation.metrics import (
     METRICS,
     bootstrap_intervals,
@@ -24,6 +25,7 @@ from hymate_training.evaluation.metrics import (
     subgroup_report,
     undefined_metrics,
 )
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.weighted_metrics import EVALUATORS
 
 
@@ -53,7 +55,9 @@ def with_sklearn(problem_type, y, p, w):
             "min_recall_precision": np.minimum(precision, recall).max(),
             "brier": sklearn_metrics.brier_score_loss(y, p, sample_weight=w),
             "log_loss": sklearn_metrics.log_loss(y, p, sample_weight=w, labels=[0, 1]),
-            "expected_calibration_error": expected_calibration_error(np.repeat(y, w), np.repeat(p, w)),
+            "expected_calibration_error": expected_calibration_error(
+                LabeledPredictions("binary", np.repeat(y, w), np.repeat(p, w))
+            ),
         }
     if problem_type == "multiclass":
         return {
@@ -79,11 +83,13 @@ def with_sklearn(problem_type, y, p, w):
 def test_metrics_and_their_weighted_versions_agree_with_scikit_learn(problem_type):
     y, p = make(problem_type)
     ones = np.ones(len(y), dtype=int)
-    assert compute_metrics(problem_type, y, p) == pytest.approx(with_sklearn(problem_type, y, p, ones))
+    assert compute_metrics(LabeledPredictions(problem_type, y, p)) == pytest.approx(
+        with_sklearn(problem_type, y, p, ones)
+    )
 
     weights = np.random.default_rng(1).poisson(1, size=(5, len(y)))
     weights[0] = 1
-    fast = EVALUATORS[problem_type](y, p)(weights.astype(float))
+    fast = EVALUATORS[problem_type](LabeledPredictions(problem_type, y, p))(weights.astype(float))
     for row, w in enumerate(weights):
         expected = with_sklearn(problem_type, y, p, w)
         assert {name: values[row] for name, values in fast.items()} == pytest.approx(expected, abs=1e-12)
@@ -101,16 +107,18 @@ def test_weighted_binary_metrics_with_ties_and_weightless_rows(rows):
     y, p, w = (np.array(column) for column in zip(*rows, strict=True))
     y = y.astype(int)
     assume(len(set(y[w > 0])) == 2)
-    fast = EVALUATORS["binary"](y, p)(w[None].astype(float))
+    fast = EVALUATORS["binary"](LabeledPredictions("binary", y, p))(w[None].astype(float))
     expected = with_sklearn("binary", y, p, w)
     assert {name: values[0] for name, values in fast.items()} == pytest.approx(expected, abs=1e-12)
     # the order of rows is without effect, bins of calibration included
-    assert compute_metrics("binary", y[::-1], p[::-1]) == pytest.approx(compute_metrics("binary", y, p))
+    assert compute_metrics(LabeledPredictions("binary", y[::-1], p[::-1])) == pytest.approx(
+        compute_metrics(LabeledPredictions("binary", y, p))
+    )
 
 
 def test_min_recall_precision_by_hand():
     # thresholds from the top: recall 1/2, 1/2, 1, 1 and precision 1, 1/2, 2/3, 1/2
-    metrics = compute_metrics("binary", [1, 0, 1, 0], [0.9, 0.8, 0.7, 0.1])
+    metrics = compute_metrics(LabeledPredictions("binary", [1, 0, 1, 0], [0.9, 0.8, 0.7, 0.1]))
     assert metrics["min_recall_precision"] == pytest.approx(2 / 3)
     assert metrics["auprc"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     assert metrics["auroc"] == pytest.approx(3 / 4)
@@ -121,14 +129,14 @@ def test_calibration_by_hand():
     p = np.arange(1, 21) / 100
     y = np.zeros(20, dtype=int)
     y[0] = 1
-    bins = calibration_bins(y, p)
+    bins = calibration_bins(LabeledPredictions("binary", y, p))
     assert bins.rows.tolist() == [2] * 10
     assert bins.predicted[0] == pytest.approx(0.015)
     assert bins.observed.tolist() == [0.5] + [0] * 9
     expected = (2 * abs(0.5 - 0.015) + p[2:].sum()) / 20
-    assert expected_calibration_error(y, p) == pytest.approx(expected)
+    assert expected_calibration_error(LabeledPredictions("binary", y, p)) == pytest.approx(expected)
     # all rows tied: one bin, so the distance of the means
-    assert expected_calibration_error([1, 0, 0, 0], [0.4] * 4) == pytest.approx(0.15)
+    assert expected_calibration_error(LabeledPredictions("binary", [1, 0, 0, 0], [0.4] * 4)) == pytest.approx(0.15)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -139,7 +147,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     trials, covered = 150, 0
     for trial in range(trials):
         p = stats.norm.cdf(rng.normal(size=200) + y)
-        low, high = bootstrap_intervals("binary", y, p, num_samples=150, seed=trial, level=0.9)["auroc"]
+        low, high = bootstrap_intervals(LabeledPredictions("binary", y, p), num_samples=150, seed=trial, level=0.9)[
+            "auroc"
+        ]
         covered += low <= truth <= high
     assert 0.81 <= covered / trials <= 0.97
 
@@ -149,63 +159,66 @@ def test_records_are_resampled_whole():
     record = np.repeat([f"patient {i}" for i in range(60)], 10)
     y = np.repeat(rng.random(60) < 0.4, 10).astype(int)
     p = np.clip(np.repeat(rng.random(60), 10) * 0.7 + 0.3 * y, 0, 1)  # rows of a record are copies
-    naive = bootstrap_intervals("binary", y, p)
-    grouped = bootstrap_intervals("binary", y, p, groups=record)
-    alone = bootstrap_intervals("binary", y[::10], p[::10], groups=record[::10])
+    naive = bootstrap_intervals(LabeledPredictions("binary", y, p))
+    grouped = bootstrap_intervals(LabeledPredictions("binary", y, p, groups=record))
+    alone = bootstrap_intervals(LabeledPredictions("binary", y[::10], p[::10], groups=record[::10]))
     for name in ("auroc", "auprc", "brier"):
         width = np.ptp(grouped[name])
         assert width > 2 * np.ptp(naive[name])
         assert width == pytest.approx(np.ptp(alone[name]))  # copies add no information
     # with records named, the order of rows has no effect
     shuffled = rng.permutation(len(y))
-    moved = bootstrap_intervals("binary", y[shuffled], p[shuffled], groups=record[shuffled])
+    moved = bootstrap_intervals(LabeledPredictions("binary", y[shuffled], p[shuffled], groups=record[shuffled]))
     assert moved["auroc"] == pytest.approx(grouped["auroc"])
 
 
 @pytest.mark.parametrize("problem_type", METRICS)
 def test_resamples_are_the_metrics_of_resampled_rows(problem_type):
     y, p = make(problem_type, n=40)
-    samples = bootstrap_samples(problem_type, y, p, num_samples=3, seed=5)
+    samples = bootstrap_samples(LabeledPredictions(problem_type, y, p), num_samples=3, seed=5)
     rows = np.random.default_rng(5).integers(40, size=(3, 40))
-    for sample in range(3):
-        expected = compute_metrics(problem_type, y[rows[sample]], p[rows[sample]])
-        assert {name: values[sample] for name, values in samples.items()} == pytest.approx(expected)
+    for draw in range(3):
+        expected = compute_metrics(LabeledPredictions(problem_type, y[rows[draw]], p[rows[draw]]))
+        assert {name: values[draw] for name, values in samples.items()} == pytest.approx(expected)
 
 
 def test_bootstrap_is_set_by_its_seed():
     y, p = make("binary")
-    first = bootstrap_intervals("binary", y, p, num_samples=50, seed=3)
-    assert first == bootstrap_intervals("binary", y, p, num_samples=50, seed=3)
-    assert first != bootstrap_intervals("binary", y, p, num_samples=50, seed=4)
-    wide = bootstrap_intervals("binary", y, p, num_samples=50, seed=3, level=0.99)
+    first = bootstrap_intervals(LabeledPredictions("binary", y, p), num_samples=50, seed=3)
+    assert first == bootstrap_intervals(LabeledPredictions("binary", y, p), num_samples=50, seed=3)
+    assert first != bootstrap_intervals(LabeledPredictions("binary", y, p), num_samples=50, seed=4)
+    wide = bootstrap_intervals(LabeledPredictions("binary", y, p), num_samples=50, seed=3, level=0.99)
     assert all(wide[name][0] <= low and high <= wide[name][1] for name, (low, high) in first.items())
 
 
 def test_a_thousand_resamples_of_four_thousand_rows_take_seconds():
     y, p = make("binary", n=4000, decimals=8)
     start = time.process_time()
-    bootstrap_intervals("binary", y, p)
+    bootstrap_intervals(LabeledPredictions("binary", y, p))
     assert time.process_time() - start < 10  # about one second on an idle core
 
 
 def test_paired_difference():
     y, p = make("binary", n=400, decimals=6)
-    same = paired_difference("binary", y, p, p, num_samples=50)
+    same = paired_difference(LabeledPredictions("binary", y, p), LabeledPredictions("binary", y, p), num_samples=50)
     assert same["auroc"]["difference"] == 0
     assert same["auroc"]["interval"] == [0, 0]
     noise = np.random.default_rng(2)
     worse = np.clip(p + noise.normal(scale=0.2, size=len(p)), 0, 1)
-    difference = paired_difference("binary", y, p, worse)["auroc"]
+    difference = paired_difference(LabeledPredictions("binary", y, p), LabeledPredictions("binary", y, worse))["auroc"]
     assert difference["difference"] == pytest.approx(difference["a"] - difference["b"])
     low, high = difference["interval"]
     assert 0 < low < difference["difference"] < high
-    swapped = paired_difference("binary", y, worse, p)["auroc"]
+    swapped = paired_difference(LabeledPredictions("binary", y, worse), LabeledPredictions("binary", y, p))["auroc"]
     assert swapped["interval"] == pytest.approx([-high, -low])
     # what two models share cancels: the interval is far narrower than that of either
-    similar = paired_difference("binary", y, p, np.clip(p + noise.normal(scale=0.01, size=len(p)), 0, 1))["auroc"]
-    assert np.ptp(similar["interval"]) < 0.5 * np.ptp(bootstrap_intervals("binary", y, p)["auroc"])
-    with pytest.raises(ValueError, match="predictions_b"):
-        paired_difference("binary", y, p, worse + 1)
+    similar = paired_difference(
+        LabeledPredictions("binary", y, p),
+        LabeledPredictions("binary", y, np.clip(p + noise.normal(scale=0.01, size=len(p)), 0, 1)),
+    )["auroc"]
+    assert np.ptp(similar["interval"]) < 0.5 * np.ptp(bootstrap_intervals(LabeledPredictions("binary", y, p))["auroc"])
+    with pytest.raises(ValueError, match="same problem type, labels and records"):
+        paired_difference(LabeledPredictions("binary", y, p), LabeledPredictions("binary", 1 - y, worse))
 
 
 @pytest.mark.parametrize(
@@ -221,11 +234,11 @@ def test_paired_difference():
     ],
 )
 def test_undefined_metrics_are_none_with_a_reason(problem_type, labels, predictions, undefined):
-    metrics = compute_metrics(problem_type, labels, predictions)
+    metrics = compute_metrics(LabeledPredictions(problem_type, labels, predictions))
     assert {name for name, value in metrics.items() if value is None} == undefined
     assert all(value is None or math.isfinite(value) for value in metrics.values())
-    assert set(undefined_metrics(problem_type, labels, predictions)) == undefined
-    result = report(problem_type, labels, predictions, num_samples=20)
+    assert set(undefined_metrics(LabeledPredictions(problem_type, labels, predictions))) == undefined
+    result = report(LabeledPredictions(problem_type, labels, predictions), num_samples=20)
     assert {name for name, interval in result["confidence_intervals"].items() if interval is None} >= undefined
     text = format_report(result)
     assert text.count("not defined") == len(undefined)
@@ -234,7 +247,7 @@ def test_undefined_metrics_are_none_with_a_reason(problem_type, labels, predicti
 
 def test_resamples_of_one_class_are_left_out_and_counted():
     y = np.array([1, 1, 0, 0, 0, 0])
-    result = report("binary", y, np.linspace(0.9, 0.1, 6))
+    result = report(LabeledPredictions("binary", y, np.linspace(0.9, 0.1, 6)))
     left_out = result["bootstrap"]["undefined_resamples"]
     expected = 1000 * ((4 / 6) ** 6 + (2 / 6) ** 6)  # no positive, or no negative
     assert left_out["auroc"] == pytest.approx(expected, abs=40)
@@ -242,13 +255,16 @@ def test_resamples_of_one_class_are_left_out_and_counted():
     assert result["confidence_intervals"]["auroc"] == [1, 1]
     # where most resamples have no value there is no interval
     rare = np.eye(20, 3, dtype=int)  # one positive a column: all three are drawn in about a quarter of resamples
-    sparse = report("multilabel", rare, np.full((20, 3), 0.5), num_samples=200)
+    sparse = report(LabeledPredictions("multilabel", rare, np.full((20, 3), 0.5)), num_samples=200)
     assert sparse["metrics"]["auroc_macro"] == 0.5
     assert sparse["bootstrap"]["undefined_resamples"]["auroc_macro"] > 100
     assert sparse["confidence_intervals"]["auroc_macro"] is None
     assert sparse["confidence_intervals"]["auroc_micro"] == [0.5, 0.5]
     # one record cannot be resampled
-    assert bootstrap_intervals("binary", y, np.linspace(0.9, 0.1, 6), groups=["a"] * 6)["brier"] is None
+    assert (
+        bootstrap_intervals(LabeledPredictions("binary", y, np.linspace(0.9, 0.1, 6), groups=["a"] * 6))["brier"]
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -273,30 +289,30 @@ def test_resamples_of_one_class_are_left_out_and_counted():
 )
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        compute_metrics(*arguments)
+        compute_metrics(LabeledPredictions(*arguments))
 
 
 def test_bad_options_are_named():
     y, p = make("binary", n=4)
     with pytest.raises(ValueError, match="level must lie between 0 and 1"):
-        bootstrap_intervals("binary", y, p, level=95)
+        bootstrap_intervals(LabeledPredictions("binary", y, p), level=95)
     with pytest.raises(ValueError, match="num_samples"):
-        bootstrap_intervals("binary", y, p, num_samples=0)
+        bootstrap_intervals(LabeledPredictions("binary", y, p), num_samples=0)
     with pytest.raises(ValueError, match=r"groups must have shape \(4,\)"):
-        bootstrap_intervals("binary", y, p, groups=["a"])
+        bootstrap_intervals(LabeledPredictions("binary", y, p, groups=["a"]))
     with pytest.raises(ValueError, match="subgroup must name every row; row 1"):
-        subgroup_report("binary", y, p, ["f", None, "m", "m"])
+        subgroup_report(LabeledPredictions("binary", y, p), ["f", None, "m", "m"])
     with pytest.raises(ValueError, match="label_names must be 3 different names"):
-        report("multilabel", *make("multilabel"), label_names=["a", "b"], num_samples=5)
+        report(LabeledPredictions("multilabel", *make("multilabel"), label_names=["a", "b"]), num_samples=5)
 
 
 def test_report_is_json_and_says_where_it_comes_from():
     y, p = make("binary")
     record = np.arange(200) // 2
-    result = report("binary", y, p, groups=record, split_fingerprint="abc", num_samples=100)
+    result = report(LabeledPredictions("binary", y, p, groups=record), split_fingerprint="abc", num_samples=100)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert (result["n"], result["num_records"], result["positives"]) == (200, 100, y.sum())
-    assert result["metrics"] == compute_metrics("binary", y, p)
+    assert result["metrics"] == compute_metrics(LabeledPredictions("binary", y, p))
     assert result["split_fingerprint"] == "abc"
     assert set(result["versions"]) == {"hymate", "torch", "transformers", "numpy", "scikit-learn"}
     assert result["versions"]["numpy"] == np.__version__
@@ -315,24 +331,37 @@ def test_report_is_json_and_says_where_it_comes_from():
 @pytest.mark.parametrize("problem_type", ["multiclass", "multilabel"])
 def test_report_of_each_label(problem_type):
     y, p = make(problem_type)
-    result = report(problem_type, y, p, label_names=["home", "ward", "died"], num_samples=20)
+    result = report(LabeledPredictions(problem_type, y, p, label_names=["home", "ward", "died"]), num_samples=20)
     assert list(result["per_label"]) == ["home", "ward", "died"]
     died = (y == 2) if problem_type == "multiclass" else y[:, 2]
-    assert result["per_label"]["died"]["metrics"] == pytest.approx(compute_metrics("binary", died, p[:, 2]))
+    assert result["per_label"]["died"]["metrics"] == pytest.approx(
+        compute_metrics(LabeledPredictions("binary", died, p[:, 2]))
+    )
     mean = np.mean([label["metrics"]["auroc"] for label in result["per_label"].values()])
     assert result["metrics"]["auroc_macro"] == pytest.approx(mean)
+
+
+def test_a_report_checks_its_input_once(monkeypatch):
+    calls = []
+    check = sample._checked
+    monkeypatch.setattr(sample, "_checked", lambda *arguments: calls.append(1) or check(*arguments))
+    labels, predictions = make("multiclass")
+    checked = LabeledPredictions("multiclass", labels, predictions)
+    report(checked, num_samples=5)
+    subgroup_report(checked, np.arange(len(labels)) % 2, num_samples=5)
+    assert len(calls) == 1
 
 
 def test_subgroups_are_evaluated_on_their_own():
     y, p = make("binary", n=300)
     band = np.array(["65-79", "18-64", "80+"])[np.arange(300) % 3]
     y[band == "80+"] = 0
-    result = subgroup_report("binary", y, p, band, groups=np.arange(300), num_samples=50)
+    result = subgroup_report(LabeledPredictions("binary", y, p, groups=np.arange(300)), band, num_samples=50)
     assert list(result) == ["18-64", "65-79", "80+"]
     assert sum(group["n"] for group in result.values()) == 300
     assert sum(group["positives"] for group in result.values()) == y.sum()
     young = band == "18-64"
-    assert result["18-64"]["metrics"] == compute_metrics("binary", y[young], p[young])
+    assert result["18-64"]["metrics"] == compute_metrics(LabeledPredictions("binary", y[young], p[young]))
     assert result["80+"]["metrics"]["auroc"] is None
     assert result["80+"]["confidence_intervals"]["auroc"] is None
     assert result["80+"]["metrics"]["brier"] is not None

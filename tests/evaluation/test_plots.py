@@ -18,6 +18,7 @@ from hymate_training.evaluation.plots import (
     save_plots,
     wilson_interval,
 )
+from hymate_training.evaluation.sample import LabeledPredictions
 
 PLOTS = {
     "binary": ["roc", "precision_recall", "reliability"],
@@ -46,7 +47,7 @@ def texts(figure):
 @pytest.mark.parametrize("problem_type", PLOTS)
 @pytest.mark.parametrize("n", [8, 60])
 def test_plots_are_written(problem_type, n, tmp_path, recwarn):
-    paths = save_plots(problem_type, *make(problem_type, n), tmp_path / "plots", "validation")
+    paths = save_plots(LabeledPredictions(problem_type, *make(problem_type, n)), tmp_path / "plots", "validation")
     assert [path.name for path in paths] == [f"validation_{name}.png" for name in PLOTS[problem_type]]
     assert sorted((tmp_path / "plots").iterdir()) == sorted(paths)  # no temporary file is left
     for path in paths:
@@ -66,30 +67,30 @@ def test_a_failed_write_leaves_the_old_plot(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="no space left"):
-        save_plots("regression", *make("regression"), tmp_path, "a")
+        save_plots(LabeledPredictions("regression", *make("regression")), tmp_path, "a")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"old"
 
 
 def test_curves_without_both_classes_are_left_out(tmp_path, caplog):
-    paths = save_plots("binary", np.zeros(5), np.linspace(0, 1, 5), tmp_path, "a")
+    paths = save_plots(LabeledPredictions("binary", np.zeros(5), np.linspace(0, 1, 5)), tmp_path, "a")
     assert [path.name for path in paths] == ["a_reliability.png"]
     assert "labels are all 0" in caplog.text
-    assert save_plots("multilabel", np.ones((5, 2)), np.full((5, 2), 0.5), tmp_path, "b") == []
+    assert save_plots(LabeledPredictions("multilabel", np.ones((5, 2)), np.full((5, 2), 0.5)), tmp_path, "b") == []
     with pytest.raises(ValueError, match=r"probabilities in \[0, 1\]"):
-        save_plots("binary", [0, 1], [0.5, 2], tmp_path, "c")
+        save_plots(LabeledPredictions("binary", [0, 1], [0.5, 2]), tmp_path, "c")
     with pytest.raises(ValueError, match="label_names must be 3 different names"):
-        save_plots("multiclass", *make("multiclass"), tmp_path, "d", label_names=["x"])
+        save_plots(LabeledPredictions("multiclass", *make("multiclass"), label_names=["x"]), tmp_path, "d")
 
 
 def test_binary_curves_show_the_metrics():
     labels, predictions = make("binary")
-    metrics = compute_metrics("binary", labels, predictions)
-    roc = roc_figure(labels, predictions)
+    metrics = compute_metrics(LabeledPredictions("binary", labels, predictions))
+    roc = roc_figure(LabeledPredictions("binary", labels, predictions))
     assert f"AUROC {metrics['auroc']:.3f}" in texts(roc)
     x, y = roc.axes[0].lines[0].get_data()
     assert np.trapezoid(y, x) == pytest.approx(metrics["auroc"])
-    curve = precision_recall_figure(labels, predictions)
+    curve = precision_recall_figure(LabeledPredictions("binary", labels, predictions))
     recall, precision = curve.axes[0].lines[0].get_data()
     assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(metrics["auprc"])
     assert set(curve.axes[0].lines[1].get_ydata()) == {labels.mean()}  # the prevalence
@@ -101,15 +102,15 @@ def test_binary_curves_show_the_metrics():
 
 def test_reliability_shows_bins_and_every_row():
     labels, predictions = make("binary")
-    figure = reliability_figure(labels, predictions)
-    bins = calibration_bins(labels, predictions)
+    figure = reliability_figure(LabeledPredictions("binary", labels, predictions))
+    bins = calibration_bins(LabeledPredictions("binary", labels, predictions))
     points = figure.axes[0].lines[1]
     assert points.get_xdata() == pytest.approx(bins.predicted)
     assert points.get_ydata() == pytest.approx(bins.observed)
-    error = compute_metrics("binary", labels, predictions)["expected_calibration_error"]
+    error = compute_metrics(LabeledPredictions("binary", labels, predictions))["expected_calibration_error"]
     assert f"expected calibration error {error:.3f}" in texts(figure)
     # at a low prevalence the diagram closes in on its bins
-    low = reliability_figure(np.arange(1000) % 50 == 0, np.full(1000, 0.02))
+    low = reliability_figure(LabeledPredictions("binary", np.arange(1000) % 50 == 0, np.full(1000, 0.02)))
     assert low.axes[0].get_xlim()[1] < 0.2
 
 
@@ -122,7 +123,9 @@ def test_wilson_interval_agrees_with_scipy():
 
 def test_confusion_matrix_counts_every_row():
     labels, predictions = make("multiclass")
-    figure = confusion_figure(labels, predictions, ["home", "ward", "died"])
+    figure = confusion_figure(
+        LabeledPredictions("multiclass", labels, predictions, label_names=["home", "ward", "died"])
+    )
     counts = [int(text.get_text().split("\n")[0].replace(",", "")) for text in figure.axes[0].texts]
     assert sum(counts) == len(labels)
     assert counts[1] == ((labels == 0) & (predictions.argmax(axis=1) == 1)).sum()
@@ -132,21 +135,30 @@ def test_confusion_matrix_counts_every_row():
 def test_each_label_has_its_curve():
     labels, predictions = make("multilabel")
     labels[:, 1] = 0
-    figure = label_roc_figure(labels, predictions, ["sepsis", "shock", "stroke"])
+    figure = label_roc_figure(
+        LabeledPredictions("multilabel", labels, predictions, label_names=["sepsis", "shock", "stroke"])
+    )
     assert "shock, one class only" in texts(figure)
-    auroc = compute_metrics("binary", labels[:, 2], predictions[:, 2])["auroc"]
+    auroc = compute_metrics(LabeledPredictions("binary", labels[:, 2], predictions[:, 2]))["auroc"]
     assert f"stroke, {auroc:.3f} (15 pos.)" in texts(figure)
 
 
 def test_regression_draws_counts_not_rows():
     labels, predictions = make("regression")
-    counts = predicted_versus_true_figure(labels, predictions).axes[0].collections[0].get_array()
+    counts = (
+        predicted_versus_true_figure(LabeledPredictions("regression", labels, predictions))
+        .axes[0]
+        .collections[0]
+        .get_array()
+    )
     assert counts.sum() == len(labels)
-    predicted_versus_true_figure([3.0, 3.0], [3.0, 3.0])  # a single point still has axes
+    predicted_versus_true_figure(
+        LabeledPredictions("regression", [3.0, 3.0], [3.0, 3.0])
+    )  # a single point still has axes
 
 
 def test_pyplot_is_left_alone(tmp_path):
     figures, settings = pyplot.get_fignums(), dict(pyplot.rcParams)
-    save_plots("regression", *make("regression"), tmp_path, "a")
+    save_plots(LabeledPredictions("regression", *make("regression")), tmp_path, "a")
     assert pyplot.get_fignums() == figures
     assert dict(pyplot.rcParams) == settings

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from hymate_training.cli.main import main
 from hymate_training.evaluation.metrics import report
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.utility import (
     add_utility,
     best_threshold,
@@ -100,8 +101,9 @@ def test_order_and_other_patients_change_nothing():
 def test_nothing_to_gain_is_undefined_and_said():
     records, times, labels = rows(("n", 5, None), ("m", 5, None))
     gains = physionet2019_gains(records, times, labels)
-    evaluation = report("binary", [0, 1] * 5, np.linspace(0, 1, 10), num_samples=20)
-    add_utility(evaluation, gains, np.linspace(0, 1, 10), records, {"value": 0.5})
+    sample = LabeledPredictions("binary", [0, 1] * 5, np.linspace(0, 1, 10), groups=records)
+    evaluation = report(sample, num_samples=20)
+    add_utility(evaluation, gains, sample, {"value": 0.5})
     assert evaluation["metrics"]["normalized_utility"] is None
     assert evaluation["confidence_intervals"]["normalized_utility"] is None
     assert "no alarm could gain" in evaluation["undefined"]["normalized_utility"]
@@ -131,9 +133,11 @@ def test_the_interval_holds_the_value_and_resamples_records():
     gains = physionet2019_gains(records, times, labels)
     alarms = generator.random(len(gains)) < 0.2 + 0.5 * labels
     value = normalized_utility(gains, alarms)
-    low, high = utility_interval(gains, alarms, records, 300, 0, 0.95)
+    sample = LabeledPredictions("binary", labels, alarms, groups=records)
+    low, high = utility_interval(gains, alarms, sample, 300, 0, 0.95)
     assert low < value < high
-    assert utility_interval(gains[:40], alarms[:40], records[:40], 300, 0, 0.95) is None  # one record
+    alone = sample.select(records == records[0])
+    assert utility_interval(gains[:40], alarms[:40], alone, 300, 0, 0.95) is None
 
 
 @pytest.fixture(scope="module")

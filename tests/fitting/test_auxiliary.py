@@ -8,6 +8,7 @@ import torch
 
 from hymate_training.cli.main import main
 from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.fitting.auxiliary import AuxiliaryModel, load_auxiliary
 from hymate_training.fitting.calibration import calibrate
 from hymate_training.inference.prediction import load_checkpoint, predict_examples
@@ -18,12 +19,12 @@ TASK = "in_hospital_mortality"
 
 
 def test_targets_are_matched_by_record_and_follow_a_normal_distribution(synthetic_folder):
-    extractor = fit_feature_extractor(synthetic_folder)
-    dataset = load_task(synthetic_folder, TASK, "train", extractor.variables)
-    targets = load_auxiliary(synthetic_folder, ["length_of_stay", TASK], "train", dataset)
+    extractor = fit_feature_extractor(PreparedFolder(synthetic_folder))
+    dataset = load_task(PreparedFolder(synthetic_folder), TASK, "train", extractor.variables)
+    targets = load_auxiliary(PreparedFolder(synthetic_folder), ["length_of_stay", TASK], "train", dataset)
     assert targets.binary.tolist() == [False, True]
     np.testing.assert_array_equal(targets.values[:, 1], dataset.labels)
-    days = load_task(synthetic_folder, "length_of_stay", "train", extractor.variables)
+    days = load_task(PreparedFolder(synthetic_folder), "length_of_stay", "train", extractor.variables)
     own = dict(zip(days.record_ids, days.labels, strict=True))
     known = np.array([own.get(record_id, np.nan) for record_id in dataset.record_ids])
     assert (np.isnan(known) == np.isnan(targets.values[:, 0])).all()
@@ -55,15 +56,16 @@ def test_a_run_with_auxiliary_tasks_leaves_a_plain_calibrated_classifier(synthet
     arguments = ["finetune", "--data", str(synthetic_folder), "--task", TASK, "--output", str(output)]
     arguments += ["--epochs", "1", "--model", "hidden_size=16", "num_attention_heads=2", "num_statistic_bins=2"]
     assert main([*arguments, "--auxiliary-tasks", "length_of_stay", "--ema-decay", "0.9"]) == 0
-    model, extractor = load_checkpoint(output)
+    checkpoint = load_checkpoint(output)
+    model, extractor = checkpoint.model, checkpoint.extractor
     assert model.config.temperature != 1.0
     assert "custom_pipelines" in json.loads((output / "config.json").read_text())
-    dataset = load_task(synthetic_folder, TASK, "validation", extractor.variables)
+    dataset = load_task(PreparedFolder(synthetic_folder), TASK, "validation", extractor.variables)
 
     def log_loss(temperature: float) -> float:
         model.config.temperature = temperature
         predicted = predict_examples(model, dataset, TaskCollator(extractor))
-        truth = dataset.labels[predicted.indices]
+        truth = dataset.labels
         return -float(np.log(predicted.values[np.arange(len(truth)), truth]).mean())
 
     best = calibrate(model, dataset, TaskCollator(extractor), 64)

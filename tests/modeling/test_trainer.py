@@ -11,9 +11,12 @@ import torch
 from finetune_with_trainer import make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
-from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.collation import fit_feature_extractor
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.inference.prediction import load_checkpoint, predict_examples
+from hymate_training.evaluation.metrics import compute_metrics
+from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.inference.checkpoints import load_checkpoint
+from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification
 from tests.support.helpers import close, tiny_config
 from tests.support.hub_server import OWNER, TOKEN, HubServer
@@ -32,12 +35,12 @@ def make(synthetic_folder, extractor, tmp_path):
 
     def trainer(output="run", dropout=0.0, **settings):
         set_seed(0)
-        folder = PreparedFolder(synthetic_folder)
-        task = folder.info.task(TASK)
+        data = PreparedFolder(synthetic_folder)
+        task = data.info.task(TASK)
         sizes = {"num_variables": extractor.num_variables, "num_static_features": len(extractor.static_feature_names)}
         config = tiny_config(**sizes, num_mamba_layers=1, hidden_dropout=dropout, attention_dropout=dropout)
         model = HyMaTEForSequenceClassification(config)
-        return make_trainer(model, extractor, folder, task, tmp_path / output, **{"disable_tqdm": True} | settings)
+        return make_trainer(model, extractor, data, task, tmp_path / output, **{"disable_tqdm": True} | settings)
 
     return trainer
 
@@ -129,14 +132,16 @@ def test_script_leaves_a_checkpoint_and_pushes_it(synthetic_folder, tmp_path, mo
         )
         stored = hub.repo(f"{OWNER}/model")
     assert stored.private
-    model, extractor = load_checkpoint(output)
+    checkpoint = load_checkpoint(output)
     for name in ("model.safetensors", "config.json", "preprocessor_config.json", "modeling_hymate.py"):
         assert stored.files()[name] == (output / name).read_bytes(), name
     printed = capsys.readouterr().out
-    task = finetune_with_trainer.load_task(PreparedFolder(synthetic_folder), TASK, "validation", extractor.variables)
-    predicted = predict_examples(model, task, finetune_with_trainer.TaskCollator(extractor))
-    figures = finetune_with_trainer.compute_metrics("binary", task.labels[predicted.indices], predicted.values[:, 1])
-    assert f"'eval_auroc': {figures['auroc']:.4g}"[:-1] in printed
+    task = finetune_with_trainer.load_task(
+        PreparedFolder(synthetic_folder), TASK, "validation", checkpoint.extractor.variables
+    )
+    predicted = predict_examples(checkpoint.model, task, finetune_with_trainer.TaskCollator(checkpoint.extractor))
+    metrics = compute_metrics(LabeledPredictions("binary", task.labels, predicted.values[:, 1]))
+    assert f"'eval_auroc': {metrics['auroc']:.4g}"[:-1] in printed
 
 
 # peft 0.21 still reads the attribute by the name that it had before transformers renamed it
@@ -156,7 +161,7 @@ def test_lora_trains_adapters_and_merges_them(synthetic_folder, extractor, tmp_p
     assert {"in_proj", "x_proj", "dt_proj", "out_proj"} <= wrapped
     base = HyMaTEForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
     reopened = lora.PeftModel.from_pretrained(base, output).eval()
-    merged, _ = load_checkpoint(output / "merged")
+    merged = load_checkpoint(output / "merged").model
     task = finetune_with_trainer.load_task(PreparedFolder(synthetic_folder), TASK, "validation", extractor.variables)
     features = finetune_with_trainer.TaskCollator(extractor)(task.__getitems__(range(8)))
     with torch.no_grad():

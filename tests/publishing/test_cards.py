@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 from hymate_training.cli.main import main
 from hymate_training.evaluation.metrics import METRICS, report, subgroup_report
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.publishing import cards, push
 from modeling_hymate import HyMaTEFeatureExtractor
 from tests.support import remote_client
@@ -243,9 +244,11 @@ def test_card_of_every_problem_type(folder, validate, problem_type):
         "multilabel": (rng.integers(0, 2, (90, 3)), probabilities),
         "regression": (rng.normal(size=90), rng.normal(size=90)),
     }[problem_type]
-    evaluation = report(problem_type, labels, predictions, num_samples=50)
+    evaluation = report(LabeledPredictions(problem_type, labels, predictions), num_samples=50)
     evaluation["subgroups"] = {
-        "half": subgroup_report(problem_type, labels, predictions, np.arange(90) // 45, num_samples=50)
+        "half": subgroup_report(
+            LabeledPredictions(problem_type, labels, predictions), np.arange(90) // 45, num_samples=50
+        )
     }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     run = {**RUN, "task": {**RUN["task"], "problem_type": problem_type}}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hymate_training.evaluation.plots import save_plots
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.publishing import push
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from tests.support.helpers import tiny_config
@@ -70,7 +71,7 @@ def test_every_plot_of_an_evaluation_may_go(checkpoint, problem_type):
         "multilabel": (np.arange(180).reshape(60, 3) % 2, probabilities),
         "regression": (rng.normal(size=60), rng.normal(size=60)),
     }[problem_type]
-    written = save_plots(problem_type, labels, predictions, checkpoint, "evaluation")
+    written = save_plots(LabeledPredictions(problem_type, labels, predictions), checkpoint, "evaluation")
     assert written
     assert {path.name for path in written} <= set(push.plan_push(checkpoint).uploaded)
 

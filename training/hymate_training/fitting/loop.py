@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -135,19 +134,19 @@ class TrainingLoop:
     def _run_epoch(self, stop: "StopRequest") -> None:
         progress = self.progress
         started = time.perf_counter()
-        losses = self._train_epoch(stop)
+        self._train_epoch(stop)
         seconds = time.perf_counter() - started
         metrics = self._validate_and_keep()
-        progress.epoch += 1
-        progress.batches_seen = 0
         entry = {
-            "epoch": progress.epoch,
+            "epoch": progress.epoch + 1,
             "step": progress.step,
-            "train_loss": float(np.mean(losses)) if losses else None,
+            "train_loss": progress.epoch_loss / progress.epoch_steps,
             "seconds": round(seconds, 2),
             **metrics,
         }
         progress.history.append(entry)
+        progress.epoch += 1
+        progress.batches_seen, progress.epoch_steps, progress.epoch_loss = 0, 0, 0.0
         if self.accelerator.is_main_process:
             is_best = progress.best_step == progress.step
             tqdm.write(describe_epoch(entry, self.options.epochs, self.shown, is_best), file=sys.stderr)
@@ -156,10 +155,9 @@ class TrainingLoop:
             self.accelerator.log(tracked, progress.step)
         self.state.save(self.output, self.account)
 
-    def _train_epoch(self, stop: "StopRequest") -> list[float]:
-        """The loss of each step of what is left of the current epoch."""
+    def _train_epoch(self, stop: "StopRequest") -> None:
+        """The steps of what is left of the current epoch."""
         progress, options = self.progress, self.options
-        losses: list[float] = []
         self.prepared.train()
         with tqdm(
             total=len(self.loader),
@@ -170,17 +168,16 @@ class TrainingLoop:
             leave=False,
         ) as bar:
             for batches in self.loader.steps(progress.epoch, progress.batches_seen):
-                losses.append(self._step(batches))
+                self._step(batches)
                 bar.update(len(batches))
-                bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}")
+                bar.set_postfix(loss=f"{progress.epoch_loss / progress.epoch_steps:.4f}")
                 if stop.requested:
                     self.state.save(self.output, self.account)
                     raise InterruptedRunError(f"stopped at step {progress.step}; --resume continues")
                 if options.save_steps and progress.step % options.save_steps == 0:
                     self.state.save(self.output, self.account)
-        return losses
 
-    def _step(self, batches: list[dict[str, torch.Tensor]]) -> float:
+    def _step(self, batches: list[dict[str, torch.Tensor]]) -> None:
         """One optimizer step over `batches`, each weighted by its number of examples, so that the gradient is that of
         one large batch."""
         accelerator = self.accelerator
@@ -206,10 +203,11 @@ class TrainingLoop:
             self.average.update_parameters(self.model)
         self.progress.step += 1
         self.progress.batches_seen += len(batches)
+        self.progress.epoch_steps += 1
+        self.progress.epoch_loss += total
         if self.options.report_to:
             tracked = {"train/loss": total, "train/learning_rate": self.scheduler.get_last_lr()[0]}
             accelerator.log(tracked, self.progress.step)
-        return total
 
     def _validate_and_keep(self) -> dict[str, float]:
         """Metrics of the weights as they are, which become the run's checkpoint if none were better."""
@@ -229,10 +227,10 @@ class TrainingLoop:
 def describe_epoch(entry: Mapping[str, Any], epochs: int, shown: Mapping[str, str], is_best: bool) -> str:
     """A sentence about an epoch: its training loss and the metrics of the validation split."""
     metrics = ", ".join(f"{title} {entry[name]:.4f}" for name, title in shown.items() if entry.get(name) is not None)
-    loss = "" if entry["train_loss"] is None else f"training loss {entry['train_loss']:.4f}; "
     best = ", the best so far" if is_best else ""
     return (
-        f"Epoch {entry['epoch']} of {epochs}: {loss}on the validation split {metrics}{best}. {entry['seconds']:.1f} s."
+        f"Epoch {entry['epoch']} of {epochs}: training loss {entry['train_loss']:.4f}; on the validation split "
+        f"{metrics}{best} ({entry['seconds']:.1f} s)."
     )
 
 

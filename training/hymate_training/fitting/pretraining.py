@@ -140,7 +140,7 @@ def pretrain(
 
 @torch.no_grad()
 def forecast_errors(
-    model: HyMaTEForPreTraining,
+    model: nn.Module,
     dataset: ExampleDataset,
     collator: ForecastCollator,
     batch_size: int,
@@ -156,8 +156,8 @@ def forecast_errors(
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     sums = np.zeros(4)
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        features = collator(dataset.__getitems__(batch))
-        arguments = {name: tensor.to(model.device) for name, tensor in features.items()}
+        features = collator(dataset.__getitems__(batch.tolist()))
+        arguments = {name: tensor.to(accelerator.device) for name, tensor in features.items()}
         forecast = model(**arguments).logits.float().cpu()
         mask, target = features["forecast_mask"], features["forecast_values"]
         candidates = (forecast, last_values(features, target.shape[1]), torch.zeros_like(target))

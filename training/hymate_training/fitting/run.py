@@ -53,6 +53,8 @@ def prepare_output(output: Path, resume: bool) -> bool:
             raise ValueError(f"{output} exists and is not empty: choose another --output{hint}")
         shutil.rmtree(output / STATE_FOLDER, ignore_errors=True)
     (output / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+    for path in output.glob(".*.incoming-*"):  # what a process left that was killed while it wrote
+        path.unlink()
     return resume and has_state(output)
 
 

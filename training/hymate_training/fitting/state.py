@@ -43,7 +43,9 @@ class Progress:
     Attributes:
         epoch: epochs that are over.
         batches_seen: batches of the current epoch, in this process.
-        step: optimizer steps.
+        epoch_steps: optimizer steps of the current epoch.
+        epoch_loss: sum of their losses.
+        step: optimizer steps of the run.
         best_score: largest selection score so far.
         best_step: when it was reached.
         epochs_without_improvement: epochs since then.
@@ -52,6 +54,8 @@ class Progress:
 
     epoch: int = 0
     batches_seen: int = 0
+    epoch_steps: int = 0
+    epoch_loss: float = 0.0
     step: int = 0
     best_score: float | None = None
     best_step: int = 0
@@ -209,10 +213,11 @@ def _random_file(rank: int) -> str:
 
 def _random_state(device: torch.device) -> dict[str, Any]:
     """States of all random generators of this process, as JSON can hold them."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the state of the global generator
+    numbers: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]  # noqa: NPY002 - the global one's
+    words = numbers["state"] | {"key": numbers["state"]["key"].tolist()}
     return {
         "python": random.getstate(),
-        "numpy": [name, keys.tolist(), *rest],
+        "numpy": numbers | {"state": words},
         **{kind: base64.b64encode(get().numpy().tobytes()).decode() for kind, get, _ in _torch_generators(device)},
     }
 
@@ -220,8 +225,8 @@ def _random_state(device: torch.device) -> dict[str, Any]:
 def _restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002 - as above
+    keys = np.array(state["numpy"]["state"]["key"], dtype=np.uint32)
+    np.random.set_state(state["numpy"] | {"state": state["numpy"]["state"] | {"key": keys}})  # noqa: NPY002 - as above
     for kind, _, set_ in _torch_generators(device):
         set_(torch.frombuffer(bytearray(base64.b64decode(state[kind])), dtype=torch.uint8))
 

@@ -1,0 +1,56 @@
+"""Which examples make up the batches of an epoch."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hymate_training.data.collation import ExampleDataset, load_task
+from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.fitting.batches import EpochLoader
+from hymate_training.fitting.options import LoopOptions
+from tests.support.runs import TASK
+
+
+def loader(dataset, options, rank=0, processes=1):
+    return EpochLoader(dataset, None, options, SimpleNamespace(process_index=rank, num_processes=processes))
+
+
+def test_processes_share_out_each_epoch(synthetic_folder):
+    folder = PreparedFolder(synthetic_folder)
+    dataset = load_task(folder, TASK, "train", folder.info.variables)
+    options = LoopOptions(batch_size=16)
+    shares = [loader(dataset, options, rank, 2).batches(epoch=3) for rank in (0, 1)]
+    assert len(shares[0]) == len(shares[1])
+    seen = np.concatenate([np.concatenate(share) for share in shares])
+    assert set(seen.tolist()) == set(range(len(dataset)))
+    assert len(seen) - len(dataset) <= options.batch_size
+    again = loader(dataset, options, 0, 2).batches(epoch=3)
+    assert all(np.array_equal(one, other) for one, other in zip(shares[0], again, strict=True))
+    other_epoch = loader(dataset, options, 0, 2).batches(epoch=4)
+    assert any(not np.array_equal(one, other) for one, other in zip(shares[0], other_epoch, strict=True))
+
+
+def test_an_epoch_draws_a_few_examples_of_each_record(synthetic_folder):
+    events = PreparedFolder(synthetic_folder).events("train")
+    rows = np.repeat(np.arange(5), [1, 2, 9, 4, 7])
+    times = np.concatenate([np.linspace(5, 48, count) for count in (1, 2, 9, 4, 7)]).astype(np.float32)
+    dataset = ExampleDataset(events, rows, times)
+    assert dataset.lengths.tolist() == [
+        int((events.times[events.offsets[row] : events.offsets[row + 1]] <= time).sum())
+        for row, time in zip(rows, times, strict=True)
+    ]
+    batches = loader(dataset, LoopOptions(batch_size=4, examples_per_record=3))
+    epochs = [np.concatenate(batches.batches(epoch)) for epoch in range(30)]
+    for drawn in epochs:
+        assert len(set(drawn.tolist())) == len(drawn)
+        assert np.bincount(rows[drawn]).tolist() == [1, 2, 3, 3, 3]
+    assert len(batches) == len(batches.batches(0)) == 3
+    assert set(np.concatenate(epochs).tolist()) == set(range(len(rows)))
+
+
+def test_no_examples_are_refused(synthetic_folder):
+    events = PreparedFolder(synthetic_folder).events("train")
+    empty = ExampleDataset(events, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+    with pytest.raises(ValueError, match="no example"):
+        loader(empty, LoopOptions())

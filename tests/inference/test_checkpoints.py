@@ -1,0 +1,185 @@
+"""Opening checkpoints: one object, one clear line for whatever is damaged or does not fit."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hymate_training.cli.main import main
+from hymate_training.inference import checkpoints
+from hymate_training.inference.checkpoints import checkpoint_folder, load_checkpoint
+from tests.support.runs import TASK, event_frame
+
+
+def test_a_checkpoint_is_opened_once_and_handed_on(finetuned):
+    checkpoint = load_checkpoint(finetuned)
+    assert load_checkpoint(checkpoint) is checkpoint
+    assert checkpoint.path == finetuned
+    assert checkpoint.label_names == ("survived", "died")
+    assert not checkpoint.model.training
+    assert checkpoint.evaluation["task"] == TASK
+    assert checkpoint.threshold("another task") is None
+
+
+def test_a_checkpoint_goes_where_accelerate_says(finetuned, monkeypatch):
+    monkeypatch.setattr(checkpoints, "PartialState", lambda: SimpleNamespace(device=torch.device("meta")))
+    assert load_checkpoint(finetuned).model.device.type == "meta"
+
+
+def test_loading_is_silent(pretrained, finetuned, capfd, caplog):
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        load_checkpoint(finetuned)
+        with pytest.raises(ValueError, match="holds no classifier: run `hymate finetune --checkpoint"):
+            load_checkpoint(pretrained)  # whose head is unexpected, and the classifier's missing
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def change_json(name: str, **fields: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | fields))
+
+    return change
+
+
+def change_extractor(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def change_file(folder: Path) -> None:
+        path = folder / "preprocessor_config.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return change_file
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change_weights(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def change_file(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change_file
+
+
+def widen(content: dict) -> None:
+    for name in ("value_ranges", "value_medians", "value_means", "value_deviations"):
+        content[name] = [*content[name], content[name][-1]]
+    content["variables"] = [*content["variables"], "one more"]
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 100\n"
+DAMAGES = {
+    "truncated weights": (truncate, "model.safetensors is damaged: "),
+    "empty weights": (write("model.safetensors", b""), "model.safetensors is damaged: it is empty"),
+    "pointer": (write("model.safetensors", LFS), "is a pointer of Git LFS, not the weights: run `git lfs pull`"),
+    "no weights": (write("model.safetensors", b"\x10\0\0\0\0\0\0\0{}"), "model.safetensors is damaged: "),
+    "NaN": (
+        change_weights(lambda tensors: tensors["classifier.weight"].fill_(torch.nan)),
+        "the weights classifier.weight are not all finite numbers",
+    ),
+    "infinite": (
+        change_weights(lambda tensors: tensors["hymate.mamba_layers.0.mixer.A_log"].view(-1)[:1].fill_(torch.inf)),
+        "A_log are not all finite numbers",
+    ),
+    "half of the encoder": (
+        change_weights(lambda tensors: tensors.pop("hymate.mamba_layers.0.mixer.A_log")),
+        r"is not complete: it lacks hymate\.mamba_layers\.0\.mixer\.A_log",
+    ),
+    "another size": (change_json("config.json", state_size=7), "does not fit the configuration: "),
+    "broken config": (write("config.json", b'{"model_type": "hy'), "config.json is damaged: it is not JSON"),
+    "list": (write("config.json", b"[]"), "config.json is damaged: it must hold an object, not a list"),
+    "binary": (write("config.json", b"\xff\xfe\0"), "config.json is damaged: it is not JSON"),
+    "foreign": (change_json("config.json", model_type="bert"), "describes a model of type 'bert', not a HyMaTE model"),
+    "wrong type": (change_json("config.json", hidden_size="wide"), "config.json is not a configuration of HyMaTE"),
+    "temperature": (change_json("config.json", temperature=float("nan")), "config.json.*temperature"),
+    "broken extractor": (write("preprocessor_config.json", b"{"), "preprocessor_config.json is damaged"),
+    "unequal": (
+        change_extractor(lambda content: content["value_means"].pop()),
+        "does not hold a feature extractor of HyMaTE: value_means",
+    ),
+    "a mean that is none": (
+        change_extractor(lambda content: content["value_means"].__setitem__(0, "high")),
+        "does not hold a feature extractor of HyMaTE",
+    ),
+    "more variables": (change_extractor(widen), r"has \d+ variables, but the model in .*config.json takes \d+"),
+    "no static columns": (
+        change_extractor(lambda content: content["static_columns"].clear()),
+        r"has 0 static features, but the model in .*config.json takes \d+",
+    ),
+    "NaN mean": (
+        change_extractor(lambda content: content["value_means"].__setitem__(0, float("nan"))),
+        "a mean, range or deviation is not finite",
+    ),
+    "negative deviation": (
+        change_extractor(lambda content: content["value_deviations"].__setitem__(0, -1.0)),
+        "or a deviation not positive",
+    ),
+    "evaluation": (write("evaluation.json", b"{"), "evaluation.json is damaged"),
+    "gone": (lambda folder: (folder / "preprocessor_config.json").unlink(), "it lacks preprocessor_config.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_said_in_one_line(damage, finetuned, tmp_path, capsys):
+    spoil, message = DAMAGES[damage]
+    folder = tmp_path / "run"
+    shutil.copytree(finetuned, folder)
+    spoil(folder)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_checkpoint(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "finetune"])
+def test_commands_say_it_too(command, synthetic_folder, finetuned, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finetuned, folder)
+    truncate(folder)
+    events, _ = event_frame(synthetic_folder)
+    events.write_parquet(tmp_path / "events.parquet")
+    data = ["--data", synthetic_folder, "--task", TASK]
+    arguments = {
+        "evaluate": [*data, "--output", tmp_path / "out.json"],
+        "predict": ["--events", tmp_path / "events.parquet", "--output", tmp_path / "out.csv"],
+        "finetune": [*data, "--output", tmp_path / "out"],
+    }[command]
+    assert main([command, "--checkpoint", str(folder), *map(str, arguments)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"hymate {command}: {folder}/model.safetensors is damaged: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["here/gone", "./org/gone", "../org/gone", "/org/gone", "here/org/gone", "gone"])
+def test_a_path_never_becomes_a_name_on_the_hub(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    asked = []
+    monkeypatch.setattr(checkpoints, "snapshot_download", lambda name, **options: asked.append(name))
+    with pytest.raises(ValueError, match="is not a folder"):
+        checkpoint_folder(place)
+    with pytest.raises(ValueError, match="is not a folder"):
+        checkpoint_folder(Path("org/gone"))
+    assert not asked
+
+
+def test_a_name_on_the_hub_is_downloaded(finetuned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoints, "snapshot_download", lambda name, **options: finetuned)
+    assert checkpoint_folder("org/name") == finetuned

@@ -1,0 +1,53 @@
+"""Small training runs that several tests share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+import torch
+from safetensors.torch import load_file
+
+from hymate_training.data.prepared_folder import PreparedFolder
+
+TASK = "in_hospital_mortality"
+TINY_MODEL = {
+    "hidden_size": 8,
+    "num_mamba_layers": 1,
+    "num_attention_heads": 2,
+    "num_pooling_queries": 2,
+    "state_size": 4,
+}
+TINY = ["--model", *(f"{name}={value}" for name, value in TINY_MODEL.items()), "--batch-size", "16"]
+
+
+def hymate(*arguments: object, launcher: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess:
+    """Runs the command in a process of its own."""
+    command = [sys.executable, *launcher, "-m", "hymate_training", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint."""
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Asserts that two checkpoints are equal bit by bit."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def event_frame(folder: Path, records: int = 5) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Events and static columns of a few test records of a prepared folder, as a user would have them."""
+    data = PreparedFolder(folder)
+    frame = pl.DataFrame(pl.from_arrow(data.records("test").slice(0, records)))
+    events = frame.select("record_id", "time", "variable", "value").explode("time", "variable", "value")
+    events = events.with_columns(variable=pl.Series(data.info.variables).gather(events["variable"]))
+    return events, frame.select("record_id", *(column.name for column in data.info.static_columns))
