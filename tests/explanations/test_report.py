@@ -19,7 +19,7 @@ from hymate_training.data.collation import fit_feature_extractor, read_events
 from hymate_training.data.prepared_folder import read_info
 from hymate_training.explanations.attribution import METHODS
 from hymate_training.explanations.figures import cluster_order
-from hymate_training.explanations.report import table_html
+from hymate_training.explanations.markup import table_html
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.publishing.push import plan_push
 from modeling_hymate import HyMaTEForSequenceClassification
