@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from hymate_training.evaluation.metrics import SMALLEST_GROUP
 from hymate_training.explanations.attribution import (
     Explainer,
     channel_attentions,
@@ -19,7 +20,6 @@ from hymate_training.explanations.figures import capitalized, spoken
 from hymate_training.explanations.markup import estimate, render, table_html
 from hymate_training.explanations.pictures import cohort_pictures
 from hymate_training.files import write_json
-from hymate_training.publishing.cards import SMALLEST_GROUP
 
 EXPLANATION_FILE = "explanation.json"
 PACKAGES = ("hymate", "torch", "captum")

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from hymate_training.evaluation.metrics import SMALLEST_GROUP
 from hymate_training.explanations import figures
 from hymate_training.explanations.attribution import Explanation
 from hymate_training.explanations.cohort import Cohort
@@ -24,7 +25,6 @@ from hymate_training.explanations.faithfulness import (
 )
 from hymate_training.explanations.figures import capitalized, spoken
 from hymate_training.explanations.markup import percent, table_html
-from hymate_training.publishing.cards import SMALLEST_GROUP
 
 SHOWN_VARIABLES = 15
 GROUPED_VARIABLES = 8

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hymate_training.evaluation.metrics import SMALLEST_GROUP
 from hymate_training.explanations.attribution import Explainer
 from hymate_training.explanations.cohort import Cohort
 from hymate_training.explanations.cohort_page import EXPLANATION_FILE, write_cohort_page
 from hymate_training.explanations.faithfulness import findings
 from hymate_training.explanations.patient_page import page_names, write_patient_pages
 from hymate_training.files import locked, write_json, writing_folder
-from hymate_training.publishing.cards import FAITHFULNESS_FILE, SMALLEST_GROUP, write_model_card
+from hymate_training.publishing.cards import write_model_card
+from hymate_training.publishing.privacy import FAITHFULNESS_FILE
 
 NUM_RECORDS = 200
 # what a report consists of: a folder that holds anything else is not replaced
