@@ -165,8 +165,9 @@ def plan_push(folder: str | Path) -> Plan:
             f"{folder} is not pushed, since not all in it is known to tell nothing about single patients:\n{listed}\n"
             "Move these files elsewhere, or save the model and its feature extractor to a folder of their own."
         )
+    uploaded |= package_code()
     left = tuple(name for name in files if name not in uploaded)
-    return Plan(folder, "model", dict(sorted({**uploaded, **package_code()}.items())), left)
+    return Plan(folder, "model", dict(sorted(uploaded.items())), left)
 
 
 def _inspect(folder: Path, files: list[str], problems: dict[str, str]) -> dict[str, Path | bytes]:

@@ -85,11 +85,11 @@ def _optional(schema: Schema) -> Schema:
 
 
 def _list(items: Schema, most: int, least: int = 0) -> Schema:
-    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+    return {"type": "array", "minItems": least, "maxItems": most, "items": items}  # sizes are looked at first
 
 
 def _map(values: Schema, keys: Schema = LABEL, most: int = MAX_LABELS) -> Schema:
-    return {"type": "object", "propertyNames": keys, "additionalProperties": values, "maxProperties": most}
+    return {"type": "object", "maxProperties": most, "propertyNames": keys, "additionalProperties": values}
 
 
 def _object(properties: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
@@ -113,8 +113,8 @@ def _config_field(field: dataclasses.Field) -> Schema:
     """Numbers and choices; what is a text in a configuration of ours is one word."""
     shapes: dict[str, Schema] = {
         "architectures": _list({"enum": [name.rpartition(".")[2] for name in AUTO_MAP.values()]}, 1),
-        "id2label": _map(LABEL, {"pattern": r"^\d{1,4}$"}),
-        "label2id": _map(COUNT),
+        "id2label": _optional(_map(LABEL, {"pattern": r"^\d{1,4}$"})),
+        "label2id": _optional(_map(COUNT)),
         "pos_weight": {"anyOf": [NUMBER, _list(NUMBER, MAX_LABELS), {"type": "null"}]},
     }
     word: Schema = {"type": "string", "pattern": r"^[a-z0-9_.]{1,40}$"}
