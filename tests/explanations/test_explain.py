@@ -249,3 +249,31 @@ def test_trajectory_is_the_prediction_from_the_events_until_then(events, extract
     thinned = risk_trajectory(explainer, extractor.parse(record), max_times=4).predictions
     assert thinned.height == 4
     assert thinned["time"][-1] == record["time"].max()
+
+
+def test_an_explanation_shows_itself_in_a_notebook(events, extractor):
+    many = explain(classifier(), extractor, events)._repr_html_()
+    assert many.startswith('<div class="scroll"')
+    assert "5 records, by attention" in many
+    assert many.count("<tr>") == 1 + len(VARIABLES)
+    record = events.filter(record_id="r0")
+    one = explain(classifier(), extractor, record, method="occlusion")._repr_html_()
+    assert "record r0, by occlusion" in one
+    assert one.count("<tr>") == 1 + 8 < 1 + record.height
+    hostile = events.filter(record_id="r1").with_columns(record_id=pl.lit("<script>"))
+    assert "<script>" not in explain(classifier(), extractor, hostile)._repr_html_()
+
+
+def test_progress_bars_are_quiet_where_the_output_is_no_terminal(events, extractor, capfd):
+    explain(classifier(), extractor, events, method="occlusion", progress=True)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_single_label_is_a_probability_at_the_models_temperature(events, extractor):
+    model = classifier(
+        num_labels=1, problem_type="multi_label_classification", id2label={0: "sepsis"}, temperature=3.0
+    )
+    with torch.no_grad():
+        expected = model.predictions(model(**extractor(events)).logits)[:, 0]
+    found = explain(model, extractor, events).records
+    close(torch.tensor(found["prediction"].to_numpy()).float(), expected)

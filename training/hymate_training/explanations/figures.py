@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from hymate_training.evaluation.plots import BLUE, COLORS, GREY, ORANGE
+from hymate_training.evaluation.plots import BLUE, COLORS, GREY, ORANGE, lettering
 from hymate_training.explanations.attribution import METHODS, UNSIGNED, Explanation, Trajectory
 from hymate_training.explanations.faithfulness import RANDOM
 
@@ -32,18 +32,11 @@ Estimate = tuple[np.ndarray, np.ndarray, np.ndarray]  # means, lower and upper e
 MOVERS_SHOWN = 8
 TIMELINE_VARIABLES = 14
 MAP_VARIABLES = 40
-LONGEST_NAME = 48  # letters
 
 
 def spoken(name: str) -> str:
     """A method's or variable's name without underscores."""
     return METHODS.get(name, name.replace("_", " "))
-
-
-def lettering(name: str) -> str:
-    """A name or unit as a figure takes it: short, in one line, and its dollar signs do not start a formula."""
-    text = " ".join(spoken(name).split())
-    return (text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…").replace("$", r"\$")
 
 
 def capitalized(text: str) -> str:
@@ -95,11 +88,11 @@ def shares_figure(
                 color=color,
                 markersize=4.5,
                 elinewidth=1.4,
-                label=lettering(group),
+                label=lettering(spoken(group)),
             )
         axes.set_xlim(0)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_yticks(row, [lettering(name) + (" ◆" if name in marked else "") for name in names])
+        axes.set_yticks(row, [lettering(spoken(name)) + (" ◆" if name in marked else "") for name in names])
     all_axes[0].set_ylim(len(names) - 0.5, -0.5)
     if len(groups) > 1:
         handles, labels = all_axes[0].get_legend_handles_labels()
@@ -175,7 +168,7 @@ def responses_figure(responses: pl.DataFrame, units: Mapping[str, str]) -> Figur
     for axes, name in zip(panels, names, strict=False):
         found = responses.filter(pl.col("variable") == name)
         value, mean = found["value"].to_numpy(), found["attribution"].to_numpy()
-        _dress(axes, lettering(name), x=lettering(units.get(name, "")))
+        _dress(axes, lettering(spoken(name)), x=lettering(units.get(name, "")))
         axes.axhline(0, color=GREY, linewidth=1)
         axes.fill_between(value, found["low"], found["high"], color=ORANGE, alpha=0.15, linewidth=0)
         axes.plot(value, mean, "o-", color=ORANGE, markersize=5)
@@ -206,7 +199,7 @@ def attention_map_figure(attentions: pl.DataFrame) -> Figure:
     at = [position[name] for name in shown["variable"]], [position[name] for name in shown["attended"]]
     matrix[at] = shown["ratio"].to_numpy()
     order = cluster_order(matrix)
-    labels = [lettering(names[index]) for index in order]
+    labels = [lettering(spoken(names[index])) for index in order]
     side = 2.6 + 0.2 * len(names)
     figure = _figure(max(6.5, side + 1.6), max(5.0, side))
     axes = figure.add_subplot()
@@ -260,7 +253,7 @@ def timeline_figure(explanation: Explanation, units: Mapping[str, str]) -> Figur
             clip_on=False,
         )
         axes.set_ylabel(
-            f"{lettering(name)}\n{lettering(units.get(name, ''))}".strip(),
+            f"{lettering(spoken(name))}\n{lettering(units.get(name, ''))}".strip(),
             rotation=0,
             ha="right",
             va="center",
@@ -276,7 +269,7 @@ def timeline_figure(explanation: Explanation, units: Mapping[str, str]) -> Figur
     bar.set_label(
         "share of the attention"
         if explanation.method in UNSIGNED
-        else f"attribution: raises (+), lowers (-) {lettering(explanation.label)}",
+        else f"attribution: raises (+), lowers (-) {lettering(spoken(explanation.label))}",
         fontsize=TEXT,
     )
     bar.ax.tick_params(labelsize=SMALL)
@@ -295,7 +288,9 @@ def trajectory_figure(trajectory: Trajectory, label: str, probability: bool) -> 
     _dress(
         axes,
         x="hours since the record's start",
-        y=f"predicted probability of\n{lettering(label)}" if probability else f"predicted {lettering(label)}",
+        y=f"predicted probability of\n{lettering(spoken(label))}"
+        if probability
+        else f"predicted {lettering(spoken(label))}",
     )
     axes.step(predictions["time"], predictions["prediction"], where="post", color=BLUE, linewidth=1.8)
     times, values = predictions["time"].to_numpy(), predictions["prediction"].to_numpy()

@@ -47,7 +47,7 @@ class Picture:
         with rc_context({"svg.hashsalt": self.name, "svg.fonttype": "path"}):
             if (engine := self.figure.get_layout_engine()) is not None:
                 engine.execute(self.figure)  # once, not once a file
-                self.figure.set_layout_engine("none")
+                self.figure.set_layout_engine(None)
             drawn = io.BytesIO()
             self.figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
         self.figure.savefig(folder / f"{self.name}.png", dpi=150, metadata={"Software": None})
