@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hymate_training.cli.main import main
-from hymate_training.evaluation.metrics import report
+from hymate_training.evaluation.metrics import SMALLEST_GROUP, report
 from hymate_training.evaluation.plots import save_plots
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.publishing import push
-from hymate_training.publishing.privacy import SMALLEST_GROUP
+from hymate_training.publishing.schemas import text_problem
+from hymate_training.readers import READERS
 
 CODE = set(push.package_code())
 REQUIRED = {"config.json", "model.safetensors", "preprocessor_config.json"}
@@ -143,6 +144,12 @@ def test_license_and_place_of_a_card_may_be_edited_and_notes_added(checkpoint):
     edited = text.replace("license: apache-2.0", "license: other\nlicense_name: ours\nlanguage: en")
     card.write_text(edited.replace('place = "checkpoint"', 'place = "elsewhere"'))
     assert b"license_name: ours" in content_of(push.plan_push(checkpoint), "README.md")
+
+
+def test_what_readers_say_of_their_sources_may_go():
+    citations = {name: reader.CITATION for name, reader in READERS.items() if hasattr(reader, "CITATION")}
+    assert len(citations) > 3
+    assert {name: text_problem(citation) for name, citation in citations.items()} == dict.fromkeys(citations)
 
 
 # ------------------------------------------------------------------------------------------------------- planted leaks

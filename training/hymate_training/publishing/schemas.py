@@ -28,7 +28,7 @@ LONG_NUMBER = re.compile(r"\d{5,}")
 # long numbers that name no record: grouped or decimal ones, and references to papers, data sets and code
 KNOWN_NUMBERS = re.compile(
     r"https?://(?:\w+\.)*(?:doi|arxiv|physionet|github|huggingface|zenodo)\.(?:org|com|co)/\S+|\b10\.\d{4,9}/\S+"
-    r"|\b\d{1,3}(?:,\d{3})+\b|\b\d{1,4}\.\d+\b"
+    r"|\b(?:19|20)\d\d;\d+(?:\(\d+\))?:\w+|\b\d{1,3}(?:,\d{3})+\b|\b\d{1,4}\.\d+\b"
 )
 LONGEST_NAME, LONGEST_PROSE = 200, 5000  # characters
 MAX_LABELS, MAX_VARIABLES, MAX_CATEGORIES = 1000, 200_000, 200
@@ -300,10 +300,13 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def schema_problem(content: Any, schema: Schema) -> str | None:
     """The first place at which a content leaves its schema, in words that quote nothing; None if there is none."""
     validator = jsonschema.Draft202012Validator(schema, format_checker=FORMATS)
-    for error in validator.iter_errors(content):
-        place = ".".join(map(_quoted, error.absolute_path)) or "the file"
-        return f"{place} {_REASONS.get(str(error.validator), lambda _: 'is not what belongs there')(error)}"
-    return None
+    error = next(validator.iter_errors(content), None)
+    if error is None:
+        return None
+    while error.context:  # of alternatives, the one of the right type says most
+        error = next((other for other in error.context if other.validator != "type"), error.context[0])
+    place = ".".join(map(_quoted, error.absolute_path)) or "the file"
+    return f"{place} {_REASONS.get(str(error.validator), lambda _: 'is not what belongs there')(error)}"
 
 
 def _quoted(step: str | int) -> str:
@@ -317,7 +320,9 @@ _REASONS: dict[str, Callable[[jsonschema.ValidationError], str]] = {
         + "".join(f" {key!r}" for key in set(error.instance) - set(error.schema["properties"]) if _is_label(key))
     ),
     "propertyNames": lambda _: "holds a key that does not belong there",
-    "format": lambda _: "holds what looks like an identifier of a record, or is too long",
+    "format": lambda _: (
+        "holds what looks like an identifier of a record, as numbers of five digits or more do, or is too long"
+    ),
     "pattern": lambda _: "is not of the form that belongs there",
     "required": lambda error: "lacks a key: " + ", ".join(sorted(set(error.validator_value) - set(error.instance))),
     "maxItems": lambda _: "is longer than it can be",
