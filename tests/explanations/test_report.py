@@ -28,11 +28,12 @@ from hymate_training.publishing.push import plan_push
 
 TASK = "in_hospital_mortality"
 PATIENT = "stay-0000005"
+MAX_EVENTS = 8
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def explain(checkpoint: Path, output: Path, *arguments: object) -> int:
-    options = ["--window-hours", "48", "--max-events", "16", "--seed", "1"]
+    options = ["--window-hours", "48", "--max-events", str(MAX_EVENTS), "--seed", "1"]
     return main(["explain", "--checkpoint", str(checkpoint), "--output", str(output), *options, *map(str, arguments)])
 
 
@@ -178,7 +179,7 @@ def test_the_model_card_says_whether_explanations_are_faithful(checkpoint, carde
 def test_patient_page_holds_the_record(report, synthetic_folder):
     folder = PreparedFolder(synthetic_folder)
     info, events = folder.info, folder.events("train")
-    record = events.take(np.array([events.record_ids.index(PATIENT)])).latest(16)
+    record = events.take(np.array([events.record_ids.index(PATIENT)])).latest(MAX_EVENTS)
     text = (report / "patients" / f"{PATIENT}.html").read_text()
     table = text[text.index("All events and their") :]
     assert table.count("<tr>") == 1 + len(record.times)

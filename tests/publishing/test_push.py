@@ -239,6 +239,7 @@ JSON_LEAKS = {
         {"recipe": {"epochs": 3, "skipped": "132539,132540"}},
         {"recipe": {"stay_id": 3}},
         {"data": {"source": "b9c610cd-28a6-4636-ccb6-c7a0d2a4cb85"}},
+        {"preprocessing": {"static_features": ["Age", "id=132539"]}},
         {"command": "hymate explain --record-id 132539"},
     ],
     "evaluation.json": [
@@ -252,6 +253,8 @@ JSON_LEAKS = {
         {"undefined": {"auroc": "record 132539 has no label"}},
         {"num_records": 3, "n": 3},
         {"plots": ["../../records.png"]},
+        {"variable_shares": {"132539": 0.4, "132540": 0.9}},
+        {"subgroups": {"name": {f"Doe {at}": {"num_records": 1} for at in range(40)}}},
     ],
 }
 
@@ -307,7 +310,12 @@ def test_leak_in_the_card_stops_the_push(checkpoint, leak):
 
 def test_leak_in_the_cards_header_stops_the_push(checkpoint):
     card = checkpoint / "README.md"
-    for header in ("predictions: [0.1, 0.9]", "license: Jane Doe 0.93", "language: 'p1: 0.4'"):
+    for header in (
+        "predictions: [0.1, 0.9]",
+        "license: Jane Doe 0.93",
+        "language: 'p1: 0.4'",
+        "base_model: org/132539",
+    ):
         text = card.read_text()
         card.write_text(text.replace("library_name:", f"{header}\nlibrary_name:"))
         refused(checkpoint, "README.md", "line 2 ")

@@ -183,7 +183,7 @@ def explain(
     batch_size: int = BATCH_SIZE,
     progress: bool = False,
 ) -> Explanation:
-    """Explain the predictions of one record or many.
+    """Explains the predictions of one record or many.
 
     Args:
         model: a fine-tuned classifier.

@@ -37,7 +37,7 @@ TEMPLATE = "model_card.md.j2"
 EVALUATION_FILES = "evaluation*.json"
 # the line of the card's example that names the model; a push puts the repository's name there
 PLACE = re.compile(r'^place = ".*"  # the folder of this card$', re.MULTILINE)
-HEADER_EDIT = re.compile(r"(license|license_name|license_link|language|base_model): [\w./:-]{1,100}")
+HEADER_EDIT = re.compile(r"(license|license_name|license_link|language|base_model): (?!\S*\d{5})[\w./:-]{1,100}")
 LICENSE = "apache-2.0"  # of the code and, unless you say otherwise in your repository, of the weights
 SHOWN_SUBGROUP_METRICS = {
     "binary": ("auroc", "auprc", "expected_calibration_error"),

@@ -148,8 +148,8 @@ def check_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
         raise Refused("is damaged: it cannot be read as safetensors") from error
 
 
-def check_extractor(folder: Path, config: HyMaTEConfig) -> None:
-    """Refused unless the feature extractor, whose file has passed `check_json`, fits the model."""
+def check_extractor(folder: Path, config: HyMaTEConfig) -> HyMaTEFeatureExtractor:
+    """The feature extractor, whose file has passed `check_json`; Refused unless it fits the model."""
     try:
         extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
         columns = [column for column in extractor.static_columns if "categories" not in column]
@@ -168,6 +168,21 @@ def check_extractor(folder: Path, config: HyMaTEConfig) -> None:
         raise Refused("has a range whose lower end lies above the upper one")
     if any(not deviation > 0 for deviation in deviations):
         raise Refused("has a deviation that is not positive")
+    return extractor
+
+
+def check_names(content: Mapping[str, Any], extractor: HyMaTEFeatureExtractor) -> None:
+    """Refused if an evaluation or a run's account names variables or features that the extractor does not know."""
+    named = {
+        "variable_shares": (set(content.get("variable_shares", {})), set(extractor.variables)),
+        "preprocessing.static_features": (
+            set(content.get("preprocessing", {}).get("static_features", [])),
+            set(extractor.static_feature_names),
+        ),
+    }
+    for place, (names, known) in named.items():
+        if not names <= known:
+            raise Refused(f"{place} holds a name that {EXTRACTOR_FILE} does not know")
 
 
 def _first_line(error: Exception) -> str:

@@ -24,6 +24,7 @@ from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, R
 from hymate_training.publishing import privacy
 from hymate_training.publishing.cards import PLACE, card_difference, model_card
 from hymate_training.publishing.privacy import Refused
+from hymate_training.publishing.schemas import read_json
 
 CARD = "README.md"
 REQUIRED = (CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE)
@@ -197,7 +198,11 @@ def _inspect(folder: Path, files: list[str], problems: dict[str, str]) -> dict[s
         with noting(WEIGHTS_FILE):
             privacy.check_weights(folder / WEIGHTS_FILE, weights)
         with noting(EXTRACTOR_FILE):
-            privacy.check_extractor(folder, config)
+            extractor = privacy.check_extractor(folder, config)
+            for name in uploaded:
+                if name == RUN_FILE or privacy.EVALUATIONS.fullmatch(name):
+                    with noting(name):
+                        privacy.check_names(read_json(folder / name), extractor)
     if not problems:
         with noting(CARD):
             uploaded[CARD] = _card(folder, CARD in files)

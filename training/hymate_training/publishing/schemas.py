@@ -31,7 +31,7 @@ KNOWN_NUMBERS = re.compile(
     r"|\b(?:19|20)\d\d;\d+(?:\(\d+\))?:\w+|\b\d{1,3}(?:,\d{3})+\b|\b\d{1,4}\.\d+\b"
 )
 LONGEST_NAME, LONGEST_PROSE = 200, 5000  # characters
-MAX_LABELS, MAX_VARIABLES, MAX_CATEGORIES = 1000, 200_000, 200
+MAX_LABELS, MAX_VARIABLES, MAX_CATEGORIES, MAX_GROUPS, MAX_EPOCHS = 1000, 200_000, 200, 20, 2000
 
 
 def text_problem(text: str) -> str | None:
@@ -106,7 +106,7 @@ def _object(properties: Mapping[str, Schema], required: tuple[str, ...] = ()) ->
 SCALAR: Schema = {"anyOf": [NUMBER, FLAG, LABEL, {"type": "null"}]}
 INTERVAL = _list(NUMBER, 2, 2)
 METRIC_NAMES = sorted({name for problem_type in METRICS for name in metric_titles(problem_type)})
-VERSIONS = _map(_optional(LABEL))
+VERSIONS = _map(_optional(LABEL), LABEL, 20)
 
 
 def _config_field(field: dataclasses.Field) -> Schema:
@@ -179,15 +179,15 @@ _ESTIMATES: dict[str, Schema] = {
     ),
 }
 # a group of few records is published as one of so many: none
-_GROUPS = _map(_object(_ESTIMATES | {"num_records": _optional(COUNT)}, ("num_records",)), LABEL, MAX_LABELS)
-_REPORT = _ESTIMATES | {"per_label": _GROUPS, "split_fingerprint": _optional(FINGERPRINT), "versions": VERSIONS}
+_GROUP = _object(_ESTIMATES | {"num_records": _optional(COUNT)}, ("num_records",))
+_REPORT = _ESTIMATES | {"per_label": _map(_GROUP), "split_fingerprint": _optional(FINGERPRINT), "versions": VERSIONS}
 EVALUATION = _object(
     {
         **_REPORT,
         "task": _optional(LABEL),
         "split": SPLIT,
         "source": PROSE,
-        "subgroups": _map(_GROUPS, NAME),
+        "subgroups": _map(_map(_GROUP, LABEL, MAX_GROUPS), NAME, 100),
         "variable_shares": _map(NUMBER, NAME, MAX_VARIABLES),
         "plots": _list(PLOT, 10),
         "baselines": _map(_object(_REPORT)),
@@ -220,7 +220,7 @@ RUN = _object(
         "epochs": COUNT,
         "best_step": COUNT,
         "best_score": _optional(NUMBER),
-        "history": _list(_map(_optional(NUMBER), {"enum": list(_HISTORY)}), 10_000),
+        "history": _list(_map(_optional(NUMBER), {"enum": list(_HISTORY)}), MAX_EPOCHS),
         "checkpoint": _optional(LABEL),
         "temperature": _optional(NUMBER),
         "task": _object(
