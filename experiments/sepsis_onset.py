@@ -23,7 +23,8 @@ import numpy as np
 import xgboost
 
 from experiments.data_sources import markdown, write_block
-from hymate_training.data.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.evaluation import alarm_gains
 from hymate_training.evaluation.metrics import format_report, paired_difference, report

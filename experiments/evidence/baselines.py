@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from experiments.evidence.folds import TASK
-from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import HyMaTEFeatureExtractor
 

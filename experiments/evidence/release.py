@@ -14,7 +14,7 @@ from experiments.evidence import baselines
 from experiments.evidence.folds import TASK
 from experiments.evidence.tables import card_notes, read_results
 from experiments.evidence.units import hymate
-from hymate_training.data.collation import labels_array
+from hymate_training.data.examples import labels_array
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import report
 from hymate_training.evaluation.sample import LabeledPredictions

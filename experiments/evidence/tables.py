@@ -10,8 +10,7 @@ from benchmarks.measure import titled_table
 from experiments.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
 from experiments.evidence.units import FIGURES
 from hymate_training.evaluation.metrics import METRICS, percentile_interval
-from hymate_training.files import write_file
-from hymate_training.files import markdown_table
+from hymate_training.files import markdown_table, write_file
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 SHOWN = ("auroc", "auprc", "log_loss", "brier", "expected_calibration_error")

@@ -11,7 +11,8 @@ from experiments.evidence.folds import NUM_FOLDS, TASK, assign_folds, prepare_fo
 from experiments.evidence.models import MODELS, Model
 from experiments.evidence.tables import TABLES, paired, read_results, write_page
 from hymate_training.cli.options import read_recipe
-from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder, read_info, read_records, read_task
 from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig

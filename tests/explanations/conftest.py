@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hymate_training.data.collation import fit_feature_extractor
+from hymate_training.data.collators import fit_feature_extractor
 from modeling_hymate import HyMaTEForSequenceClassification
 from tests.support.helpers import perturbed, tiny_config
 

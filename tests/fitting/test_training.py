@@ -14,19 +14,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from MISSING import read_events
 from safetensors.torch import load_file
 
 from hymate_training.cli.main import main
-from hymate_training.data.collation import (
-    ExampleDataset,
-    ForecastCollator,
-    TaskCollator,
-    check_static_columns,
-    fit_feature_extractor,
-    load_forecast,
-    load_task,
-    read_events,
-)
+from hymate_training.data.collators import ForecastCollator, TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import ExampleDataset, check_static_columns, load_forecast, load_task
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import check_task
 from hymate_training.fitting.loop import EpochLoader, LoopOptions

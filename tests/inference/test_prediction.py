@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from hymate_training.cli.main import main
-from hymate_training.data.collation import TaskCollator, load_task
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.inference.checkpoints import load_checkpoint
 from hymate_training.inference.prediction import predict, predict_examples, read_frame

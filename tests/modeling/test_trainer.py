@@ -11,7 +11,7 @@ import torch
 from finetune_with_trainer import make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
-from hymate_training.data.collation import fit_feature_extractor
+from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import compute_metrics
 from hymate_training.evaluation.sample import LabeledPredictions

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hymate_training.data.collation import ExampleDataset, check_static_columns, load_task
+from hymate_training.data.examples import ExampleDataset, check_static_columns, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import DatasetInfo, TaskInfo
 from hymate_training.evaluation.evaluation import check_task, subgroup_columns

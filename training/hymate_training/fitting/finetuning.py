@@ -10,13 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hymate_training.data.collation import (
-    TaskCollator,
-    TaskDataset,
-    check_static_columns,
-    fit_feature_extractor,
-    load_task,
-)
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import TaskDataset, check_static_columns, load_task
 from hymate_training.data.prepared_folder import PreparedFolder, fingerprint, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled

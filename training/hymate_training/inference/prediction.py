@@ -13,7 +13,8 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from hymate_training.data.collation import ExampleDataset, TaskCollator
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import ExampleDataset
 from hymate_training.files import writing_file
 from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
 from hymate_training.readers.frame import UNKNOWN
