@@ -20,9 +20,11 @@ PACKAGES = ("hymate", "torch", "transformers", "mambapy")
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 PAGE_HEAD = """# Speed on CPUs
 
-Our scan, layer and model beside their peers, all measured in one run of `make bench`; this page is what
-`python -m benchmarks --write` made of one. Machines differ and are shared: compare within a table, and run it again.
-A dash stands for what would take a minute or more memory than the machine has.
+The scan, the layer and the whole model beside their peers, all measured in one run; `python -m benchmarks --write` wrote
+this page. Machines differ and are shared, so compare within a table, and run `make bench` on your own. A dash stands for
+what would take more than a minute, or more memory than the machine has. Shapes are batch × length × inner size × state
+size: S1 is 16 × 880 × 64 × 16, S2 16 × 880 × 128 × 16, S3 4 × 4096 × 128 × 16, S4 1 × 32768 × 128 × 16 and S5
+16 × 880 × 64 × 64.
 
 ![Seconds over the number of events, for inference and for a training step](images/speed.png)
 
@@ -90,7 +92,7 @@ def report(result: dict) -> str:
             markdown("Selective scan", ("shape", "scan", *columns), scans),
             markdown("Mamba layer (16 x 880, hidden 64, inner 128, state 16)", ("layer", *columns), mixers),
             markdown("Whole model, batch 1", ("model", "events", *names), models),
-            markdown("Ratios", ("figure", "value"), list(ratios(result).items())),
+            markdown("Ratios", ("ratio", "value"), list(ratios(result).items())),
         ]
     )
 

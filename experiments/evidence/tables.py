@@ -59,7 +59,7 @@ def main_table(results: Results) -> str:
             seconds = [unit["seconds"] for unit in units.values()]
             shown = [mean_with_interval(units, figure) for figure in SHOWN]
             rows.append([model.title, len(units), *shown, f"{np.median(seconds):.0f}"])
-    header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds a fold")
+    header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds per fold")
     return markdown("Models", header, rows)
 
 
@@ -75,7 +75,7 @@ def difference_table(results: Results, reference: str) -> str:
         *(f"{METRICS['binary'][figure]}, difference" for figure in FIGURES),
         "folds won (AUROC)",
     )
-    return markdown(f"{MODELS[reference].title} less another model", header, rows)
+    return markdown(f"{MODELS[reference].title} minus another model", header, rows)
 
 
 def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
@@ -115,7 +115,7 @@ def cross_validation(results: Results) -> str:
     return "\n\n".join(
         [
             "### Cross-validation of the recipe",
-            "Five folds over sets b and c, one seed a fold; `make evidence` in the project's repository. Means over "
+            "Five folds over sets b and c, one seed per fold; `make evidence` in the project's repository. Means over "
             "folds, 95 % intervals from resampled patients. What is said to be trained shortly had 20 epochs.",
             main_table(results).split("\n\n", 1)[1],
             findings(results),
