@@ -20,11 +20,11 @@ PACKAGES = ("hymate", "torch", "transformers", "mambapy")
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 PAGE_HEAD = """# Speed on CPUs
 
-The scan, the layer and the whole model beside their peers, all measured in one run; `python -m benchmarks --write` wrote
-this page. Machines differ and are shared, so compare within a table, and run `make bench` on your own. A dash stands for
-what would take more than a minute, or more memory than the machine has. Shapes are batch × length × inner size × state
-size: S1 is 16 × 880 × 64 × 16, S2 16 × 880 × 128 × 16, S3 4 × 4096 × 128 × 16, S4 1 × 32768 × 128 × 16 and S5
-16 × 880 × 64 × 64.
+The scan, the layer and the whole model beside their peers, all measured in one run. `python -m benchmarks --write`
+wrote this page. Machines differ and are shared, so compare within a table, and run `make bench` on your own machine. A
+dash stands for what would take more than a minute, or more memory than the machine has. Shapes are batch x length x
+inner size x state size: S1 is 16 x 880 x 64 x 16, S2 16 x 880 x 128 x 16, S3 4 x 4096 x 128 x 16, S4
+1 x 32768 x 128 x 16 and S5 16 x 880 x 64 x 64.
 
 ![Seconds over the number of events, for inference and for a training step](images/speed.png)
 

@@ -1,4 +1,4 @@
-"""Builds the page of commands from the commands themselves: a line `{{ help of NAME }}` becomes its `--help`."""
+"""What mkdocs does to pages: `{{ help of COMMAND }}` becomes its `--help`."""
 
 import contextlib
 import io
@@ -7,11 +7,19 @@ import re
 
 from hymate_training.cli.main import main
 
-WIDTH = "88"  # characters, as wide as a block of code on the page
+HELP = re.compile(r"^\{\{ help of ([\w -]+) \}\}$", re.MULTILINE)
+CELL = re.compile(r"<td[^>]*>.*?</td>")
+INTERVAL = re.compile(r"\[([-+]?[\d.]+), ([-+]?[\d.]+)\]")
+WIDTH = "84"  # characters, as wide as a block of code on the page
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    return re.sub(r"^\{\{ help of ([\w -]+) \}\}$", lambda match: _help(match[1].split()), markdown, flags=re.MULTILINE)
+    return HELP.sub(lambda match: _help(match[1].split()), markdown)
+
+
+def on_page_content(html: str, **_) -> str:
+    """Keeps the two ends of an interval on one line of a narrow table."""
+    return CELL.sub(lambda cell: INTERVAL.sub(r"[\1,&nbsp;\2]", cell[0]), html)
 
 
 def _help(command: list[str]) -> str:
