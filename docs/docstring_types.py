@@ -1,5 +1,6 @@
-"""Types as transformers' docstrings have them: "`int`, defaults to 64"."""
+"""What griffe does not see by itself: transformers' way with types, and `option`."""
 
+import ast
 import re
 from typing import Any
 
@@ -13,10 +14,27 @@ TYPE = re.compile(
 
 
 class DocstringTypes(griffe.Extension):
-    """Splits them into a type and a default, for the tables of the reference."""
+    """For the tables of the reference.
+
+    "`int`, defaults to 64" in a docstring becomes a type and a default. A field
+    `option(default, description)` becomes an attribute with that description.
+    """
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         rewrite(pkg)
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        value = attr.value
+        if (
+            isinstance(value, griffe.ExprCall)
+            and str(value.function) == "option"
+            and len(value.arguments) == 2
+        ):
+            default, description = value.arguments
+            attr.docstring = griffe.Docstring(
+                ast.literal_eval(str(description)), parent=attr
+            )
+            attr.value = default
 
 
 def rewrite(owner: griffe.Object) -> None:

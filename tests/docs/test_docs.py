@@ -93,10 +93,11 @@ def test_the_page_of_commands_shows_every_option(site):
         assert f"usage: hymate {command}" in page
 
 
-def test_nothing_comes_from_elsewhere(site):
-    """No script, style, font or picture of the site needs a network."""
+def test_pages_are_whole_and_need_no_network(site):
+    """No script, style, font or picture of the site needs a network; and no block of code was taken for prose."""
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
+        assert "```" not in text, page
         loaded = re.findall(r"<(?:script|img|iframe)[^>]*\bsrc=\"([^\"]+)\"", text)
         loaded += re.findall(r"<link[^>]*rel=\"(?:stylesheet|icon|preconnect)\"[^>]*href=\"([^\"]+)\"", text)
         assert not [address for address in loaded if re.match(r"(https?:)?//", address)], page
