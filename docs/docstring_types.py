@@ -1,4 +1,4 @@
-"""What griffe does not see by itself: transformers' way with types, and `option`."""
+"""Transformers' way with types, and `option`: what griffe does not see by itself."""
 
 import ast
 import re
