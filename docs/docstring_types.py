@@ -1,4 +1,4 @@
-"""Transformers' way with types, and `option`: what griffe does not see by itself."""
+"""What griffe does not see: transformers' way with types, and `option` fields."""
 
 import ast
 import re
