@@ -1,5 +1,5 @@
 """Every public source that is at hand from its download to a figure: prepared, fine-tuned, evaluated, each by the
-command a user has for it. Writes the figures into docs/data.md.
+command a user has for it. Writes the metrics into docs/data.md.
 
     python -m experiments.data_runs --data ../shared/data --output runs/data
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
     parser.add_argument("--output", type=Path, required=True, help="folder of the prepared data and the runs")
     args = parser.parse_args()
-    table = [["source", "task", "trained on", f"{SPLIT} split", "figures, 95 % intervals", "what it shows"]]
+    table = [["source", "task", "trained on", f"{SPLIT} split", "metrics, 95 % intervals", "what it shows"]]
     commands = []
     for source in SOURCES:
         raw = args.data / source.folder

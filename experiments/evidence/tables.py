@@ -60,7 +60,7 @@ def main_table(results: Results) -> str:
             seconds = [unit["seconds"] for unit in units.values()]
             shown = [mean_with_interval(units, figure) for figure in SHOWN]
             rows.append([model.title, len(units), *shown, f"{np.median(seconds):.0f}"])
-    header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds a fold")
+    header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds per fold")
     return titled_table("Models", header, rows)
 
 
@@ -76,7 +76,7 @@ def difference_table(results: Results, reference: str) -> str:
         *(f"{METRICS['binary'][figure]}, difference" for figure in FIGURES),
         "folds won (AUROC)",
     )
-    return titled_table(f"{MODELS[reference].title} less another model", header, rows)
+    return titled_table(f"{MODELS[reference].title} minus another model", header, rows)
 
 
 def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
