@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import HyMaTEForSequenceClassification
 from tests.support.helpers import perturbed, tiny_config
 
@@ -15,7 +16,7 @@ TEMPERATURE = 2.5
 def checkpoint(synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read it only: every test of the room shares it."""
     folder = tmp_path_factory.mktemp("classifier")
-    extractor = fit_feature_extractor(synthetic_folder)
+    extractor = fit_feature_extractor(PreparedFolder(synthetic_folder))
     config = tiny_config(
         num_variables=extractor.num_variables,
         num_static_features=len(extractor.static_feature_names),

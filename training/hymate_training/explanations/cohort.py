@@ -94,8 +94,8 @@ def cohort_of_task(
     info = data.info
     asked = info.task(task)
     check_task(explainer.model, asked)
-    check_static_columns(data.path, explainer.extractor)
-    dataset = load_task(data.path, task, split, explainer.extractor.variables)
+    check_static_columns(data, explainer.extractor)
+    dataset = load_task(data, task, split, explainer.extractor.variables)
     shuffled = np.random.default_rng(seed).permutation(len(dataset))
     chosen = np.sort(shuffled[np.unique(dataset.rows[shuffled], return_index=True)[1]])
     events = dataset.events.take(dataset.rows[chosen])
