@@ -183,6 +183,9 @@ class Running(NamedTuple):
     decayed_total: torch.Tensor
 
 
+DECAYING = ("recent", "decayed_weight", "decayed_total")  # fields with one number for each half-life
+
+
 def accurate_dtype(device: torch.device) -> torch.dtype:
     """Data type of running sums: float64, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -193,7 +196,7 @@ def empty_running(shape: Sequence[int], half_lives: int, device: torch.device) -
     zero = torch.zeros(*shape, dtype=accurate_dtype(device), device=device)
     decaying = zero.unsqueeze(-1).expand(*shape, half_lives)
     fields = {name: zero for name in Running._fields}
-    fields |= {name: decaying for name in ("recent", "decayed_weight", "decayed_total")}
+    fields |= {name: decaying for name in DECAYING}
     return Running(**fields | {"low": zero + math.inf, "high": zero - math.inf})
 
 
