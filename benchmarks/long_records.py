@@ -43,6 +43,7 @@ def measure(folder: Path, window: tuple[int | None, int]) -> str:
     config = HyMaTEConfig(
         num_variables=vocabulary * extractor.num_variables,
         num_static_features=len(extractor.static_feature_names),
+        time_scale=extractor.time_scale,
         num_labels=2,
     )
     model = HyMaTEForSequenceClassification(config)

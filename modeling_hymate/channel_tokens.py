@@ -55,7 +55,7 @@ class ChannelIndex:
     def gather(self, states: torch.Tensor) -> torch.Tensor:
         """Hands each event what its channel holds: (..., channels) -> (..., length) for leading dimensions that
         begin with the batch; 0 at masked events."""
-        slots = self.slots.view(len(states), *(1,) * (states.dim() - 2), -1).expand(*states.shape[:-1], -1)
+        slots = self.slots.view(states.shape[0], *(1,) * (states.dim() - 2), -1).expand(*states.shape[:-1], -1)
         return states.gather(-1, slots.clamp(min=0)).masked_fill(slots < 0, 0)
 
 

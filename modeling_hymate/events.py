@@ -113,7 +113,8 @@ def parse_events(
 
     Raises:
         ValueError: for a missing column, an unknown variable, a value that is no number, a time that is negative or
-            no number, and unless allowed a record without events; the message names the column, the row and the record.
+            no number, and unless allowed a record without events; the message names the column, the row and the
+            record.
     """
     if unknown_variables not in ("error", "ignore"):
         raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")

@@ -24,8 +24,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
     A value is clipped to its variable's range in the training records (their 0.1 and 99.9 percentiles), put on a
     logarithmic scale where that plainly cut the variable's skew there, and standardized. Times are divided by
     `time_scale`, a power of two where `fit` chose it, so that this rounds nothing and an event is at or before a
-    prediction time in the model just where it is in hours. Static columns are standardized or one-hot encoded, each with an indicator that it is missing.
-    Usually made by `fit`, saved beside the model as `preprocessor_config.json`.
+    prediction time in the model just where it is in hours. Static columns are standardized or one-hot encoded, each
+    with an indicator that it is missing. Usually made by `fit`, saved beside the model as `preprocessor_config.json`.
 
     Args:
         variables (`list[str]`): Names of the variables; their positions are the variable ids.
@@ -172,13 +172,16 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
                 or no number, an unknown category, and without prediction times a record without events; the message
                 names what and where.
         """
-        asked = prediction_times is not None
-        events = self.parse(records, static, allow_empty=asked)
+        events = self.parse(records, static, allow_empty=prediction_times is not None)
         if prediction_times is not None:
-            times, mask = self.parse_prediction_times(prediction_times, events.record_ids)
-            last = times.max(1, where=mask, initial=0).astype(np.float32)
-            events = events.select(events.times.astype(np.float32) <= last[events.rows])
+            events = self.until(events, prediction_times)
         return self.encode(self.shorten(events, max_events), return_tensors, prediction_times)
+
+    def until(self, events: Events, prediction_times: Sequence | np.ndarray) -> Events:
+        """The events at or before each record's last prediction time; argument as in `__call__`."""
+        hours, mask = self.parse_prediction_times(prediction_times, events.record_ids)
+        last = hours.max(1, where=mask, initial=0).astype(np.float32)
+        return events.select(events.times.astype(np.float32) <= last[events.rows])
 
     def parse_prediction_times(
         self, prediction_times: Sequence | np.ndarray, record_ids: Sequence[str]

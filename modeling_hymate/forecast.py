@@ -48,7 +48,7 @@ class HyMaTEForecastHead(nn.Module):
         of_tokens = self.decoder(hidden).float().masked_fill((counts == 0).unsqueeze(-1), 0)
         # padding is decoded into a surplus column
         columns = channel_ids.masked_fill(channel_ids < 0, self.num_variables)
-        columns = columns.view(len(columns), *(1,) * (tokens.dim() - 2), -1)
+        columns = columns.view(columns.shape[0], *(1,) * (tokens.dim() - 2), -1)
 
         def by_variable(numbers):
             spread = numbers.new_zeros(*numbers.shape[:-1], self.num_variables + 1)

@@ -206,8 +206,8 @@ def sort_predictions(
         if prediction_mask is not None:
             raise ValueError("prediction_mask was given without prediction_times")
         return PredictionTimes(events.last_times.unsqueeze(1), is_single=True)
-    batch = len(events.times)
-    if prediction_times.dim() != 2 or len(prediction_times) != batch or not prediction_times.shape[1]:
+    batch = events.times.shape[0]
+    if prediction_times.dim() != 2 or prediction_times.shape[0] != batch or not prediction_times.shape[1]:
         raise ValueError(
             f"prediction_times must be ({batch}, predictions), at least one for each record, got "
             f"{tuple(prediction_times.shape)}"

@@ -166,7 +166,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
         has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
         check_events(values, times, variable_ids, mask, has_value, self.config)
-        check_static(static_values, len(values), self.config)
+        check_static(static_values, values.shape[0], self.config)
         if prediction_times is not None and self.channel_tokens is None:
             raise ValueError(
                 "prediction_times needs attention_axis='channel': with 'event', a record can be asked at the time of "

@@ -32,6 +32,7 @@ def extractor() -> HyMaTEFeatureExtractor:
 def make(extractor):
     def make_pipeline(**config):
         settings = {"num_variables": 3, "num_static_features": 2, "problem_type": "single_label_classification"}
+        settings["time_scale"] = extractor.time_scale
         model = perturbed(HyMaTEForSequenceClassification(tiny_config(**settings | config)))
         return pipeline("ehr-classification", model=model, feature_extractor=extractor, device="cpu")
 

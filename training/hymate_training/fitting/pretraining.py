@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> str:
         split: load_forecast(args.data, split, extractor.variables, options.min_observed_hours)
         for split in ("train", "validation")
     }
-    model = HyMaTEForPreTraining(make_config(extractor, options.model))
+    fields = {"forecast_horizons": [options.forecast_hours], **options.model}
+    model = HyMaTEForPreTraining(make_config(extractor, fields))
     collator = partial(
         ForecastCollator,
         extractor,
@@ -120,7 +121,7 @@ def forecast_errors(model, dataset, collator, batch_size, accelerator) -> dict[s
         arguments = {name: tensor.to(model.device) for name, tensor in features.items()}
         forecast = model(**arguments).logits.float().cpu()
         mask, target = features["forecast_mask"], features["forecast_values"]
-        candidates = (forecast, last_values(features, target.shape[1]), torch.zeros_like(target))
+        candidates = (forecast, last_values(features, target.shape[2]).unsqueeze(1), torch.zeros_like(target))
         errors = [float((candidate - target)[mask].double().square().sum()) for candidate in candidates]
         sums += [*errors, int(mask.sum())]
     total = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device)).cpu().numpy()
