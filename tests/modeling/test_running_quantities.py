@@ -20,13 +20,16 @@ HALF_LIVES = (0.5, 2.0)
 
 
 def random_events(seed: int, batch: int = 3, channels: int = 4, hidden: int = 6, queries: int = 2) -> dict:
-    """Arguments of `running_quantities` but for the prediction times: ties, missing numbers, records of any length."""
+    """Arguments of `running_quantities` but for the prediction times: ties in time, for odd seeds also in value,
+    missing numbers, records of any length."""
     generator = torch.Generator().manual_seed(seed)
     length = int(torch.randint(1, 25, (), generator=generator))
     mask = torch.arange(length) < torch.randint(0, length + 1, (batch, 1), generator=generator)
     shape = (batch, length)
     value_mask = torch.rand(shape, generator=generator) < 0.7
-    values = torch.randint(-4, 5, shape, generator=generator) / 2
+    values = (
+        torch.randint(-4, 5, shape, generator=generator) / 2 if seed % 2 else torch.randn(shape, generator=generator)
+    )
     return {
         "parts": torch.randn(*shape, hidden, generator=generator),
         "scores": 3 * torch.randn(*shape, queries, generator=generator),
@@ -59,10 +62,10 @@ def test_one_pass_is_cutting_and_computing_anew(seed, predictions):
     for name, one, other in zip(("pooled", "totals", "statistics"), found, expected, strict=True):
         assert one.shape == other.shape, name
         close(one, other, 2e-5)
+    if seed % 2:  # a minimum that several events attain has many gradients
+        gradients = [found[:2] for found in gradients]
     for one, other in zip(*gradients, strict=True):
-        # a minimum or maximum that several events attain has many gradients
-        keep = slice(None) if one is not gradients[0][2] else slice(0, 0)
-        close(one[keep], other[keep], 1e-4)
+        close(one, other, 1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
