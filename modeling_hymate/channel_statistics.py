@@ -11,10 +11,10 @@ from .configuration_hymate import HyMaTEConfig
 from .running_quantities import HALF_LIFE_QUANTITIES, QUANTITIES
 
 OF_VALUES = (
-    *("first", "last", "min", "max", "mean", "deviation"),
-    *("mean_change", "last_change", "change_deviation", "decayed_mean"),
+    *("first", "last", "min", "max", "mean", "mean_change", "last_change", "decayed_mean"),
+    *("deviation", "change_deviation"),
 )
-OF_TIMES = ("count", "since_first", "since_last", "rate", "recent_count")
+OF_TIMES = ("count", "since_first", "since_last", "recent_count", "rate")
 BOUND = 2.5  # the outer knots; statistics are on about the scale of standardized values
 LIMIT = 4.0  # what lies further out counts as this far out
 
@@ -70,33 +70,29 @@ def channel_statistics(quantities: torch.Tensor, time_scale: float) -> tuple[tor
         `(..., statistics)` in float32, those of values and then those of times, and a boolean tensor of that shape,
         true where there is a number or an event to describe.
     """
-    found = split_quantities(quantities)
+    half_lives = (quantities.shape[-1] - len(QUANTITIES)) // len(HALF_LIFE_QUANTITIES)
+    place = {name: [at] for at, name in enumerate(QUANTITIES)}
+    for at, name in enumerate(HALF_LIFE_QUANTITIES):
+        place[name] = list(range(len(QUANTITIES) + at * half_lives, len(QUANTITIES) + (at + 1) * half_lives))
+    plain = [at for name in OF_VALUES if name in place for at in place[name]]
+    squared = [*place["variance"], *place["change_variance"]]
+    counted = [at for name in OF_TIMES if name in place for at in place[name]]
+    order = torch.tensor([*plain, *squared, *counted], device=quantities.device)
+    parts = quantities.index_select(-1, order).split([len(plain), len(squared), len(counted)], -1)
     hours = 2 * BOUND / math.log1p(time_scale)
-
-    def since(name):
-        return (found[name].clamp(min=0) * time_scale).log1p()
-
-    def deviation(name):
-        # the square root's slope is infinite at 0, where a variable was measured once
-        return 2 * found[name].clamp(min=1e-6).sqrt() - BOUND
-
-    count, since_first = found["count"].log1p(), since("since_first")
-    changed = {
-        "deviation": deviation("variance"),
-        "change_deviation": deviation("change_variance"),
-        "count": count - BOUND,
-        "since_first": hours * since_first - BOUND,
-        "since_last": hours * since("since_last") - BOUND,
-        "rate": count - since_first,
-        "recent_count": found["recent_count"].log1p() - BOUND,
-    }
-    named = found | changed
-    groups = []
-    for names, known in ((OF_VALUES, found["numbers"] > 0), (OF_TIMES, found["count"] > 0)):
-        columns = [named[name] if name in HALF_LIFE_QUANTITIES else named[name].unsqueeze(-1) for name in names]
-        group = torch.cat(columns, -1)
-        groups.append((group, known.unsqueeze(-1).expand_as(group)))
-    statistics, present = (torch.cat(parts, -1) for parts in zip(*groups, strict=True))
+    # per column: the unit of what is counted, then factor and shift of what comes of it
+    units = quantities.new_tensor([1, time_scale, time_scale, *[1] * half_lives])
+    factors = [*[1] * len(plain), 2, 2, 1, hours, hours, *[1] * half_lives, 1]
+    shifts = [*[0] * len(plain), *[-BOUND] * (2 + len(counted)), 0]
+    # the square root's slope is infinite at 0, where a variable was measured once
+    deviations = parts[1].clamp(min=1e-6).sqrt()
+    logarithms = (parts[2].clamp(min=0) * units).log1p()
+    rate = logarithms[..., :1] - logarithms[..., 1:2]
+    statistics = torch.cat([parts[0], deviations, logarithms, rate], -1)
+    statistics = torch.addcmul(quantities.new_tensor(shifts), statistics, quantities.new_tensor(factors))
+    num_values = len(plain) + len(squared)
+    needed = [*place["numbers"] * num_values, *place["count"] * (len(counted) + 1)]
+    present = quantities.index_select(-1, torch.tensor(needed, device=quantities.device)) > 0
     return statistics.clamp(-LIMIT, LIMIT), present
 
 

@@ -141,11 +141,16 @@ def pooling_sums(parts: torch.Tensor, scores: torch.Tensor, cells: torch.Tensor,
     `parts (batch, length, hidden_size)`, `scores (batch, length, queries)` and `cells (batch, length)`, which is
     `num_cells` at events that count nowhere; returns `(num_cells, hidden_size + queries)`.
     """
-    weights = scores.exp()
-    weighted = (parts.float().unflatten(-1, (scores.shape[-1], -1)) * weights.unsqueeze(-1)).flatten(-2)
-    summands = torch.cat([weighted, weights], -1).flatten(0, 1)
+    summands = pooling_summands(parts, scores).flatten(0, 1)
     sums = summands.new_zeros(num_cells + 1, summands.shape[-1])
     return sums.index_add(0, cells.flatten(), summands)[:num_cells]
+
+
+def pooling_summands(parts: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """What each event adds to `pooling_sums`, `(batch, length, hidden_size + queries)`."""
+    weights = scores.exp()
+    weighted = parts.float().unflatten(-1, (scores.shape[-1], -1)) * weights.unsqueeze(-1)
+    return torch.cat([weighted.flatten(-2), weights], -1)
 
 
 def pooled_means(sums: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,55 +219,94 @@ def summarize(
     # the numbers of one cell side by side, so that each finds the one before it; the others last
     number_cells, order = cells.masked_fill(~value_mask, num_cells).sort(dim=1, stable=True)
     numbers, number_times = (tensor.gather(1, order).to(dtype) for tensor in (values, times))
-    follows = torch.zeros_like(value_mask)  # another number of its cell
-    follows[:, 1:] = (number_cells[:, 1:] == number_cells[:, :-1]) & (number_cells[:, 1:] < num_cells)
-    followed = torch.zeros_like(follows)
-    followed[:, :-1] = follows[:, 1:]
+    is_number = number_cells < num_cells
+    numbers, times = numbers.masked_fill(~is_number, 0), times.to(dtype)
+    begins = torch.ones_like(value_mask)
+    begins[:, 1:] = number_cells[:, 1:] != number_cells[:, :-1]
+    ends = torch.ones_like(value_mask)
+    ends[:, :-1] = begins[:, 1:]
     changes = torch.zeros_like(numbers)
     changes[:, 1:] = numbers.diff(dim=1)
-    changes = changes.masked_fill(~follows, 0)
-    numbers = numbers.masked_fill(number_cells == num_cells, 0)
-
-    def total(cells, summands):
-        sums = summands.new_zeros(num_cells + 1, *summands.shape[2:])
-        return sums.index_add(0, cells.flatten(), summands.flatten(0, 1))[:num_cells]
-
-    def extreme(cells, numbers, reduce, default=0.0):
-        found = numbers.new_full((num_cells + 1,), default)
-        return found.scatter_reduce(0, cells.flatten(), numbers.flatten(), reduce, include_self=False)
-
-    def only(keep, numbers):
-        chosen = number_cells.masked_fill(~keep, num_cells)
-        return numbers.new_zeros(num_cells + 1).scatter(0, chosen.flatten(), numbers.flatten())
-
-    def decays(cells, times, latest):
-        rates = times.new_tensor(half_lives).reciprocal()
-        return torch.exp2((times - latest[cells]).clamp(max=0).unsqueeze(-1) * rates)
-
-    ones = torch.ones_like(numbers)
-    last_time = extreme(cells, times.to(dtype), "amax")
-    last = only(~followed, numbers)
-    number_time = only(~followed, number_times)
-    fading = decays(number_cells, number_times, number_time)
-    sums = total(number_cells, torch.stack([ones, numbers, numbers.square(), changes.square()], -1))
-    count, total_, squares, change_squares = sums.unbind(-1)
+    changes = changes.masked_fill(begins | ~is_number, 0)
+    first_at, last_at = (_places(chosen, number_cells, num_cells) for chosen in (begins, ends))
+    number_time, last_time = number_times.flatten()[last_at], _extremes(cells, num_cells, times, "amax", 0)
+    rates = numbers.new_tensor(half_lives).reciprocal()
+    number_weights, weights = (
+        torch.exp2((when - latest[where]).clamp(max=0).unsqueeze(-1) * rates)
+        for when, latest, where in ((number_times, number_time, number_cells), (times, last_time, cells))
+    )
+    one = torch.ones_like(numbers)
+    number, change = numbers.unsqueeze(-1), changes.unsqueeze(-1)
+    summands = [one.unsqueeze(-1), number, number.square(), change.square(), number_weights, number_weights * number]
+    known, total, squares, change_squares, decayed_weight, decayed_total = _sums(number_cells, num_cells, summands)
+    count, recent = _sums(cells, num_cells, [one.unsqueeze(-1), weights])
+    first, last, last_change, number_time = (
+        numbers_.flatten()[place[:-1]].masked_fill(known.squeeze(-1) == 0, 0)
+        for numbers_, place in ((numbers, first_at), (numbers, last_at), (changes, last_at), (number_times, last_at))
+    )
     return Running(
-        count=total(cells, ones),
-        first_time=extreme(cells, times.to(dtype), "amin")[:-1],
+        count=count.squeeze(-1),
+        first_time=_extremes(cells, num_cells, times, "amin", 0)[:-1],
         last_time=last_time[:-1],
-        recent=total(cells, decays(cells, times.to(dtype), last_time)),
-        numbers=count,
-        number_time=number_time[:-1],
-        total=total_,
-        squares=squares,
-        low=extreme(number_cells, numbers, "amin", math.inf)[:-1],
-        high=extreme(number_cells, numbers, "amax", -math.inf)[:-1],
-        first=only(~follows, numbers)[:-1],
-        last=last[:-1],
-        last_change=only(~followed, changes)[:-1],
-        change_squares=change_squares,
-        decayed_weight=total(number_cells, fading),
-        decayed_total=total(number_cells, fading * numbers.unsqueeze(-1)),
+        recent=recent,
+        numbers=known.squeeze(-1),
+        number_time=number_time,
+        total=total.squeeze(-1),
+        squares=squares.squeeze(-1),
+        low=_extremes(number_cells, num_cells, numbers, "amin", math.inf)[:-1],
+        high=_extremes(number_cells, num_cells, numbers, "amax", -math.inf)[:-1],
+        first=first,
+        last=last,
+        last_change=last_change,
+        change_squares=change_squares.squeeze(-1),
+        decayed_weight=decayed_weight,
+        decayed_total=decayed_total,
+    )
+
+
+def _sums(cells: torch.Tensor, num_cells: int, summands: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Sums over each cell, `(num_cells, width)`, of each of the summands `(batch, length, width)`."""
+    columns = torch.cat(summands, -1)
+    sums = columns.new_zeros(num_cells + 1, columns.shape[-1])
+    sums = sums.index_add(0, cells.flatten(), columns.flatten(0, 1))[:num_cells]
+    return sums.split([summand.shape[-1] for summand in summands], -1)
+
+
+def _extremes(cells: torch.Tensor, num_cells: int, numbers: torch.Tensor, reduce: str, default: float) -> torch.Tensor:
+    """Largest ("amax") or smallest ("amin") number of each cell, `(num_cells + 1,)`; the default where it has none."""
+    found = numbers.new_full((num_cells + 1,), default)
+    return found.scatter_reduce(0, cells.flatten(), numbers.flatten(), reduce, include_self=False)
+
+
+def _places(chosen: torch.Tensor, cells: torch.Tensor, num_cells: int) -> torch.Tensor:
+    """Where the one event of each cell stands that is `chosen`, among all `(batch * length)`; `(num_cells + 1,)`."""
+    places = torch.arange(chosen.numel(), device=chosen.device)
+    chosen_cells = cells.masked_fill(~chosen, num_cells).flatten()
+    return places.new_zeros(num_cells + 1).scatter(0, chosen_cells, places)
+
+
+def describe_event(value: torch.Tensor, time: torch.Tensor, has_value: torch.Tensor, half_lives: int) -> Running:
+    """The description of a single event, as `summarize` would give it; all arguments of one shape."""
+    dtype = accurate_dtype(value.device)
+    value, time, known = value.to(dtype), time.to(dtype), has_value.to(dtype)
+    one, zero = torch.ones_like(value), torch.zeros_like(value)
+    return Running(
+        count=one,
+        first_time=time,
+        last_time=time,
+        recent=one.unsqueeze(-1).expand(*one.shape, half_lives),
+        numbers=known,
+        number_time=time * known,
+        total=value,
+        squares=value.square(),
+        low=torch.where(has_value, value, math.inf),
+        high=torch.where(has_value, value, -math.inf),
+        first=value,
+        last=value,
+        last_change=zero,
+        change_squares=zero,
+        decayed_weight=known.unsqueeze(-1).expand(*one.shape, half_lives),
+        decayed_total=value.unsqueeze(-1).expand(*one.shape, half_lives),
     )
 
 
@@ -321,29 +365,27 @@ def quantities(running: Running, now: torch.Tensor, half_lives: Sequence[float])
     in float32."""
     r = running
     now = now.to(r.count.dtype)
-    seen, known, changed = r.count > 0, r.numbers > 0, r.numbers > 1
+    seen, known = r.count > 0, r.numbers > 0
     numbers, changes = r.numbers.clamp(min=1), (r.numbers - 1).clamp(min=1)
-    mean, mean_change = r.total / numbers, (r.last - r.first) / changes
-    variance = (r.squares / numbers - mean.square()).clamp(min=0)
-    change_variance = (r.change_squares / changes - mean_change.square()).clamp(min=0)
+    mean, mean_change = r.total / numbers, (r.last - r.first) / changes  # both 0 where there is nothing
+    since_last = now - r.last_time
     found = {
         "count": r.count,
-        "since_first": (now - r.first_time).masked_fill(~seen, 0),
-        "since_last": (now - r.last_time).masked_fill(~seen, 0),
+        "since_first": now - r.first_time,
+        "since_last": since_last,
         "numbers": r.numbers,
         "first": r.first,
         "last": r.last,
-        "min": r.low.masked_fill(~known, 0),
-        "max": r.high.masked_fill(~known, 0),
+        "min": torch.where(known, r.low, 0),
+        "max": torch.where(known, r.high, 0),
         "mean": mean,
-        "variance": variance,
-        "mean_change": mean_change.masked_fill(~changed, 0),
+        "variance": (r.squares / numbers - mean.square()).clamp(min=0),
+        "mean_change": mean_change,
         "last_change": r.last_change,
-        "change_variance": change_variance.masked_fill(~changed, 0),
+        "change_variance": (r.change_squares / changes - mean_change.square()).clamp(min=0),
     }
-    tiny = torch.finfo(r.count.dtype).tiny
-    decayed = r.decayed_total / r.decayed_weight.clamp(min=tiny)
+    stacked = torch.where(seen.unsqueeze(-1), torch.stack([found[name] for name in QUANTITIES], -1), 0)
+    decayed = r.decayed_total / r.decayed_weight.clamp(min=torch.finfo(r.count.dtype).tiny)
     rates = r.count.new_tensor(half_lives).reciprocal()
-    recent = r.recent * torch.exp2((-found["since_last"]).clamp(max=0).unsqueeze(-1) * rates)
-    stacked = torch.stack([found[name] for name in QUANTITIES], -1)
+    recent = r.recent * torch.exp2((-since_last).clamp(max=0).unsqueeze(-1) * rates)
     return torch.cat([stacked, decayed, recent], -1).float()

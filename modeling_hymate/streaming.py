@@ -13,9 +13,11 @@ from .inputs import SortedEvents, sort_events
 from .running_quantities import (
     DECAYING,
     Running,
+    describe_event,
     empty_running,
     merge,
     pooled_means,
+    pooling_summands,
     pooling_sums,
     quantities,
     summarize,
@@ -201,10 +203,8 @@ def observed_quantities(
     else:
         ranks = observed.cumsum(1)
         channel_ids = columns_of(observed, ranks, max(1, int(ranks[:, -1].max())))
-    places = torch.where(channel_ids < 0, num_variables, channel_ids).unsqueeze(-1)
-    sums, running = (
-        held.gather(1, places.expand(-1, -1, held.shape[-1])).unsqueeze(1) for held in (memory.sums, memory.running)
-    )
+    variables = channel_ids.masked_fill(channel_ids < 0, num_variables)
+    sums, running = (_of_variables(held, variables).unsqueeze(1) for held in (memory.sums, memory.running))
     half_lives = model.half_lives
     pooled, _ = pooled_means(sums, model.config.num_pooling_queries)
     return pooled, quantities(_unpack(running, len(half_lives)), now.view(-1, 1, 1), half_lives), channel_ids
@@ -222,18 +222,14 @@ def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMe
         convolutions.append(convolution)
         scans.append(scan)
     parts, scores = model.channel_tokens.project(hidden_states)
-    channels = ChannelIndex(events.variable_ids, events.mask, model.config.num_variables)
-    shape = channels.channel_ids.shape
-    cells = channels.slots + torch.arange(shape[0], device=lengths.device).unsqueeze(1) * shape[1]
-    cells = cells.masked_fill(~events.mask, shape.numel())
-    sums = pooling_sums(parts, scores, cells, shape.numel()).view(*shape, -1)
-    running = summarize(events.values, events.times, events.has_value, cells, shape.numel(), model.half_lives)
-    running = Running(*(field.view(*shape, *field.shape[1:]) for field in running))
-    places = torch.where(channels.channel_ids < 0, model.config.num_variables, channels.channel_ids).unsqueeze(-1)
-    old_sums, old_running = (
-        held.gather(1, places.expand(-1, -1, held.shape[-1])) for held in (memory.sums, memory.running)
-    )
+    if events.mask.shape[1] == 1 and events.mask.all():
+        variables, sums = events.variable_ids, pooling_summands(parts, scores)
+        running = describe_event(events.values, events.times, events.has_value, len(model.half_lives))
+    else:
+        variables, sums, running = _summarize_channels(model, events, parts, scores)
+    old_sums, old_running = (_of_variables(held, variables) for held in (memory.sums, memory.running))
     merged = _pack(merge(_unpack(old_running, len(model.half_lives)), running, model.half_lives))
+    places = variables.unsqueeze(-1)
     return StreamMemory(
         convolution=torch.stack(convolutions) if convolutions else memory.convolution,
         scan=torch.stack(scans) if scans else memory.scan,
@@ -242,6 +238,24 @@ def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMe
         last_time=torch.where(lengths > 0, events.last_times, memory.last_time),
         num_events=memory.num_events + lengths,
     )
+
+
+def _summarize_channels(model: Any, events: SortedEvents, parts: torch.Tensor, scores: torch.Tensor):
+    """The variables of the events `(batch, channels)`, and their sums and description in these events."""
+    num_variables = model.config.num_variables
+    channels = ChannelIndex(events.variable_ids, events.mask, num_variables)
+    shape = channels.channel_ids.shape
+    rows = torch.arange(shape[0], device=parts.device).unsqueeze(1)
+    cells = (channels.slots + rows * shape[1]).masked_fill(~events.mask, shape.numel())
+    sums = pooling_sums(parts, scores, cells, shape.numel()).view(*shape, -1)
+    running = summarize(events.values, events.times, events.has_value, cells, shape.numel(), model.half_lives)
+    running = Running(*(field.view(*shape, *field.shape[1:]) for field in running))
+    return channels.channel_ids.masked_fill(channels.channel_ids < 0, num_variables), sums, running
+
+
+def _of_variables(held: torch.Tensor, variables: torch.Tensor) -> torch.Tensor:
+    """(batch, num_variables + 1, width), (batch, channels) -> (batch, channels, width)"""
+    return held.gather(1, variables.unsqueeze(-1).expand(-1, -1, held.shape[-1]))
 
 
 def _pack(running: Running) -> torch.Tensor:
