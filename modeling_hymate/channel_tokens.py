@@ -80,7 +80,8 @@ class HyMaTEChannelTokens(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.num_pooling_queries, bias=False)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.statistics = HyMaTEChannelStatistics(config) if config.num_statistic_bins else None
-        self.occurrence = None if config.num_statistic_bins else nn.Linear(3, config.hidden_size, bias=False)
+        if self.statistics is None:
+            self.occurrence = nn.Linear(3, config.hidden_size, bias=False)
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, length, hidden_size) -> `parts` and `scores` of `running_quantities`."""
@@ -99,8 +100,9 @@ class HyMaTEChannelTokens(nn.Module):
         channel, `(batch, channels)` -> tokens `(batch, predictions, channels, hidden_size)`."""
         tokens = pooled + variable_embedding(channel_ids.clamp(min=0)).unsqueeze(1)
         if self.statistics is not None:
-            return tokens + self.statistics(quantities, channel_ids).to(tokens.dtype)
-        found = split_quantities(quantities)
-        hours = (found[name].clamp(min=0) * self.time_scale for name in ("since_first", "since_last"))
-        described = torch.stack([found["count"], *hours], -1).log1p()
-        return tokens + self.occurrence(described.to(tokens.dtype)).to(tokens.dtype)
+            described = self.statistics(quantities, channel_ids)
+        else:
+            found = split_quantities(quantities)
+            hours = (found[name].clamp(min=0) * self.time_scale for name in ("since_first", "since_last"))
+            described = self.occurrence(torch.stack([found["count"], *hours], -1).log1p().to(tokens.dtype))
+        return tokens + described.to(tokens.dtype)

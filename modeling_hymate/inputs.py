@@ -1,8 +1,8 @@
 """What a model is handed: checked, and put into the order that it works in."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,12 @@ class SortedEvents:
     has_value: torch.Tensor
     order: torch.Tensor | None = None
 
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "SortedEvents":
+        """The events with `function` applied to each of their tensors."""
+        tensors = (self.values, self.times, self.variable_ids, self.mask, self.has_value)
+        values, times, variable_ids, mask, has_value = map(function, tensors)
+        return SortedEvents(values, times, variable_ids, mask, has_value)
+
     @property
     def lengths(self) -> torch.Tensor:
         """Number of real events, `(batch,)`."""
@@ -135,8 +141,7 @@ def sort_events(
     if is_readable(values) and _is_sorted(keys, ties):
         return events
     order = _argsort(keys, ties)
-    columns = (values, times, variable_ids, mask, events.has_value)
-    return SortedEvents(*(tensor.gather(1, order) for tensor in columns), order=order)
+    return replace(events.map(lambda tensor: tensor.gather(1, order)), order=order)
 
 
 def canonical_order(

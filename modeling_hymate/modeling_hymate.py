@@ -39,7 +39,7 @@ from .streaming import StreamState, advance_stream, new_stream, observed_quantit
 
 FORWARD_ARGUMENTS = (
     *("values", "times", "variable_ids", "attention_mask", "value_mask", "static_values", "prediction_times"),
-    *("prediction_mask", "max_channels", "output_event_weights"),
+    *("prediction_mask", "max_channels", "output_event_weights", "output_channel_hidden_state"),
 )
 # elements of all tokens that are held at a time: those of more prediction times are made one part after the other
 TOKEN_BUDGET = 2**22
@@ -104,7 +104,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         super().__init__(config)
         self.embedding = HyMaTEEmbedding(config)
         self.mamba_layers = nn.ModuleList(HyMaTEMambaLayer(config) for _ in range(config.num_mamba_layers))
-        self.channel_tokens = HyMaTEChannelTokens(config) if config.attention_axis == "channel" else None
+        self.channel_tokens: Any = HyMaTEChannelTokens(config) if config.attention_axis == "channel" else None
         self.attention_layers = nn.ModuleList(HyMaTEAttentionLayer(config) for _ in range(config.num_attention_layers))
         self.fusion = HyMaTEFusionAttention(config)
         self.prediction_time_embedding = HyMaTEPredictionTimeEmbedding(config)
@@ -132,6 +132,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         prediction_mask: torch.Tensor | None = None,
         max_channels: int | None = None,
         output_event_weights: bool | None = None,
+        output_channel_hidden_state: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> HyMaTEModelOutput:
@@ -153,6 +154,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             max_channels: a bound to the number of variables observed in any record, which spares a GPU the wait for
                 it; more variables than that are an error that is not noticed.
             output_event_weights: return `event_weights`; by default where no prediction times are given.
+            output_channel_hidden_state: return `channel_hidden_state`; by default where no prediction times are given,
+                for many of which it takes most of the memory.
             output_hidden_states: return the hidden states of all layers.
 
         Raises:
@@ -181,13 +184,15 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             hidden_states = layer(hidden_states, lengths)
             all_hidden_states.append(hidden_states)
         channels = ChannelIndex(events.variable_ids, events.mask, self.config.num_variables, max_channels)
-        if output_event_weights is None:
-            output_event_weights = asked.is_single
+        optional = {"event_weights": output_event_weights, "channel_hidden_state": output_channel_hidden_state}
+        wanted = [
+            name for name, asked_for in optional.items() if (asked.is_single if asked_for is None else asked_for)
+        ]
         encode = self._encode_events if self.channel_tokens is None else self._encode_channels
-        found = encode(hidden_states, events, asked, channels, output_event_weights, **kwargs)
+        found = encode(hidden_states, events, asked, channels, wanted, **kwargs)
         found["pooler_output"] = self._with_context(found["pooler_output"], asked.times, self._static(static_values))
         found = {name: asked.in_given_order(tensor) for name, tensor in found.items()}
-        if output_event_weights:
+        if "event_weights" in wanted:
             found["event_weights"] = events.in_given_order(found["event_weights"].movedim(-1, 1)).movedim(1, -1)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -253,6 +258,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             raise ValueError("a stream is for inference: call model.eval() first")
         with torch.inference_mode():
             if values is not None:
+                if times is None or variable_ids is None:
+                    raise ValueError("values, times and variable_ids must be given together")
                 mask = torch.ones_like(values, dtype=torch.bool)
                 mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
                 has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
@@ -261,7 +268,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             return self._encode_stream(state, prediction_time), state
 
     def _static(self, static_values: torch.Tensor | None) -> torch.Tensor | None:
-        if self.static_embedding is None:
+        if self.static_embedding is None or static_values is None:
             return None
         return self.static_embedding(static_values.to(self.embedding.missing_value.dtype))
 
@@ -284,23 +291,24 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         pooled, weights = self.fusion(tokens, mask)
         return tokens.view(shape), pooled.view(*shape[:-2], -1), weights.view(shape[:-1])
 
-    def _encode_channels(self, hidden_states, events, asked, channels, output_event_weights, **kwargs):
+    def _encode_channels(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels at the prediction times, some of them at a time."""
         parts, scores = self.channel_tokens.project(hidden_states)
         batch, predictions = asked.times.shape
         at_a_time = predictions
         if predictions > 1 and not torch.compiler.is_compiling():
             tokens = batch * channels.channel_ids.shape[1] * self.config.hidden_size
-            at_a_time = max(1, TOKEN_BUDGET // tokens, TOKEN_BUDGET // max(1, hidden_states.numel()))
+            # each part goes through all events again, which must not become most of the work
+            at_a_time = max(1, max(TOKEN_BUDGET, hidden_states.numel()) // tokens)
         found = [
-            self._encode_channels_at(times, parts, scores, events, channels, output_event_weights, **kwargs)
+            self._encode_channels_at(times, parts, scores, events, channels, wanted, **kwargs)
             for times in asked.times.split(at_a_time, 1)
         ]
         if len(found) == 1:
             return found[0]
         return {name: torch.cat([part[name] for part in found], 1) for name in found[0]}
 
-    def _encode_channels_at(self, times, parts, scores, events, channels, output_event_weights, **kwargs):
+    def _encode_channels_at(self, times, parts, scores, events, channels, wanted, **kwargs):
         num_channels = channels.channel_ids.shape[1]
         pooled, totals, quantities = running_quantities(
             parts,
@@ -313,29 +321,31 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             num_channels,
             self.half_lives,
         )
-        found = self._encode_quantities(pooled, quantities, channels.channel_ids, **kwargs)
-        if output_event_weights:
+        found = self._encode_quantities(pooled, quantities, channels.channel_ids, wanted, **kwargs)
+        if "event_weights" in wanted:
             shares = found["channel_weights"].unsqueeze(-1) / totals.clamp(min=torch.finfo(totals.dtype).tiny)
             shares = channels.gather(shares.movedim(-1, 2))  # (batch, predictions, queries, length)
             weights = torch.einsum("bpql,blq->bpl", shares, scores.exp()) / scores.shape[-1]
             found["event_weights"] = weights.masked_fill(events.times.unsqueeze(1) > times.unsqueeze(2), 0)
         return found
 
-    def _encode_quantities(self, pooled, quantities, channel_ids, **kwargs):
+    def _encode_quantities(self, pooled, quantities, channel_ids, wanted=("channel_hidden_state",), **kwargs):
         """Running quantities `(batch, predictions, channels, ...)` -> what is said of channels and records."""
         named = split_quantities(quantities)
         mask = (named["count"] > 0) & (channel_ids >= 0).unsqueeze(1)
         tokens = self.channel_tokens(pooled, quantities, channel_ids, self.embedding.variable_embedding)
         tokens, pooled, weights = self._mix_tokens(tokens, mask, **kwargs)
-        return {
+        found = {
             "pooler_output": pooled,
-            "channel_hidden_state": tokens.masked_fill(~mask.unsqueeze(-1), 0),
             "channel_counts": named["count"],
             "channel_last_values": named["last"],
             "channel_weights": weights,
         }
+        if "channel_hidden_state" in wanted:
+            found["channel_hidden_state"] = tokens.masked_fill(~mask.unsqueeze(-1), 0)
+        return found
 
-    def _encode_events(self, hidden_states, events, asked, channels, output_event_weights, **kwargs):
+    def _encode_events(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels and records where tokens are events, at the time of the last."""
         tokens, pooled, weights = self._mix_tokens(hidden_states, events.mask, **kwargs)
         weighted = channels.sum(torch.cat([tokens * weights.unsqueeze(-1), weights.unsqueeze(-1)], -1))
@@ -349,7 +359,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             "channel_last_values": channels.last(events.values, events.has_value),
             "channel_weights": channel_weights,
         }
-        if output_event_weights:
+        if "event_weights" in wanted:
             found["event_weights"] = weights
         return {name: tensor.unsqueeze(1) for name, tensor in found.items()}
 
@@ -375,7 +385,7 @@ class HyMaTEHeadModel(HyMaTEPreTrainedModel):
 
     output_class: type[HyMaTEModelOutput]
 
-    def head(self, outputs: HyMaTEModelOutput) -> dict[str, torch.Tensor]:
+    def head(self, outputs: HyMaTEModelOutput) -> dict[str, Any]:
         """What the head adds to the encoder's outputs, by the names of the fields."""
         raise NotImplementedError
 
@@ -436,17 +446,24 @@ class HyMaTEForPreTraining(HyMaTEHeadModel):
         if measured_mask is not None and forecast_mask is None:
             raise ValueError("measured_mask was given without forecast_values and forecast_mask")
         asked = {"prediction_times": prediction_times, "prediction_mask": prediction_mask}
-        kwargs = kwargs | {"return_dict": True}
+        kwargs = kwargs | {"return_dict": True, "output_channel_hidden_state": True}
         inputs = (values, times, variable_ids, attention_mask, value_mask, static_values)
         outputs = self.hymate(*inputs, **asked, **kwargs)
         forecast = self.head(outputs)
         loss = None
         if forecast_values is not None and forecast_mask is not None:
-            targets = (forecast_values, forecast_mask, measured_mask, prediction_mask)
-            loss = forecast_loss(*forecast.values(), *targets, self.config.measured_weight)
+            loss = forecast_loss(
+                forecast["logits"],
+                forecast["measured_logits"],
+                forecast_values,
+                forecast_mask,
+                measured_mask,
+                prediction_mask,
+                self.config.measured_weight,
+            )
         return HyMaTEForPreTrainingOutput(loss=loss, **forecast, **outputs)
 
-    def head(self, outputs: HyMaTEModelOutput) -> dict[str, torch.Tensor]:
+    def head(self, outputs: HyMaTEModelOutput) -> dict[str, Any]:
         logits, measured_logits = self.forecast(
             self.dropout(outputs.pooler_output),
             outputs.channel_hidden_state,
@@ -509,7 +526,7 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
         loss = None if labels is None else label_loss(logits.float(), labels, prediction_mask, self.config)
         return HyMaTEForSequenceClassificationOutput(loss=loss, logits=logits, **outputs)
 
-    def head(self, outputs: HyMaTEModelOutput) -> dict[str, torch.Tensor]:
+    def head(self, outputs: HyMaTEModelOutput) -> dict[str, Any]:
         logits = self.classifier(self.dropout(outputs.pooler_output))
         if is_regression(self.config):
             logits = logits.float() * self.config.label_deviation + self.config.label_mean

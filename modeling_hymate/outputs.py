@@ -18,7 +18,8 @@ class HyMaTEModelOutput(ModelOutput):
             at masked events. Absent from a stream's outputs.
         pooler_output: the patient representation, `(batch, [predictions,] config.pooler_size)`.
         channel_hidden_state: one token per variable observed by then, `(batch, [predictions,] channels,
-            hidden_size)`; with `attention_axis="event"` the weighted mean of that variable's events.
+            hidden_size)`; with `attention_axis="event"` the weighted mean of that variable's events. With
+            `prediction_times` only where `output_channel_hidden_state` asks for it.
         channel_ids: the variable of each channel, `(batch, channels)`; -1 is padding. A compiled or exported model
             pads to the most channels that there can be.
         channel_counts: number of events of each channel, `(batch, [predictions,] channels)`; 0 where the variable has

@@ -142,7 +142,7 @@ class HyMaTEPipeline(Pipeline):
         return {**features, "events": events, "hours": hours[0]}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: inputs[name] for name in ("events", "hours") if name in inputs}
+        kept: dict[str, Any] = {name: inputs[name] for name in ("events", "hours") if name in inputs}
         asked = {"output_event_weights": True} if "hours" in inputs else {}
         outputs = self.model(**{name: item for name, item in inputs.items() if name not in kept}, **asked)
         return {
@@ -157,17 +157,17 @@ class HyMaTEPipeline(Pipeline):
     def postprocess(self, outputs: dict[str, Any], top_k: int | None = 5) -> dict[str, Any] | list[dict[str, Any]]:
         events, channel_ids = outputs["events"], outputs["channel_ids"][0].numpy()
         names = ("predictions", "event_weights", "channel_weights", "channel_counts")
-        found = [outputs[name][0] for name in names]
+        found = {name: outputs[name][0] for name in names}
         if "hours" not in outputs:
-            return self._result(events, channel_ids, *found, top_k)
+            return self._result(events, channel_ids, top_k, **found)
         results = []
         for place, hours in enumerate(outputs["hours"].tolist()):
             seen = events.select(events.times.astype(np.float32) <= np.float32(hours))
-            result = self._result(seen, channel_ids, *(tensor[place] for tensor in found), top_k)
+            result = self._result(seen, channel_ids, top_k, **{name: found[name][place] for name in names})
             results.append({"record_id": result.pop("record_id"), "prediction_time": hours} | result)
         return results
 
-    def _result(self, events, channel_ids, predictions, event_weights, channel_weights, channel_counts, top_k) -> dict:
+    def _result(self, events, channel_ids, top_k, predictions, event_weights, channel_weights, channel_counts) -> dict:
         """What was found out from the events of one record."""
         config, variables = self.model.config, self.feature_extractor.variables
         predicted = predictions.tolist()

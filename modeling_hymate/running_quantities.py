@@ -170,7 +170,7 @@ class Running(NamedTuple):
     differences between them.
     """
 
-    count: torch.Tensor  # of all events
+    events: torch.Tensor  # how many
     first_time: torch.Tensor
     last_time: torch.Tensor
     recent: torch.Tensor  # decayed count as of last_time
@@ -239,13 +239,13 @@ def summarize(
     number, change = numbers.unsqueeze(-1), changes.unsqueeze(-1)
     summands = [one.unsqueeze(-1), number, number.square(), change.square(), number_weights, number_weights * number]
     known, total, squares, change_squares, decayed_weight, decayed_total = _sums(number_cells, num_cells, summands)
-    count, recent = _sums(cells, num_cells, [one.unsqueeze(-1), weights])
+    events, recent = _sums(cells, num_cells, [one.unsqueeze(-1), weights])
     first, last, last_change, number_time = (
         numbers_.flatten()[place[:-1]].masked_fill(known.squeeze(-1) == 0, 0)
         for numbers_, place in ((numbers, first_at), (numbers, last_at), (changes, last_at), (number_times, last_at))
     )
     return Running(
-        count=count.squeeze(-1),
+        events=events.squeeze(-1),
         first_time=_extremes(cells, num_cells, times, "amin", 0)[:-1],
         last_time=last_time[:-1],
         recent=recent,
@@ -291,7 +291,7 @@ def describe_event(value: torch.Tensor, time: torch.Tensor, has_value: torch.Ten
     value, time, known = value.to(dtype), time.to(dtype), has_value.to(dtype)
     one, zero = torch.ones_like(value), torch.zeros_like(value)
     return Running(
-        count=one,
+        events=one,
         first_time=time,
         last_time=time,
         recent=one.unsqueeze(-1).expand(*one.shape, half_lives),
@@ -315,9 +315,9 @@ def merge(earlier: Running, later: Running, half_lives: Sequence[float]) -> Runn
     a, b = earlier, later
     both = (a.numbers > 0) & (b.numbers > 0)
     link = (b.first - a.last).masked_fill(~both, 0)  # the change from one to the other
-    last_time = torch.where(b.count > 0, b.last_time, a.last_time)
+    last_time = torch.where(b.events > 0, b.last_time, a.last_time)
     number_time = torch.where(b.numbers > 0, b.number_time, a.number_time)
-    rates = a.count.new_tensor(half_lives).reciprocal()
+    rates = a.events.new_tensor(half_lives).reciprocal()
 
     def fading(then, now):
         # where there was nothing, neither has `then` a meaning
@@ -325,8 +325,8 @@ def merge(earlier: Running, later: Running, half_lives: Sequence[float]) -> Runn
 
     number_fading = fading(a.number_time, number_time)
     return Running(
-        count=a.count + b.count,
-        first_time=torch.where(a.count > 0, a.first_time, b.first_time),
+        events=a.events + b.events,
+        first_time=torch.where(a.events > 0, a.first_time, b.first_time),
         last_time=last_time,
         recent=a.recent * fading(a.last_time, last_time) + b.recent,
         numbers=a.numbers + b.numbers,
@@ -348,7 +348,7 @@ def _merge_along_predictions(running: Running, half_lives: Sequence[float]) -> R
     """From the stretches between prediction times, dimension 1, to those from the beginning: each step doubles how
     many stretches are merged."""
     step = 1
-    while step < running.count.shape[1]:
+    while step < running.events.shape[1]:
         merged = merge(
             Running(*(field[:, :-step] for field in running)),
             Running(*(field[:, step:] for field in running)),
@@ -364,13 +364,13 @@ def quantities(running: Running, now: torch.Tensor, half_lives: Sequence[float])
     """`QUANTITIES` and `HALF_LIFE_QUANTITIES` at the times `now`, which broadcast to the fields: `(..., quantities)`
     in float32."""
     r = running
-    now = now.to(r.count.dtype)
-    seen, known = r.count > 0, r.numbers > 0
+    now = now.to(r.events.dtype)
+    seen, known = r.events > 0, r.numbers > 0
     numbers, changes = r.numbers.clamp(min=1), (r.numbers - 1).clamp(min=1)
     mean, mean_change = r.total / numbers, (r.last - r.first) / changes  # both 0 where there is nothing
     since_last = now - r.last_time
     found = {
-        "count": r.count,
+        "count": r.events,
         "since_first": now - r.first_time,
         "since_last": since_last,
         "numbers": r.numbers,
@@ -385,7 +385,7 @@ def quantities(running: Running, now: torch.Tensor, half_lives: Sequence[float])
         "change_variance": (r.change_squares / changes - mean_change.square()).clamp(min=0),
     }
     stacked = torch.where(seen.unsqueeze(-1), torch.stack([found[name] for name in QUANTITIES], -1), 0)
-    decayed = r.decayed_total / r.decayed_weight.clamp(min=torch.finfo(r.count.dtype).tiny)
-    rates = r.count.new_tensor(half_lives).reciprocal()
+    decayed = r.decayed_total / r.decayed_weight.clamp(min=torch.finfo(r.events.dtype).tiny)
+    rates = r.events.new_tensor(half_lives).reciprocal()
     recent = r.recent * torch.exp2((-since_last).clamp(max=0).unsqueeze(-1) * rates)
     return torch.cat([stacked, decayed, recent], -1).float()

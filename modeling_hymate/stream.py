@@ -67,7 +67,7 @@ class Stream:
         self.state = self._start(static) if state is None else state
 
     def _start(self, static: Mapping[str, Any] | None) -> StreamState:
-        nothing = {"time": [], "variable": [], "value": []}
+        nothing: dict[str, list] = {"time": [], "variable": [], "value": []}
         events = self.feature_extractor.parse([nothing], dict(static) if static else None, allow_empty=True)
         if not self.feature_extractor.static_columns:
             return self.model.start_stream()
@@ -89,7 +89,7 @@ class Stream:
         Raises:
             ValueError: for bad events, as the feature extractor; and for a late one that cannot be taken.
         """
-        if isinstance(events, Mapping) and np.ndim(events.get("time")) == 0:
+        if isinstance(events, Mapping) and "time" in events and np.ndim(events["time"]) == 0:
             events = {name: [item] for name, item in events.items()}
         parsed = self.feature_extractor.parse(events)
         if len(parsed) != 1:
@@ -156,17 +156,18 @@ class Stream:
 
 
 def _is_after(state: StreamState, time: np.float32) -> bool:
-    return bool(state.current.num_events[0]) and float(state.current.last_time[0]) > time
+    return bool(state.current.num_events[0]) and float(state.current.last_time[0]) > float(time)
 
 
 def _together(earlier: Events, later: Events) -> Events:
     """One record's events of two calls, in the order of their times."""
-    columns = {
-        name: np.concatenate([getattr(earlier, name), getattr(later, name)])
-        for name in ("times", "variable_ids", "values")
-    }
-    order = np.argsort(columns["times"], kind="stable")
-    return Events(offsets=np.array([0, len(order)]), **{name: column[order] for name, column in columns.items()})
+    order = np.argsort(np.concatenate([earlier.times, later.times]), kind="stable")
+    return Events(
+        offsets=np.array([0, len(order)]),
+        times=np.concatenate([earlier.times, later.times])[order],
+        variable_ids=np.concatenate([earlier.variable_ids, later.variable_ids])[order],
+        values=np.concatenate([earlier.values, later.values])[order],
+    )
 
 
 __all__ = ["Stream"]

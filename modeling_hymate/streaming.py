@@ -1,7 +1,7 @@
 """Records that grow: a state of constant size, and what further events make of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class StreamState:
 
     def to_dict(self) -> dict[str, torch.Tensor]:
         """All tensors by name, as safetensors stores them."""
-        parts = {"settled": self.settled, "current": self.current, "latest": self.latest}
+        parts: dict[str, Any] = {"settled": self.settled, "current": self.current, "latest": self.latest}
         tensors = {
             f"{part}.{field.name}": getattr(held, field.name)
             for part, held in parts.items()
@@ -172,10 +172,9 @@ def advance_stream(model: Any, state: StreamState, *events: torch.Tensor) -> Str
         start = state.settled.where(ties, current)
         again = state.latest
         new = sort_events(
-            *(
-                torch.cat([getattr(again, name), getattr(new, name)], 1)
-                for name in ("values", "times", "variable_ids")
-            ),
+            torch.cat([again.values, new.values], 1),
+            torch.cat([again.times, new.times], 1),
+            torch.cat([again.variable_ids, new.variable_ids], 1),
             torch.cat([again.mask & ties.unsqueeze(1), new.mask], 1),
             torch.cat([again.has_value, new.has_value], 1),
         )
@@ -260,7 +259,7 @@ def _of_variables(held: torch.Tensor, variables: torch.Tensor) -> torch.Tensor:
 
 def _pack(running: Running) -> torch.Tensor:
     """All fields side by side, `(..., numbers)`."""
-    shape = running.count.dim()
+    shape = running.events.dim()
     return torch.cat([field if field.dim() > shape else field.unsqueeze(-1) for field in running], -1)
 
 
@@ -275,8 +274,8 @@ def _unpack(packed: torch.Tensor, half_lives: int) -> Running:
 def _select(events: SortedEvents, keep: torch.Tensor) -> SortedEvents:
     """The events at which `keep (batch, length)` is true, still sorted."""
     order = keep.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, : int(keep.sum(1).max())]
-    columns = (events.values, events.times, events.variable_ids, keep, events.has_value & keep)
-    return SortedEvents(*(column.gather(1, order) for column in columns))
+    kept = replace(events, mask=keep, has_value=events.has_value & keep)
+    return kept.map(lambda tensor: tensor.gather(1, order))
 
 
 def _latest_where(rows: torch.Tensor, ours: SortedEvents, theirs: SortedEvents) -> SortedEvents:

@@ -17,6 +17,7 @@ SHAPES = [
     {"num_attention_layers": 0, "num_statistic_bins": 1},
     {"num_mamba_layers": 0, "num_attention_layers": 0, "num_static_features": 0},
 ]
+EVERYTHING = {"output_event_weights": True, "output_channel_hidden_state": True}
 shapes = pytest.mark.parametrize("shape", SHAPES, ids="-".join)
 
 
@@ -57,10 +58,10 @@ def test_a_prediction_is_that_of_the_record_cut_there(shape):
         inputs["attention_mask"][0, 0] = bool(seed % 2)  # now and then a record without events
         inputs["values"][:, length // 2 :] = inputs["values"][:, : length - length // 2]  # twins
         times = random_times(3, predictions, seed)
-        found = model(**inputs, prediction_times=times, output_event_weights=True)
+        found = model(**inputs, prediction_times=times, **EVERYTHING)
         assert found.pooler_output.shape == (3, predictions, model.config.pooler_size)
         for place in range(predictions):
-            assert_same_prediction(found, place, model(**cut(inputs, times[:, place]), output_event_weights=True))
+            assert_same_prediction(found, place, model(**cut(inputs, times[:, place]), **EVERYTHING))
 
     check()
 
@@ -75,6 +76,7 @@ def test_without_times_a_record_is_asked_at_its_last_event(shape):
     assert found.logits.shape == (3, 2)
     close(found.logits, expected.logits[:, 0])
     assert expected.event_weights is None
+    assert expected.channel_hidden_state is None
     close(found.channel_weights, expected.channel_weights[:, 0])
 
 
