@@ -133,38 +133,38 @@ class HyMaTEPipeline(Pipeline):
             events = extractor.parse([record], allow_empty=prediction_times is not None)
         if prediction_times is None:
             events = extractor.shorten(events, max_events)
-            return {**extractor.encode(events), "events": events}
+            return {**extractor.encode(events), "parsed": _Parsed(events)}
         events = extractor.shorten(extractor.until(events, prediction_times), max_events)
         hours, mask = extractor.parse_prediction_times(prediction_times, events.record_ids)
         features = extractor.encode(events, prediction_times=hours)
         # always there, since records are padded to the same number of times here
         features["prediction_mask"] = torch.from_numpy(mask)
-        return {**features, "events": events, "hours": hours[0]}
+        return {**features, "parsed": _Parsed(events, hours[0])}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        kept: dict[str, Any] = {name: inputs[name] for name in ("events", "hours") if name in inputs}
-        asked = {"output_event_weights": True} if "hours" in inputs else {}
-        outputs = self.model(**{name: item for name, item in inputs.items() if name not in kept}, **asked)
+        features = {name: item for name, item in inputs.items() if name != "parsed"}
+        outputs = self.model(**features, output_event_weights=True)
         return {
             "predictions": self.model.predictions(outputs.logits),
             "event_weights": outputs.event_weights.float(),
             "channel_ids": outputs.channel_ids,
             "channel_weights": outputs.channel_weights.float(),
             "channel_counts": outputs.channel_counts,
-            **kept,
+            "parsed": inputs["parsed"],
         }
 
     def postprocess(self, outputs: dict[str, Any], top_k: int | None = 5) -> dict[str, Any] | list[dict[str, Any]]:
-        events, channel_ids = outputs["events"], outputs["channel_ids"][0].numpy()
+        events, hours = outputs["parsed"].events, outputs["parsed"].prediction_times
+        channel_ids = outputs["channel_ids"][0].numpy()
         names = ("predictions", "event_weights", "channel_weights", "channel_counts")
         found = {name: outputs[name][0] for name in names}
-        if "hours" not in outputs:
+        if hours is None:
             return self._result(events, channel_ids, top_k, **found)
         results = []
-        for place, hours in enumerate(outputs["hours"].tolist()):
-            seen = events.select(events.times.astype(np.float32) <= np.float32(hours))
+        for place, time in enumerate(hours.tolist()):
+            seen = events.select(events.times.astype(np.float32) <= np.float32(time))
             result = self._result(seen, channel_ids, top_k, **{name: found[name][place] for name in names})
-            results.append({"record_id": result.pop("record_id"), "prediction_time": hours} | result)
+            results.append({"record_id": result.pop("record_id"), "prediction_time": time} | result)
         return results
 
     def _result(self, events, channel_ids, top_k, predictions, event_weights, channel_weights, channel_counts) -> dict:
@@ -223,7 +223,7 @@ def _is_one_record(records: Any) -> bool:
     if isinstance(records, Mapping):
         if isinstance(records.get("record_id"), Sequence | np.ndarray) and not isinstance(records["record_id"], str):
             return False  # flat columns of several records
-        first = next(iter(records["time"]))
+        first = next(iter(records["time"]), None)
         return isinstance(first, str) or not isinstance(first, Sequence | np.ndarray)
     return hasattr(records, "columns") and "record_id" not in records.columns
 
