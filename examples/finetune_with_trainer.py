@@ -30,6 +30,7 @@ def make_model(extractor: HyMaTEFeatureExtractor, task: TaskInfo) -> HyMaTEForSe
     config = HyMaTEConfig(
         num_variables=extractor.num_variables,
         num_static_features=len(extractor.static_feature_names),
+        time_scale=extractor.time_scale,
         hidden_size=32,
         id2label=dict(enumerate(task.label_names)),
         label2id={name: index for index, name in enumerate(task.label_names)},

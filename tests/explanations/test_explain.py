@@ -7,6 +7,7 @@ import torch
 
 from hymate_training.explanations.attribution import METHODS, Explainer, channel_attentions, explain, risk_trajectory
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate.running_quantities import HALF_LIFE_QUANTITIES, QUANTITIES
 from tests.support.helpers import close, make_model
 
 VARIABLES = ("heart_rate", "lactate", "glucose", "diagnosis")
@@ -118,10 +119,13 @@ def test_integrated_gradients_sum_to_the_difference_of_scores(settings, events, 
         return module.variable_embedding.weight.mean(0) + value + module.time_embedding(times.unsqueeze(-1))
 
     handles = [embedding.register_forward_hook(without_content)]
-    if model.hymate.channel_statistics is not None:
+    if settings.get("num_statistic_bins"):
+        occurrence = ("count", "since_first", "since_last", "numbers")
+        names = [*QUANTITIES, *np.repeat(HALF_LIFE_QUANTITIES, len(model.config.half_lives))]
+        kept = torch.tensor([name in (*occurrence, "recent_count") for name in names])
         handles.append(
-            model.hymate.channel_statistics.register_forward_pre_hook(
-                lambda _, arguments: (torch.zeros_like(arguments[0]), *arguments[1:])
+            model.hymate.channel_tokens.statistics.register_forward_pre_hook(
+                lambda _, arguments: (arguments[0] * kept, *arguments[1:])
             )
         )
     baseline = log_odds(model, extractor, events)

@@ -21,7 +21,7 @@ from hymate_training.explanations.markup import table_html
 from hymate_training.inference.prediction import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.embedding import HyMaTEEmbedding
-from modeling_hymate.modeling_hymate import canonical_order
+from modeling_hymate.inputs import canonical_order
 
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
 UNSIGNED = ("attention",)
@@ -281,7 +281,8 @@ def _attention(explainer: Explainer, events: Events, progress: str | None) -> np
 def _integrated_gradients(explainer: Explainer, events: Events, steps: int, progress: str | None) -> np.ndarray:
     embedding = explainer.model.hymate.embedding
     # values reach the score through the embedding, and where tokens hold statistics of them on a second way
-    has_statistics = explainer.model.hymate.channel_statistics is not None
+    channel_tokens = explainer.model.hymate.channel_tokens
+    has_statistics = channel_tokens is not None and channel_tokens.statistics is not None
     names: tuple[str, ...] = ()
 
     def score_of_inputs(embeds: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
