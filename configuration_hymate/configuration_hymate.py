@@ -40,8 +40,8 @@ class HyMaTEConfig(PreTrainedConfig):
         intermediate_size (`int` or `"auto"`, defaults to `"auto"`): Width of the feed-forward part of an attention
             layer; `"auto"` is `2 * hidden_size`.
         attention_axis (`"channel"` or `"event"`, defaults to `"channel"`): What a token is. `"channel"`: one token per
-            variable observed in the record, pooled from its events. `"event"`: one token per event, as in STraTS, which
-            can be asked at the time of the last event alone.
+            variable observed in the record, pooled from its events. `"event"`: one token per event, as in STraTS,
+            which can be asked at the time of the last event alone.
         num_pooling_queries (`int`, defaults to 4): Queries that pool a variable's events into its token, each filling
             its own part of the token.
         num_statistic_bins (`int`, defaults to 0): Add summary statistics of a variable's values and times up to the
