@@ -75,10 +75,10 @@ def main():
         parser.error("--data and --task go together")
     sets = {}
     if args.data:
-        data = PreparedFolder(args.data)
-        extractor = fit_feature_extractor(data)
+        folder = PreparedFolder(args.data)
+        extractor = fit_feature_extractor(folder)
         sets[f"{args.data.name}, {args.task}"] = (
-            load_task(data, args.task, "train", extractor.variables),
+            load_task(folder, args.task, "train", extractor.variables),
             extractor,
         )
     else:

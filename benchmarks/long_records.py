@@ -21,34 +21,34 @@ import torch
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import ExampleDataset
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.data.schema import SPLITS
 from hymate_training.files import markdown_table
 from modeling_hymate import HyMaTEConfig, HyMaTEForSequenceClassification
 
 
 def longest_record(folder: PreparedFolder) -> ExampleDataset:
     candidates = []
-    for split in SPLITS:
-        if any((folder.path / "records").glob(f"{split}-*.parquet")):
-            events = folder.events(split)
-            candidates.append((events.lengths.max(), events.take(np.array([events.lengths.argmax()]))))
+    for split in folder.splits:
+        events = folder.events(split)
+        candidates.append((events.lengths.max(), events.take(np.array([events.lengths.argmax()]))))
     _, events = max(candidates, key=lambda candidate: candidate[0])
     return ExampleDataset(events, np.array([0]), np.array([np.inf]))
 
 
 def measure(path: Path, window: tuple[int | None, int]) -> list[str]:
     max_events, vocabulary = window
-    data = PreparedFolder(path)
-    extractor = fit_feature_extractor(data)
-    features = TaskCollator(extractor, max_events)(longest_record(data).__getitems__([0]))
+    folder = PreparedFolder(path)
+    extractor = fit_feature_extractor(folder)
+    longest = longest_record(folder)
+    features = TaskCollator(extractor, max_events)(longest.__getitems__([0]))
     torch.manual_seed(0)
     config = HyMaTEConfig(
         num_variables=vocabulary * extractor.num_variables,
         num_static_features=len(extractor.static_feature_names),
+        time_scale=extractor.time_scale,
         num_labels=2,
     )
     model = HyMaTEForSequenceClassification(config)
-    model(**TaskCollator(extractor, 64)(longest_record(data).__getitems__([0])))  # what runs once only
+    model(**TaskCollator(extractor, 64)(longest.__getitems__([0])))  # what runs once only
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = []
     model.eval()

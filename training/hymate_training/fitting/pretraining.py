@@ -23,7 +23,6 @@ from hymate_training.fitting.run import (
     finished_run,
     make_config,
     prepare_output,
-    write_account,
 )
 from hymate_training.inference.checkpoints import save_checkpoint
 from modeling_hymate import HyMaTEForPreTraining
@@ -103,7 +102,8 @@ def pretrain(
         split: load_forecast(folder, split, extractor.variables, options.min_observed_hours)
         for split in ("train", "validation")
     }
-    model = HyMaTEForPreTraining(make_config(extractor, options.model))
+    fields = {"forecast_horizons": [options.forecast_hours], **options.model}
+    model = HyMaTEForPreTraining(make_config(extractor, fields))
     collator = partial(
         ForecastCollator,
         extractor,
@@ -134,8 +134,7 @@ def pretrain(
             "kind": "pretrain",
             **describe_data(folder, None, extractor, datasets),
         }
-        write_account(output, account)
-        finish(output)
+        finish(output, account)
     return PretrainResult(output, progress.history)
 
 
@@ -161,7 +160,7 @@ def forecast_errors(
         arguments = {name: tensor.to(accelerator.device) for name, tensor in features.items()}
         forecast = model(**arguments).logits.float().cpu()
         mask, target = features["forecast_mask"], features["forecast_values"]
-        candidates = (forecast, last_values(features, target.shape[1]), torch.zeros_like(target))
+        candidates = (forecast, last_values(features, target.shape[2]).unsqueeze(1), torch.zeros_like(target))
         errors = [float((candidate - target)[mask].double().square().sum()) for candidate in candidates]
         sums += [*errors, int(mask.sum())]
     total = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device)).cpu().numpy()
