@@ -1,6 +1,6 @@
 """Records per second that the main process collates: read from the data set, standardized, padded, as tensors.
 
-    python benchmarks/collation.py [--data PREPARED --task TASK]
+    python -m benchmarks.collation [--data PREPARED --task TASK]
 
 Without a prepared folder: simulated records of a few lengths, 37 variables, four static columns. One process, no
 loader workers; the rate is the best of several passes.

@@ -1,7 +1,7 @@
 """Time and memory of one long record: the longest of a prepared folder, whole and in windows, with a fresh model.
 
     hymate prepare meds --raw ../shared/data/mimic-iv-demo-meds --min-subjects 1 --output runs/meds
-    python benchmarks/long_records.py runs/meds
+    python -m benchmarks.long_records runs/meds
 
 A row is a window of the latest events in a process of its own; memory is what the process held at most beyond what it
 held before its first forward pass. The last rows give the model a vocabulary several times as large, which must cost

@@ -1,6 +1,6 @@
 """Time and memory of `hymate prepare mimic-iv` on a database several times the size of the demo.
 
-    python benchmarks/prepare_growth.py ../shared/data/mimic-iv-demo-2.2 --factors 1 4 16
+    python -m benchmarks.prepare_growth ../shared/data/mimic-iv-demo-2.2 --factors 1 4 16
 
 Each factor writes the demo that many times over, every copy with patients, admissions and stays of its own, and runs
 the reader in a process of its own. Memory is the largest resident set of that process.

@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def table(split: str, result: dict[str, Any]) -> list[str]:
-    """The comparison in Markdown: a row a model, and the paired difference."""
+    """The comparison in Markdown: one row per model, and the paired difference."""
     cells = [["model", *FIGURES.values()]]
     for name, evaluation in result["models"].items():
         values, intervals = evaluation["metrics"], evaluation["confidence_intervals"]
