@@ -1,5 +1,7 @@
 """Predictions of new records, and of a data set."""
 
+import gzip
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,7 +11,7 @@ from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.inference.checkpoints import load_checkpoint
-from hymate_training.inference.prediction import predict, predict_examples, read_frame
+from hymate_training.inference.prediction import predict, predict_examples
 from tests.support.runs import TASK, event_frame
 
 
@@ -82,11 +84,21 @@ def test_predict_asks_for_record_ids_in_the_static_table(synthetic_folder, finet
     assert not output.exists()
 
 
-def test_tables_are_read_as_prepare_reads_them(tmp_path):
-    path = tmp_path / "table.csv"
-    path.write_text("record_id,variable,ventilated,unit\n007,220045,true, MICU \n8,10,,\n")
-    frame = read_frame(path)
-    assert frame.rows() == [("007", "220045", "true", "MICU"), ("8", "10", None, None)]
+def test_tables_are_read_as_prepare_reads_them(synthetic_folder, finetuned, tmp_path):
+    """Packed, or with semicolons and decimal commas in UTF-16; an id that a spreadsheet ruined is refused."""
+    events, static = event_frame(synthetic_folder)
+    events.write_csv(tmp_path / "events.csv")
+    text = (tmp_path / "events.csv").read_text()
+    (tmp_path / "packed.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "excel.csv").write_bytes(text.replace(",", ";").replace(".", ",").encode("utf-16"))
+    expected = predict(finetuned, tmp_path / "events.csv", static).frame
+    for name in ("packed.csv.gz", "excel.csv"):
+        assert predict(finetuned, tmp_path / name, static).frame.equals(expected)
+    ruined = events.with_columns(record_id=pl.lit("1.33E+10"))
+    ruined.write_csv(tmp_path / "ruined.csv")
+    for table in (ruined, ruined.to_pandas(), tmp_path / "ruined.csv"):
+        with pytest.raises(ValueError, match="row 1: record_id is a number that a spreadsheet has shortened"):
+            predict(finetuned, table, static)
 
 
 def test_predictions_come_in_the_order_of_the_data_set(synthetic_folder, finetuned):

@@ -44,6 +44,19 @@ def read_frame(path: str | Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeError) as error:
         hint = "; save it as UTF-8" if "utf-8" in str(error).lower() else ""
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}{hint}") from error
+    return tidy_frame(frame, path)
+
+
+def tidy_frame(frame: pl.DataFrame, path: str | Path) -> pl.DataFrame:
+    """What `read_frame` makes of a table once it is read.
+
+    Args:
+        frame: the table.
+        path: its file, or another name for it, for messages.
+
+    Raises:
+        ValueError: if it has no rows or no usable record_id.
+    """
     if "record_id" not in frame.columns:
         raise ValueError(f"{path} lacks the column 'record_id'; it has {', '.join(frame.columns) or 'none'}")
     if not frame.height:
@@ -60,7 +73,7 @@ def read_frame(path: str | Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
     return frame
 
 
-def refuse(path: Path, wrong: pl.Series, problem: str, shown: pl.Series | None = None) -> None:
+def refuse(path: str | Path, wrong: pl.Series, problem: str, shown: pl.Series | None = None) -> None:
     """Raise ValueError for the first row at which `wrong` is true; rows count from 1, without the header."""
     if wrong.any():
         at = int(wrong.arg_max() or 0)
@@ -93,7 +106,7 @@ def numbers(path: Path, column: pl.Series) -> pl.Series:
     return found
 
 
-def _names(path: Path, column: pl.Series) -> pl.Series:
+def _names(path: str | Path, column: pl.Series) -> pl.Series:
     """Names of records or patients as text."""
     kind = column.dtype
     if not (kind.is_integer() or kind == pl.String):
