@@ -1,5 +1,6 @@
 """`plan_push` looks before anything is uploaded: what is allowed goes, all else stops the push or stays behind."""
 
+import contextlib
 import json
 import shutil
 import struct
@@ -279,6 +280,32 @@ def test_leak_inside_a_json_file_stops_the_push(checkpoint, name, leak):
 def test_what_is_no_plain_json_stops_the_push(checkpoint, text):
     (checkpoint / "training_run.json").write_text(text, encoding="utf-8")
     refused(checkpoint, "training_run.json")
+
+
+def paths_of(content, prefix=()):
+    """Every place in nested objects."""
+    for key, value in content.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from paths_of(value, (*prefix, key))
+
+
+@pytest.mark.parametrize("name", ["training_run.json", "evaluation.json"])
+def test_a_file_that_lacks_something_is_refused_or_rendered_without_it(checkpoint, name):
+    for path in (*checkpoint.glob("*.png"), checkpoint / "README.md"):
+        path.unlink()
+    whole = json.loads((checkpoint / name).read_text())
+    places = [place for place in paths_of(whole) if len(place) < 3]
+    for place in places:
+        content = json.loads(json.dumps(whole))
+        parent = content
+        for key in place[:-1]:
+            parent = parent[key]
+        del parent[place[-1]]
+        (checkpoint / name).write_text(json.dumps(content))
+        with contextlib.suppress(ValueError):
+            push.plan_push(checkpoint)
+    assert len(places) > 10
 
 
 def test_what_json_hides_is_not_published(checkpoint):

@@ -226,7 +226,10 @@ def _content(path: Path, plots: dict[str, bool]) -> Path | bytes:
 
 def _card(folder: Path, exists: bool) -> bytes:
     """The card as it is published; Refused if the folder's own is not the rendered one with the edits allowed."""
-    rendered = str(model_card(folder))
+    try:
+        rendered = str(model_card(folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"cannot be rendered, since a file beside it lacks something ({error!r})") from error
     if not exists:
         return rendered.encode()
     privacy.check_place(folder, CARD)
