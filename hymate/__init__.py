@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from configuration_hymate import HyMaTEConfig
     from hymate_training.data.prepared_folder import PreparedFolder
     from hymate_training.evaluation.evaluation import evaluate
+    from hymate_training.explanations.attribution import explain
     from hymate_training.explanations.report import build_report
     from hymate_training.fitting.finetuning import FinetuneOptions, finetune
     from hymate_training.fitting.pretraining import PretrainOptions, pretrain
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "build_report",
     "evaluate",
+    "explain",
     "finetune",
     "load_checkpoint",
     "predict",
@@ -73,6 +75,7 @@ _HOMES = {
         "HyMaTEPipeline",
         "Stream",
     ),
+    "hymate_training.explanations.attribution": ("explain",),
     "hymate_training.explanations.report": ("build_report",),
     "hymate_training.publishing.push": ("push",),
     "hymate_training.data.prepared_folder": ("PreparedFolder",),
@@ -83,7 +86,7 @@ _HOMES = {
     "hymate_training.inference.prediction": ("predict",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_EXTRAS = {"build_report": "train,explain"}  # of names that need more than `hymate[train]`
+_EXTRAS = {"build_report": "train,explain", "explain": "train,explain"}  # of what needs more than `hymate[train]`
 # where transformers looks models, feature extractors and pipelines up
 _REGISTRIES = (
     "transformers.models.auto.configuration_auto",

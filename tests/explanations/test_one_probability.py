@@ -1,7 +1,6 @@
 """One record, one probability: every entrance says the same, calibrated as the model is."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,7 +12,7 @@ from transformers import pipeline
 from hymate_training.cli.main import main
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.explanations.attribution import METHODS, Explainer, explain, risk_trajectory
-from hymate_training.explanations.cohort import cohort_of_records, cohort_of_task
+from hymate_training.explanations.cohort import cohort_of_task
 from hymate_training.explanations.pictures import Picture
 from hymate_training.explanations.report import build_report
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
@@ -101,16 +100,12 @@ def test_the_trajectory_ends_there(explainer, cohort, expected):
     assert trajectory.predictions["prediction"][-1] == pytest.approx(expected[2], abs=TOLERANCE)
 
 
-def test_the_report(explainer, frames, expected, tmp_path, monkeypatch):
+def test_the_report(checkpoint, frames, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(Picture, "save", lambda picture, folder: Markup(""))
-    few = frames["events"]["record_id"].unique(maintain_order=True).head(3)
-    cohort = cohort_of_records(
-        explainer,
-        frames["events"].filter(pl.col("record_id").is_in(few.to_list())),
-        frames["static"].filter(pl.col("record_id").is_in(few.to_list())),
-    )
-    report = build_report(explainer, cohort, tmp_path / "report", record_ids=few.to_list(), window_hours=48)
+    few = frames["events"]["record_id"].unique(maintain_order=True).head(3).to_list()
+    tables = {name: frame.filter(pl.col("record_id").is_in(few)) for name, frame in frames.items()}
+    report = build_report(checkpoint, tmp_path / "report", **tables, record_ids=few, window_hours=48)
     assert report.findings == []
     for record_id, probability in zip(few, expected[:3], strict=True):
-        page = (Path(report.page).parent / "patients" / f"{record_id}.html").read_text()
+        page = (report.page.parent / "patients" / f"{record_id}.html").read_text()
         assert f'<span class="number-large">{probability:.1%}</span>' in page

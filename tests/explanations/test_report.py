@@ -223,7 +223,7 @@ def test_mistakes_leave_everything_as_it_was(report, checkpoint, data, tmp_path,
     assert {path: path.read_bytes() for path in report.rglob("*") if path.is_file()} == before
     (tmp_path / "thesis.txt").write_text("x")
     for arguments, message in (
-        (data[:2], "--data needs --task"),
+        (data[:2], "data needs a task"),
         ([*data, "--label", "cured"], "it predicts survived, died"),
         ([*data, "--window-hours", "0"], "window_hours must be positive"),
         ([*data, "--num-records", "0"], "num_records must be at least 1"),

@@ -49,7 +49,7 @@ def save_checkpoint(path: Path, seed: int):
 
 def names_in_checkpoint(cache: Path, place: str) -> list[str]:
     """The files that `--checkpoint` finds under a name."""
-    from hymate_training.inference.prediction import checkpoint_folder  # noqa: PLC0415
+    from hymate_training.inference.checkpoints import checkpoint_folder  # noqa: PLC0415
 
     return sorted(path.name for path in checkpoint_folder(place).iterdir())
 
@@ -141,7 +141,7 @@ def test_command_pushes_everything_in_one_commit(hub, client, folder):
 def test_commands_take_a_checkpoint_by_its_name(hub, client, folder):
     client(push_checkpoint, folder, REPO)
     assert client(names_in_checkpoint, REPO) == sorted(path.name for path in folder.iterdir())
-    with pytest.raises(ClientError, match=f"{OWNER}/absent is no folder, and not to be had from the Hub"):
+    with pytest.raises(ClientError, match=f"{OWNER}/absent is not a folder, and cannot be loaded from the Hub"):
         client(names_in_checkpoint, f"{OWNER}/absent")
 
 

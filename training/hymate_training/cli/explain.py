@@ -4,12 +4,8 @@ import argparse
 from pathlib import Path
 
 from hymate_training.cli.arguments import add_batches, add_checkpoint, add_data, add_split, add_tables
-from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.explanations.attribution import BATCH_SIZE, Explainer
-from hymate_training.explanations.cohort import cohort_of_records, cohort_of_task
+from hymate_training.explanations.attribution import BATCH_SIZE
 from hymate_training.explanations.report import NUM_RECORDS, build_report
-from hymate_training.inference.checkpoints import load_checkpoint
-from hymate_training.inference.prediction import parse_tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--card",
         action="store_true",
-        help="Also say in the checkpoint's card whether explanations are faithful.",
+        help="Also say in the checkpoint's model card whether its explanations are faithful.",
     )
     add_batches(parser, BATCH_SIZE)
     parser.add_argument(
@@ -46,30 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Write the report; return the findings and where it lies."""
-    if (args.data is None) == (args.events is None):
-        raise ValueError("give either --data and --task, or --events")
-    if args.data is not None and args.task is None:
-        raise ValueError("--data needs --task")
-    checkpoint = load_checkpoint(args.checkpoint)
-    explainer = Explainer(checkpoint.model, checkpoint.extractor, args.label, args.batch_size)
-    if args.data is not None:
-        cohort = cohort_of_task(
-            explainer, PreparedFolder(args.data), args.task, args.split, max_events=args.max_events, seed=args.seed
-        )
-    else:
-        events, _ = parse_tables(checkpoint.extractor, args.events, args.static)
-        sources = [path for path in (args.events, args.static) if path is not None]
-        cohort = cohort_of_records(
-            explainer, events, title=args.events.name, max_events=args.max_events, sources=sources
-        )
+    """Writes the report; returns the findings and where it lies."""
     report = build_report(
-        explainer,
-        cohort,
+        args.checkpoint,
         args.output,
+        data=args.data,
+        task=args.task,
+        split=args.split,
+        events=args.events,
+        static=args.static,
+        label=args.label,
         record_ids=args.record_id,
         num_records=args.num_records,
         window_hours=args.window_hours,
+        max_events=args.max_events,
+        batch_size=args.batch_size,
         seed=args.seed,
         card=args.card,
     )

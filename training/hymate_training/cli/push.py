@@ -7,26 +7,26 @@ from hymate_training.publishing.push import push
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Adds the command's arguments."""
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of a model")
-    what.add_argument("--data", type=Path, metavar="DIR", help="prepared folder, pushed as a data set")
+    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="Folder of a model.")
+    what.add_argument("--data", type=Path, metavar="DIR", help="The prepared folder, pushed as a data set.")
     parser.add_argument(
-        "--repo", required=True, metavar="ORG/NAME", help="repository on the Hub; it is made if it does not exist"
+        "--repo", required=True, metavar="ORG/NAME", help="Repository on the Hub; it is made if it does not exist."
     )
-    parser.add_argument("--private", action="store_true", help="let only you and your organization see it")
+    parser.add_argument("--private", action="store_true", help="Let only you and your organization see it.")
     parser.add_argument(
         "--acknowledge-credentialed",
         action="store_true",
-        help="with --data and --private, for sources that only credentialed users may see: you have checked that "
+        help="With --data and --private, for sources that only credentialed users may see: you have checked that "
         "everyone with access to the repository has signed the source's data use agreement, and that it lets you "
-        "keep the data on the Hub",
+        "keep the data on the Hub.",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="Show what would be uploaded, and stop.")
 
 
 def run(args: argparse.Namespace) -> str:
-    """Push; return what was uploaded, and where."""
+    """Pushes; returns what was uploaded, and where."""
     pushed = push(
         args.repo,
         checkpoint=args.checkpoint,

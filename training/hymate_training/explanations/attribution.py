@@ -224,12 +224,7 @@ def explain(
     elif method == "integrated_gradients":
         attributions = _integrated_gradients(explainer, events, steps, bar)
     else:
-        windows = np.floor(events.times / window_hours).astype(np.int64)
-        cells = events.variable_ids * (windows.max() + 1) + windows
-        attributions = _removal_effects(explainer, events, scores, cells, bar)
-        attributions = attributions / _group_sizes(events, cells)
-        variables = _removal_effects(explainer, events, scores, events.variable_ids, bar)
-        hours = _removal_effects(explainer, events, scores, windows, bar)
+        attributions, variables, hours = _occlusion(explainer, events, scores, window_hours, bar)
     return _frames(explainer, method, events, scores, attributions, variables, hours, window_hours)
 
 
@@ -318,6 +313,18 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
         given_mask = torch.zeros_like(mask).scatter(1, order, mask)
         attributions[_positions(events, rows)] = found[given_mask].cpu().numpy()
     return attributions
+
+
+def _occlusion(
+    explainer: Explainer, events: Events, scores: np.ndarray, window_hours: float, progress: str | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each event's share of the effect of its cell, and the effects of its variable and of its window, as a whole."""
+    windows = np.floor(events.times / window_hours).astype(np.int64)
+    cells = events.variable_ids * (windows.max() + 1) + windows
+    by_cell, by_variable, by_window = (
+        _removal_effects(explainer, events, scores, keys, progress) for keys in (cells, events.variable_ids, windows)
+    )
+    return by_cell / _group_sizes(events, cells), by_variable, by_window
 
 
 def _embeds_and_baseline(

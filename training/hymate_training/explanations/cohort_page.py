@@ -18,7 +18,7 @@ from hymate_training.explanations.cohort import Cohort
 from hymate_training.explanations.faithfulness import RANDOM, assess, findings
 from hymate_training.explanations.figures import capitalized, spoken
 from hymate_training.explanations.markup import estimate, render, table_html
-from hymate_training.explanations.pictures import cohort_pictures
+from hymate_training.explanations.pictures import Picture, cohort_pictures
 from hymate_training.files import write_json
 
 EXPLANATION_FILE = "explanation.json"
@@ -52,26 +52,12 @@ def write_cohort_page(
         What `faithfulness.assess` found; empty for too few records.
     """
     assessment: dict[str, Any] = {}
-    shown, tables = {}, {}
+    shown: dict[str, Markup] = {}
     if len(cohort) >= SMALLEST_GROUP:
-        explanations = explain_by_every_method(explainer, cohort.events, window_hours=window_hours, progress=progress)
-        assessment = assess(
-            explainer,
-            cohort.events,
-            explanations,
-            drivers=cohort.drivers,
-            window_hours=window_hours,
-            seed=seed,
-            progress=progress,
-        )
-        attentions = channel_attentions(explainer, cohort.events, "attention between variables" if progress else None)
-        pictures = cohort_pictures(
-            cohort, explainer.extractor.variables, explanations, assessment, attentions, seed
-        ).values()
+        assessment, pictures = _explained(explainer, cohort, window_hours, seed, progress)
         (folder / "figures").mkdir()
         bar = progress_bar("figures" if progress else None, pictures, unit="figure")
         shown = {picture.name: picture.save(folder / "figures") for picture in bar}
-        tables = cohort_tables(assessment)
     page = render(
         "explanation_cohort.html.j2",
         title=cohort.title,
@@ -81,7 +67,7 @@ def write_cohort_page(
         drivers=cohort.drivers,
         figures=shown,
         grouped=[name for name in shown if name.startswith("by_")],
-        tables=tables,
+        tables=cohort_tables(assessment) if assessment else {},
         findings=findings(assessment) if assessment else [],
         patients=links,
         account=account,
@@ -92,6 +78,19 @@ def write_cohort_page(
         folder / EXPLANATION_FILE, {"label": explainer.label, "account": account, **assessment, "versions": versions}
     )
     return assessment
+
+
+def _explained(
+    explainer: Explainer, cohort: Cohort, window_hours: float, seed: int, progress: bool
+) -> tuple[dict[str, Any], list[Picture]]:
+    """What the explanations of the cohort are worth, and the pictures of them."""
+    options: dict[str, Any] = {"window_hours": window_hours, "progress": progress}
+    explanations = explain_by_every_method(explainer, cohort.events, **options)
+    assessment = assess(explainer, cohort.events, explanations, drivers=cohort.drivers, seed=seed, **options)
+    attentions = channel_attentions(explainer, cohort.events, "attention between variables" if progress else None)
+    variables = explainer.extractor.variables
+    pictures = cohort_pictures(cohort, variables, explanations, assessment, attentions, seed)
+    return assessment, list(pictures.values())
 
 
 def cohort_tables(assessment: Mapping[str, Any]) -> dict[str, Markup]:
@@ -133,26 +132,21 @@ def cohort_tables(assessment: Mapping[str, Any]) -> dict[str, Markup]:
         ),
     }
     if assessment["drivers"]:
-        chance = next(iter(assessment["drivers"].values()))["precision_by_chance"]
-        k = next(iter(assessment["drivers"].values()))["k"]
-        tables["drivers"] = table_html(
-            [
-                (
-                    "method",
-                    "places of the drivers",
-                    f"among the first {k}",
-                    f"record by record (by chance {chance:.2f})",
-                ),
-                *(
-                    (
-                        capitalized(spoken(method)),
-                        ", ".join(f"{spoken(name)} {place}" for name, place in found["ranks"].items()),
-                        f"{found['precision_at_k']:.2f}",
-                        estimate(found["precision_at_k_by_record"]),
-                    )
-                    for method, found in assessment["drivers"].items()
-                ),
-            ],
-            f"True drivers by mean share: places, and precision at {k} [95% interval]",
-        )
+        tables["drivers"] = _drivers_table(assessment["drivers"])
     return tables
+
+
+def _drivers_table(drivers: Mapping[str, Mapping[str, Any]]) -> Markup:
+    first = next(iter(drivers.values()))
+    k, chance = first["k"], first["precision_by_chance"]
+    head = ("method", "places of the drivers", f"among the first {k}", f"record by record (by chance {chance:.2f})")
+    rows = [
+        (
+            capitalized(spoken(method)),
+            ", ".join(f"{spoken(name)} {place}" for name, place in found["ranks"].items()),
+            f"{found['precision_at_k']:.2f}",
+            estimate(found["precision_at_k_by_record"]),
+        )
+        for method, found in drivers.items()
+    ]
+    return table_html([head, *rows], f"True drivers by mean share: places, and precision at {k} [95% interval]")

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.evaluation.metrics import SMALLEST_GROUP
-from hymate_training.explanations.attribution import Explainer
-from hymate_training.explanations.cohort import Cohort
+from hymate_training.explanations.attribution import BATCH_SIZE, Explainer
+from hymate_training.explanations.cohort import Cohort, cohort_of_records, cohort_of_task
 from hymate_training.explanations.cohort_page import EXPLANATION_FILE, write_cohort_page
 from hymate_training.explanations.faithfulness import findings
 from hymate_training.explanations.patient_page import page_names, write_patient_pages
 from hymate_training.files import locked, write_json, writing_folder
+from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
+from hymate_training.inference.prediction import parse_tables
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.publishing.privacy import FAITHFULNESS_FILE
 
@@ -45,61 +48,103 @@ class Report:
 
 
 def build_report(
+    checkpoint: str | Path | Checkpoint,
+    output: str | Path,
+    *,
+    data: PreparedFolder | str | Path | None = None,
+    task: str | None = None,
+    split: str = "validation",
+    events: Any = None,
+    static: Any = None,
+    label: str | None = None,
+    record_ids: Sequence[str] = (),
+    num_records: int = NUM_RECORDS,
+    window_hours: float = 6.0,
+    max_events: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    card: bool = False,
+) -> Report:
+    """Explains predictions by every method, tests the explanations and writes an HTML report about both.
+
+        build_report("runs/mortality", "runs/report", data="runs/data", task="in_hospital_mortality")
+        build_report("runs/mortality", "runs/report", events="events.csv", static="static.csv", record_ids=["132539"])
+
+    Args:
+        checkpoint: a fine-tuned model: its folder, its name on the Hub, or an open checkpoint.
+        output: folder of the report: new, empty, or an earlier report, which is replaced once the new one is whole.
+        data: prepared folder whose records are explained.
+        task: its task.
+        split: train, validation or test.
+        events: records in place of those of a prepared folder: a CSV or Parquet file, or a polars or pandas frame.
+        static: the same with one row per record: `record_id` and the static columns.
+        label: output to explain; see `Explainer`.
+        record_ids: records that get a page of their own, as confidential as the records are.
+        num_records: how many records to draw for the cohort page.
+        window_hours: width of the windows that occlusion removes.
+        max_events: keep only the latest events of longer records; as in training where absent.
+        batch_size: records at a time.
+        seed: of the drawn records, random orders and resamples.
+        card: also say in the checkpoint's model card whether its explanations are faithful.
+
+    Raises:
+        ValueError: unless there are either `data` and `task` or `events`; for bad records; and as `load_checkpoint`,
+            `Explainer` and `write_report` do.
+    """
+    if (data is None) == (events is None):
+        raise ValueError("give either data or events")
+    if data is not None and task is None:
+        raise ValueError("data needs a task: name one of the prepared folder's")
+    opened = load_checkpoint(checkpoint)
+    explainer = Explainer(opened.model, opened.extractor, label, batch_size)
+    if data is not None and task is not None:
+        cohort = cohort_of_task(explainer, open_prepared(data), task, split, max_events=max_events, seed=seed)
+    else:
+        records, _ = parse_tables(opened.extractor, events, static)
+        sources = [Path(source) for source in (events, static) if isinstance(source, str | Path)]
+        title = Path(events).name if isinstance(events, str | Path) else "records"
+        cohort = cohort_of_records(explainer, records, title=title, max_events=max_events, sources=sources)
+    options: dict[str, Any] = {"num_records": num_records, "window_hours": window_hours, "seed": seed}
+    return write_report(explainer, cohort, output, opened.path, record_ids=record_ids, card=card, **options)
+
+
+def write_report(
     explainer: Explainer,
     cohort: Cohort,
     output: str | Path,
+    checkpoint: Path,
     *,
     record_ids: Sequence[str] = (),
     num_records: int = NUM_RECORDS,
     window_hours: float = 6.0,
     seed: int = 0,
     card: bool = False,
-    progress: bool = True,
 ) -> Report:
-    """Explains a cohort by every method, tests the explanations and writes an HTML report about both.
-
-        explainer = Explainer(model, extractor)
-        cohort = cohort_of_task(explainer, PreparedFolder("runs/data"), "in_hospital_mortality")
-        report = build_report(explainer, cohort, "runs/report")
-
-    Args:
-        explainer: the model, its feature extractor and the output to be explained.
-        cohort: the records, from `cohort_of_task` or `cohort_of_records`.
-        output: folder of the report: new, empty, or an earlier report, which is replaced once the new one is whole.
-        record_ids: records that get a page of their own, as confidential as the records are.
-        num_records: how many records of the cohort to draw.
-        window_hours: width of the windows that occlusion removes.
-        seed: of the drawn records, random orders and resamples.
-        card: also say in the model card of the checkpoint that the model was loaded from whether its explanations
-            are faithful.
-        progress: show progress bars, where the output is a terminal.
+    """Writes the report about a cohort; arguments as for `build_report`.
 
     Raises:
         ValueError: for an unknown record; for fewer than `SMALLEST_GROUP` records, unless the records that may be
-            shown are named; for an `output` that holds something else, or lies where the model or the records come
-            from; for `card` with a model that was not loaded from a folder.
+            shown are named; for an `output` that holds something else, lies where the model or the records come
+            from, or is being written by another process.
     """
     if num_records < 1:
         raise ValueError(f"num_records must be at least 1, got {num_records}")
     if not window_hours > 0:
         raise ValueError(f"window_hours must be positive, got {window_hours}")
     output = Path(output)
-    checkpoint = Path(explainer.model.name_or_path or ".")
-    if card and not (checkpoint / "config.json").is_file():
-        raise ValueError(f"the model was loaded from {checkpoint}, which is no folder whose card could be written")
-    check_output(output, (*cohort.sources, *([checkpoint] if explainer.model.name_or_path else [])))
+    check_output(output, (checkpoint, *cohort.sources))
     patients = cohort.named(record_ids)
     drawn = cohort.drawn(num_records, seed)
     _check_size(len(drawn), bool(record_ids), card)
     account = cohort.account | {
-        "Model": checkpoint.name or type(explainer.model).__name__,
+        "Model": checkpoint.resolve().name,
         "Explained output": explainer.label,
         "Records": f"{len(drawn):,}, drawn with seed {seed}",
         "Occlusion": f"windows of {window_hours:g} hours",
     }
     named = patients.record_ids
     links = {name: f"patients/{page}.html" for name, page in zip(named, page_names(named), strict=True)}
-    options: dict[str, Any] = {"window_hours": window_hours, "progress": progress}
+    options: dict[str, Any] = {"window_hours": window_hours, "progress": True}
     with locked(output), writing_folder(output) as incoming:
         assessment = write_cohort_page(incoming, explainer, drawn, links=links, account=account, seed=seed, **options)
         found = findings(assessment) if assessment else []

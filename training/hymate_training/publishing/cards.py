@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import markdown_table, write_file
-from hymate_training.inference.checkpoints import RUN_FILE
+from hymate_training.inference.checkpoints import RUN_FILE, read_json
 from hymate_training.publishing.privacy import (
     FAITHFULNESS_FILE,
     NOTES_FILE,
@@ -29,7 +29,6 @@ from hymate_training.publishing.privacy import (
     public_plots,
     without_folders,
 )
-from hymate_training.publishing.schemas import read_json
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
 from modeling_hymate.feature_extraction_hymate import CLIP_PERCENTILES
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
@@ -21,9 +20,16 @@ from safetensors import SafetensorError, safe_open
 
 import modeling_hymate
 from hymate_training.evaluation.metrics import SMALLEST_GROUP
-from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE
+from hymate_training.inference.checkpoints import (
+    CONFIG_FILE,
+    EXTRACTOR_FILE,
+    RUN_FILE,
+    load_config,
+    load_extractor,
+    read_json,
+)
 from hymate_training.publishing import schemas
-from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
+from modeling_hymate import HyMaTEFeatureExtractor
 
 NOTES_FILE = "notes.md"  # the author's own part of the card
 FAITHFULNESS_FILE = "faithfulness.json"  # what `hymate explain --card` found
@@ -57,7 +63,8 @@ def check_json(path: Path) -> dict[str, Any]:
         FAITHFULNESS_FILE: schemas.FAITHFULNESS,
     }
     try:
-        content = schemas.read_json(path)
+        content = read_json(path)
+        json.dumps(content, allow_nan=False)
     except ValueError as error:
         raise Refused(str(error).removeprefix(f"{path} ")) from error
     if problem := schemas.schema_problem(content, known.get(path.name, schemas.EVALUATION)):
@@ -108,18 +115,17 @@ def without_folders(command: str) -> str:
 # ------------------------------------------------------------------------------------------- weights and extractor
 
 
-def described_model(folder: Path) -> tuple[HyMaTEConfig, dict[str, torch.Tensor]]:
-    """The configuration of a checkpoint and the weights that its model has, without their numbers.
+def described_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that the model of a checkpoint's configuration has, without their numbers.
 
     `config.json` must have passed `check_json`. Refused if it describes no model.
     """
     try:
-        config = HyMaTEConfig.from_pretrained(folder)
+        config = load_config(folder)
         with torch.device("meta"):
-            weights = getattr(modeling_hymate, config.architectures[0])(config).state_dict()
+            return getattr(modeling_hymate, config.architectures[0])(config).state_dict()
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
         raise Refused(f"does not describe a model: {_first_line(error)}") from error
-    return config, weights
 
 
 def check_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
@@ -127,7 +133,9 @@ def check_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, HEADER_LIMIT)), object_pairs_hook=schemas.without_repeats)
+            head = file.read(min(length, HEADER_LIMIT)).rstrip(b" ")
+        if json.dumps(header := json.loads(head), separators=(",", ":")).encode() != head:
+            raise Refused("has a header that is not as safetensors writes it")
         with safe_open(path, framework="pt") as found:
             metadata, names = header.get("__metadata__") or {}, set(found.keys())
             if metadata not in ({}, {"format": "pt"}):
@@ -148,26 +156,15 @@ def check_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
         raise Refused("is damaged: it cannot be read as safetensors") from error
 
 
-def check_extractor(folder: Path, config: HyMaTEConfig) -> HyMaTEFeatureExtractor:
+def fitting_extractor(folder: Path) -> HyMaTEFeatureExtractor:
     """The feature extractor, whose file has passed `check_json`; Refused unless it fits the model."""
     try:
-        extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
-        columns = [column for column in extractor.static_columns if "categories" not in column]
-        ranges = np.array([*extractor.value_ranges, *(column["range"] for column in columns)]).reshape(-1, 2)
-        deviations = [*extractor.value_deviations, *(column["deviation"] for column in columns)]
-        sizes = {
-            "variables": (extractor.num_variables, config.num_variables),
-            "static features": (len(extractor.static_feature_names), config.num_static_features),
-        }
-    except (ValueError, TypeError, KeyError) as error:
-        raise Refused(f"does not describe a feature extractor: {_first_line(error)}") from error
-    for what, (own, model) in sizes.items():
-        if own != model:
-            raise Refused(f"has {own} {what}, but the model has {model}")
-    if (ranges[:, 0] > ranges[:, 1]).any():
+        extractor = load_extractor(folder)
+    except ValueError as error:
+        raise Refused(_first_line(error).removeprefix(f"{folder / EXTRACTOR_FILE}").lstrip(": ")) from error
+    columns = [column["range"] for column in extractor.static_columns if "range" in column]
+    if any(low > high for low, high in (*extractor.value_ranges, *columns)):
         raise Refused("has a range whose lower end lies above the upper one")
-    if any(not deviation > 0 for deviation in deviations):
-        raise Refused("has a deviation that is not positive")
     return extractor
 
 

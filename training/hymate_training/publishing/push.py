@@ -18,13 +18,12 @@ from huggingface_hub.utils import validate_repo_id
 
 import configuration_hymate
 import modeling_hymate
-from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import SPLITS
-from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE, WEIGHTS_FILE
+from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE, WEIGHTS_FILE, read_json
 from hymate_training.publishing import privacy
 from hymate_training.publishing.cards import PLACE, card_difference, model_card
 from hymate_training.publishing.privacy import Refused
-from hymate_training.publishing.schemas import read_json
 
 CARD = "README.md"
 REQUIRED = (CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE)
@@ -194,11 +193,11 @@ def _inspect(folder: Path, files: list[str], problems: dict[str, str]) -> dict[s
     if problems.keys() & set(REQUIRED):
         return uploaded
     with noting(CONFIG_FILE):
-        config, weights = privacy.described_model(folder)
+        weights = privacy.described_weights(folder)
         with noting(WEIGHTS_FILE):
             privacy.check_weights(folder / WEIGHTS_FILE, weights)
         with noting(EXTRACTOR_FILE):
-            extractor = privacy.check_extractor(folder, config)
+            extractor = privacy.fitting_extractor(folder)
             for name in uploaded:
                 if name == RUN_FILE or privacy.EVALUATIONS.fullmatch(name):
                     with noting(name):
@@ -215,7 +214,7 @@ def _content(path: Path, plots: dict[str, bool]) -> Path | bytes:
         content = privacy.check_json(path)
         public = privacy.published(path.name, content)
         plots |= {name: name in public["plots"] for name in content.get("plots", [])}
-        return path if public == content else f"{json.dumps(public, indent=2, ensure_ascii=False)}\n".encode()
+        return f"{json.dumps(public, indent=2, ensure_ascii=False)}\n".encode()  # what was read, and nothing beside it
     if path.suffix == ".png":
         if path.name not in plots:
             raise Refused("is not the plot of an evaluation in this folder")
@@ -227,7 +226,10 @@ def _content(path: Path, plots: dict[str, bool]) -> Path | bytes:
 
 def _card(folder: Path, exists: bool) -> bytes:
     """The card as it is published; Refused if the folder's own is not the rendered one with the edits allowed."""
-    rendered = str(model_card(folder))
+    try:
+        rendered = str(model_card(folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"cannot be rendered, since a file beside it lacks something ({error!r})") from error
     if not exists:
         return rendered.encode()
     privacy.check_place(folder, CARD)
@@ -258,8 +260,8 @@ def plan_data_push(data: PreparedFolder | str | Path, private: bool, acknowledge
             users may see its source, unless the repository is `private` and the terms are `acknowledged`; if its
             license is unknown, unless `private`.
     """
-    data = data if isinstance(data, PreparedFolder) else PreparedFolder(data)
-    folder, info = data.path, data.info
+    opened = open_prepared(data)
+    folder, info = opened.path, opened.info
     if info.extra.get("credentialed") and not (private and acknowledged):
         raise ValueError(
             f"{folder} is not pushed: {info.source} is for credentialed users only, whose data use agreement forbids "

@@ -5,10 +5,8 @@ like the identifier of a record. Messages name the place, never the content: it 
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -265,36 +263,6 @@ FAITHFULNESS = _object(
 
 
 # ------------------------------------------------------------------------------------------------------------ checking
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        ValueError: if it is not JSON, holds NaN or an infinity, a key twice, or something else than an object.
-    """
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=_no_constant, object_pairs_hook=without_repeats
-        )
-    except (ValueError, RecursionError) as error:
-        found = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise ValueError(f"{path} is not JSON: {found}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object, not {type(content).__name__}")
-    return content
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no finite number")
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these keys and values, for `json.loads`; ValueError if a key comes twice."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("it holds a key twice")
-    return content
 
 
 def schema_problem(content: Any, schema: Schema) -> str | None:
