@@ -130,4 +130,4 @@ def test_static_columns_encode_alike_from_any_array():
 def test_records_too_short_to_forecast_are_named(synthetic_folder):
     extractor = fit_feature_extractor(PreparedFolder(synthetic_folder))
     with pytest.raises(ValueError, match="min_observed_hours=1000"):
-        load_forecast(synthetic_folder, "train", extractor.variables, 1000)
+        load_forecast(PreparedFolder(synthetic_folder), "train", extractor.variables, 1000)

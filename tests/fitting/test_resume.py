@@ -93,6 +93,8 @@ def test_a_run_that_is_over_says_what_it_found(synthetic_folder, whole):
     assert [entry["epoch"] for entry in result.history] == [1, 2]
     assert result.evaluation.content == json.loads((whole / "evaluation.json").read_text())
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(whole).items())
+    with pytest.raises(ValueError, match=f"task was '{TASK}' in the run"):
+        finetune(synthetic_folder, "phenotypes", whole, OPTIONS, resume=True)
     with pytest.raises(ValueError, match=r"epochs was 2 in the run that .* holds, and is 3 now"):
         finetune(synthetic_folder, TASK, whole, FinetuneOptions(**{**vars(OPTIONS), "epochs": 3}), resume=True)
 

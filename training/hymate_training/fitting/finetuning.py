@@ -32,7 +32,6 @@ from hymate_training.fitting.run import (
     finished_run,
     make_config,
     prepare_output,
-    write_account,
 )
 from hymate_training.inference.checkpoints import (
     EVALUATION_FILE,
@@ -129,7 +128,7 @@ def finetune(
     options, output, folder = options or FinetuneOptions(), Path(output), open_prepared(data)
     task_info = folder.info.task(task)
     accelerator = start(options, output)
-    if resume and (account := from_main(accelerator, partial(finished_run, output, options))):
+    if resume and (account := from_main(accelerator, partial(finished_run, output, options, task))):
         evaluation = Evaluation(read_json(output / EVALUATION_FILE), output / EVALUATION_FILE)
         return FinetuneResult(output, account["history"], evaluation)
     if isinstance(checkpoint, Checkpoint):
@@ -142,15 +141,9 @@ def finetune(
     if options.max_events is not None:
         extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
     trained, train_collator = _in_training(model, extractor, folder, datasets["train"], options)
-    collator = TaskCollator(extractor)
 
     def validate(candidate: nn.Module) -> dict[str, float]:
-        predicted = predict_examples(
-            without_auxiliary(candidate), datasets["validation"], collator, options.batch_size, shared=True
-        )
-        metrics = compute_metrics(labeled(datasets["validation"], predicted.values, task_info))
-        known = {name: value for name, value in metrics.items() if value is not None}
-        return known | {"score": selection_score(metrics, task_info)}
+        return validation_metrics(candidate, datasets["validation"], extractor, task_info, options.batch_size)
 
     def save(candidate: nn.Module, place: Path) -> None:
         save_checkpoint(without_auxiliary(candidate), extractor, place)
@@ -168,11 +161,7 @@ def finetune(
     ).run(has_state)
     if not accelerator.is_main_process:
         return FinetuneResult(output, progress.history, None)
-    best = replace(load_checkpoint(output), evaluation=None)
-    temperature = None
-    if task_info.problem_type != "regression":
-        temperature = calibrate(best.model, datasets["validation"], collator, options.batch_size)
-        write_checkpoint(best.model, save, output)
+    evaluation, temperature = _calibrate_and_evaluate(output, folder, task_info, datasets["validation"], save, options)
     account = describe_run(accelerator, model, options, progress) | {
         "command": command,
         "kind": "finetune",
@@ -181,10 +170,25 @@ def finetune(
         "temperature": temperature,
         **describe_data(folder, task_info, extractor, datasets),
     }
-    write_account(output, account)
-    evaluation = evaluate(best, folder, task, "validation", output / EVALUATION_FILE, batch_size=options.batch_size)
-    finish(output)
+    finish(output, account)
     return FinetuneResult(output, progress.history, evaluation)
+
+
+def _calibrate_and_evaluate(
+    output: Path,
+    folder: PreparedFolder,
+    task: TaskInfo,
+    dataset: TaskDataset,
+    save: Callable[[nn.Module, Path], None],
+    options: FinetuneOptions,
+) -> tuple[Evaluation, float | None]:
+    """The evaluation of the best weights on the validation split, and the temperature that calibrates them there."""
+    best, temperature = replace(load_checkpoint(output), evaluation=None), None
+    if task.problem_type != "regression":
+        temperature = calibrate(best.model, dataset, TaskCollator(best.extractor), options.batch_size)
+        write_checkpoint(best.model, save, output)
+    path = output / EVALUATION_FILE
+    return evaluate(best, folder, task.name, "validation", path, batch_size=options.batch_size), temperature
 
 
 def _in_training(
@@ -209,6 +213,17 @@ def _in_training(
         AuxiliaryModel(model, targets.binary, options.auxiliary_weight),
         AuxiliaryCollator(collator, targets),
     )
+
+
+def validation_metrics(
+    model: nn.Module, dataset: TaskDataset, extractor: HyMaTEFeatureExtractor, task: TaskInfo, batch_size: int
+) -> dict[str, float]:
+    """The metrics of a model that are defined on a split, and their `score`. All processes call this at once."""
+    collator = TaskCollator(extractor)
+    predicted = predict_examples(without_auxiliary(model), dataset, collator, batch_size, shared=True)
+    metrics = compute_metrics(labeled(dataset, predicted.values, task))
+    known = {name: value for name, value in metrics.items() if value is not None}
+    return known | {"score": selection_score(metrics, task)}
 
 
 def selection_score(metrics: dict[str, float | None], task: TaskInfo) -> float:

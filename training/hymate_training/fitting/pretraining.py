@@ -22,7 +22,6 @@ from hymate_training.fitting.run import (
     finished_run,
     make_config,
     prepare_output,
-    write_account,
 )
 from hymate_training.inference.checkpoints import save_checkpoint
 from modeling_hymate import HyMaTEForPreTraining
@@ -133,8 +132,7 @@ def pretrain(
             "kind": "pretrain",
             **describe_data(folder, None, extractor, datasets),
         }
-        write_account(output, account)
-        finish(output)
+        finish(output, account)
     return PretrainResult(output, progress.history)
 
 

@@ -58,27 +58,24 @@ def prepare_output(output: Path, resume: bool) -> bool:
     return resume and has_state(output)
 
 
-def finished_run(output: Path, options: LoopOptions) -> dict[str, Any] | None:
+def finished_run(output: Path, options: LoopOptions, task: str | None = None) -> dict[str, Any] | None:
     """The account of a run in `output` that is over, what its last moment left behind cleared away; None otherwise.
 
     Raises:
-        ValueError: if it had other options.
+        ValueError: if it had other options or another task.
     """
     if has_state(output) or not (output / RUN_FILE).is_file():
         return None
     account = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
-    check_account(account.get("recipe", {}), asdict(options), output)
+    had = {"task": (account.get("task") or {}).get("name"), **account.get("recipe", {})}
+    check_account(had, {"task": task, **asdict(options)}, output)
     remove_state(output)
     return account
 
 
-def write_account(output: Path, account: dict[str, Any]) -> None:
-    """Leaves the account of a run that is over, from which its card is made."""
+def finish(output: Path, account: dict[str, Any]) -> None:
+    """Ends a run: leaves its account and the card made from it, and nothing to resume."""
     write_json(output / RUN_FILE, account)
-
-
-def finish(output: Path) -> None:
-    """Writes the model card, and ends the run: nothing is left to resume."""
     write_model_card(output)
     remove_state(output)
 

@@ -213,7 +213,7 @@ def _random_file(rank: int) -> str:
 
 def _random_state(device: torch.device) -> dict[str, Any]:
     """States of all random generators of this process, as JSON can hold them."""
-    numbers: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]  # noqa: NPY002 - the global one's
+    numbers: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002 - the global one's
     words = numbers["state"] | {"key": numbers["state"]["key"].tolist()}
     return {
         "python": random.getstate(),
