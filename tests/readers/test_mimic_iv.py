@@ -145,9 +145,7 @@ def events_of(folder: Path, record_id: str = "2") -> pl.DataFrame:
             pl.col("record_id") == record_id
         )
         if records.height:
-            events = records.select("time", "variable", "value").explode(
-                "time", "variable", "value", empty_as_null=True
-            )
+            events = records.select("time", "variable", "value").explode("time", "variable", "value")
             names = pl.Series([info.variables[index] for index in events["variable"]])
             return events.with_columns(names.alias("variable"))
     raise AssertionError(f"no record {record_id}")

@@ -144,7 +144,7 @@ def means(events, labels, start, end):
     """(records, variables) mean values between two hours, in the order of the labels."""
     names = list(synthetic.VARIABLES)
     window = events.filter(pl.col("time").is_between(start, end, closed="left"))
-    wide = window.pivot(on="variable", on_columns=names, index="record_id", values="value", aggregate_function="mean")
+    wide = window.pivot(on="variable", index="record_id", values="value", aggregate_function="mean")
     joined = labels.select("record_id").join(wide, on="record_id", how="left", maintain_order="left")
     return joined.select(pl.col(names).cast(pl.Float64).fill_null(float("nan"))).to_numpy()
 

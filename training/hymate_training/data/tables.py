@@ -5,7 +5,6 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import polars as pl
 import pyarrow as pa
@@ -141,14 +140,15 @@ def _read_csv(path: Path, unknown: Sequence[str]) -> pl.DataFrame:
             head = source[:HEAD_BYTES]
         elif b"\0" in head:
             raise ValueError(f"{path} is neither text in UTF-8 nor marked as UTF-16; save it as UTF-8")
-    first = head.split(b"\n", 1)[0]
-    separator = next((mark for mark in (b",", b";", b"\t") if mark in first), b",").decode()
+    first = head.split(b"\n", 1)[0].decode("utf-8-sig", "replace")
+    separator = next((mark for mark in (",", ";", "\t") if mark in first), ",")
+    names = _header(first, separator)
     return pl.read_csv(
         source,
         separator=separator,
         decimal_comma=separator != "," and _has_decimal_comma(head, separator),
         infer_schema_length=None,
-        schema_overrides=dict.fromkeys(TEXT_COLUMNS, pl.String),
+        schema_overrides={name: pl.String for name in TEXT_COLUMNS if name in names},
         null_values=list(unknown) or None,
     )
 
@@ -184,7 +184,9 @@ def read_csv_pieces(
     rows = 0
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
-            names = _header(path, file)
+            names = _header(file.readline(HEAD_BYTES).decode("utf-8-sig"))
+        if not names:
+            raise ValueError(f"{path} is empty")
         if missing := [name for name in columns if name not in names and name not in optional]:
             raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
         present = {name: kind for name, kind in columns.items() if name in names}
@@ -218,8 +220,6 @@ def read_csv_pieces(
         raise ValueError(f"{path} has no rows")
 
 
-def _header(path: Path, file: BinaryIO | gzip.GzipFile) -> list[str]:
-    header = file.readline(HEAD_BYTES).decode("utf-8-sig").strip()
-    if not header:
-        raise ValueError(f"{path} is empty")
-    return [name.strip().strip('"') for name in header.split(",")]
+def _header(line: str, separator: str = ",") -> list[str]:
+    """The names in the first line of a CSV; none where it is blank."""
+    return [name.strip().strip('"') for name in line.split(separator)] if line.strip() else []

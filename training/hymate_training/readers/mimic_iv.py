@@ -430,8 +430,10 @@ def _labels(stays: pl.DataFrame, dropped: Counter[str]) -> Iterator[tuple[TaskIn
     hourly = timed.with_columns(
         hour=pl.int_ranges(FIRST_DECOMPENSATION_HOUR, pl.col("hours").floor().cast(pl.Int64) + 1)
     )
-    hourly = hourly.explode("hour", empty_as_null=False).filter(
-        pl.col("death").is_null() | (pl.col("hour") < pl.col("death"))
+    hourly = (
+        hourly.filter(pl.col("hour").list.len() > 0)
+        .explode("hour")
+        .filter(pl.col("death").is_null() | (pl.col("hour") < pl.col("death")))
     )
     within = (pl.col("death") - pl.col("hour") <= 24).fill_null(False)
     yield asked(hourly, DECOMPENSATION, pl.col("hour"), within)
