@@ -98,7 +98,7 @@ BROKEN_RECORDS = {
     "null variable": ({"variable": [[0, None], [0, 1]]}, f"{TRAIN} has a variable index that is null".format("a")),
     "unknown variable": (
         {"variable": [[0, 2], [0, 1]]},
-        f"{TRAIN} has variable index 2, which is out of range: there are 2".format("a"),
+        f"{TRAIN} has a variable index that is out of range: there are 2".format("a"),
     ),
     "unequal lengths": ({"value": [[1.0, 2.0], [1.0]]}, f"{TRAIN}: time and value differ in length".format("b")),
     "no list": ({"time": [None, [0.0, 1.0]]}, f"{TRAIN}: time is null".format("a")),

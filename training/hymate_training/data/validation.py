@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hymate_training.data.schema import MAX_HOURS, YEAR, TaskInfo
 
@@ -41,23 +42,16 @@ def check_records(table: pa.Table, where: str, num_variables: int | None = None)
             raise ValueError(f"{where}: record {_first(ids, wrong)}: time and {name} differ in length")
     if (counts == 0).any():
         raise ValueError(f"{where}: record {_first(ids, counts == 0)} has no events; drop and count such records")
-    for name in table.schema.names:
-        if pa.types.is_floating(table.schema.field(name).type):
-            numbers = pl.Series(table[name])
-            if (wrong := (~numbers.is_finite()).fill_null(False)).any():
-                record = _first(ids, wrong.to_numpy())
-                raise ValueError(
-                    f"{where}: record {record}: {name} must be a number or null, not {numbers.filter(wrong)[0]}"
-                )
+    _check_numeric_columns(table, where)
     if not len(counts):
         return np.zeros(0, dtype=np.float32), -1
     ends = np.cumsum(counts)
     times = columns["time"].to_numpy(zero_copy_only=False)
-    variables = columns["variable"].to_numpy(zero_copy_only=False)
+    variables = pc.fill_null(columns["variable"], -1).to_numpy(zero_copy_only=False)
+    largest = int(variables.max())
+    limit = largest + 1 if num_variables is None else num_variables
     backwards = np.diff(times, prepend=times[0]) < 0
     backwards[ends - counts] = False
-    missing = np.zeros(0) if not columns["variable"].null_count else np.isnan(variables)
-    largest = int(np.nanmax(variables))
     for wrong, problem in (
         (~np.isfinite(times), "has a time that is missing or not finite"),
         (times < 0, "has a negative time; times are hours since the record's start"),
@@ -68,17 +62,24 @@ def check_records(table: pa.Table, where: str, num_variables: int | None = None)
             "placeholder date such as 1900-01-01 must not begin it",
         ),
         (np.isinf(columns["value"].to_numpy(zero_copy_only=False)), "has an infinite value"),
-        (missing, "has a variable index that is null or negative; it must point into DatasetInfo.variables"),
         (variables < 0, "has a variable index that is null or negative; it must point into DatasetInfo.variables"),
-        (
-            np.zeros(0) if num_variables is None or largest < num_variables else variables >= num_variables,
-            f"has variable index {largest}, which is out of range: there are {num_variables} variables",
-        ),
+        (variables >= limit, f"has a variable index that is out of range: there are {limit} variables"),
     ):
         if wrong.any():
             record = ids[int(np.searchsorted(ends, wrong.argmax(), side="right"))].as_py()
             raise ValueError(f"{where}: record {record!r} {problem}")
     return times[ends - counts], largest
+
+
+def _check_numeric_columns(table: pa.Table, where: str) -> None:
+    for name in table.schema.names:
+        if pa.types.is_floating(table.schema.field(name).type):
+            numbers = pl.Series(table[name])
+            if (wrong := (~numbers.is_finite()).fill_null(False)).any():
+                record = _first(table["record_id"], wrong.to_numpy())
+                raise ValueError(
+                    f"{where}: record {record}: {name} must be a number or null, not {numbers.filter(wrong)[0]}"
+                )
 
 
 def check_task(table: pa.Table, task: TaskInfo, where: str, record_ids: pl.Series) -> None:

@@ -226,25 +226,38 @@ def prepare(
                 )
                 if frame.height:
                     writer.write_task(task, split, frame)
-        info = DatasetInfo(
-            source="eICU",
-            variables=variables,
-            static_columns=static_columns,
-            tasks=tasks,
-            dropped={reason: count for reason, count in dropped.items() if count},
-            split_description="By patient, those with a positive label of in_hospital_mortality and the others "
-            f"shuffled apart with seed {seed}: 80 % train, 10 % validation, 10 % test.",
-            license="other",
-            citation=CITATION,
-            seed=seed,
-            extra={
-                "description": f"Stays in ICUs of many US hospitals, their first {observed_hours:g} hours, from the "
-                f"eICU Collaborative Research Database (tables {', '.join(tables)}).",
-                "units": units | {"age": "years", "height": "cm", "weight": "kg"},
-            },
-        )
+        info = _describe(variables, static_columns, tasks, units, tuple(tables), dropped, observed_hours, seed)
         writer.finish(info)
     return info
+
+
+def _describe(
+    variables: tuple[str, ...],
+    static_columns: tuple[StaticColumn, ...],
+    tasks: tuple[TaskInfo, ...],
+    units: dict[str, str],
+    tables: tuple[str, ...],
+    dropped: Counter[str],
+    observed_hours: float,
+    seed: int,
+) -> DatasetInfo:
+    return DatasetInfo(
+        source="eICU",
+        variables=variables,
+        static_columns=static_columns,
+        tasks=tasks,
+        dropped={reason: count for reason, count in dropped.items() if count},
+        split_description="By patient, those with a positive label of in_hospital_mortality and the others "
+        f"shuffled apart with seed {seed}: 80 % train, 10 % validation, 10 % test.",
+        license="other",
+        citation=CITATION,
+        seed=seed,
+        extra={
+            "description": f"Stays in ICUs of many US hospitals, their first {observed_hours:g} hours, from the "
+            f"eICU Collaborative Research Database (tables {', '.join(tables)}).",
+            "units": units | {"age": "years", "height": "cm", "weight": "kg"},
+        },
+    )
 
 
 def _tasks(observed_hours: float) -> tuple[TaskInfo, TaskInfo]:

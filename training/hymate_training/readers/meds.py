@@ -405,12 +405,27 @@ def _assemble(
     dropped["subjects without an event of a known code"] = subjects.height - begun.height
     for (task, _), rows in zip(tasks, predictions, strict=True):
         _write_task(writer, task, rows.join(begun, on="subject_id", how="left"), dropped)
+    described = tuple(task for task, _ in tasks)
+    info = _describe(raw, tuple(vocabulary["code"]), tuple(columns), described, dropped, split_by_hash, seed)
+    writer.finish(info)
+    return info
+
+
+def _describe(
+    raw: Path,
+    variables: tuple[str, ...],
+    static_columns: tuple[StaticColumn, ...],
+    tasks: tuple[TaskInfo, ...],
+    dropped: Counter[str],
+    split_by_hash: bool,
+    seed: int,
+) -> DatasetInfo:
     metadata = _metadata(raw)
-    info = DatasetInfo(
+    return DatasetInfo(
         source=str(metadata.get("dataset_name") or raw.resolve().name),
-        variables=tuple(vocabulary["code"]),
-        static_columns=tuple(columns),
-        tasks=tuple(task for task, _ in tasks),
+        variables=variables,
+        static_columns=static_columns,
+        tasks=tasks,
         dropped={reason: count for reason, count in dropped.items() if count},
         split_description=f"Subjects, by a hash of seed {seed}: 80 % train, 10 % validation, 10 % test."
         if split_by_hash
@@ -424,8 +439,6 @@ def _assemble(
             "units": {"age": "years"},
         },
     )
-    writer.finish(info)
-    return info
 
 
 def _all_subjects(done: list[tuple[Source, Path]]) -> pl.DataFrame:

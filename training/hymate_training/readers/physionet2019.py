@@ -193,26 +193,38 @@ def prepare(
                 chosen = rows.filter(pl.col("split") == name)
                 if chosen.height:
                     writer.write_task(task, name, chosen.select("record_id", "prediction_time", "boolean_value"))
-        info = DatasetInfo(
-            source="PhysioNet 2019",
-            variables=VARIABLES,
-            static_columns=static_columns,
-            tasks=tuple(predictions),
-            dropped={reason: count for reason, count in dropped.items() if count},
-            split_description=_describe_split(tuple(sources), split, seed),
-            license="cc-by-4.0",
-            citation=CITATION,
-            seed=seed,
-            extra={
-                "description": "ICU patients of two hospitals, hour by hour, from the PhysioNet/Computing in "
-                "Cardiology Challenge 2019 on the early prediction of sepsis.",
-                "units": UNITS | STATIC_UNITS,
-                # the challenge's utility is defined on the published label, which a longer horizon hides
-                "utility": {} if horizon_hours else {"sepsis_onset": "physionet2019"},
-            },
-        )
+        info = _describe(tuple(predictions), static_columns, tuple(sources), dropped, split, horizon_hours, seed)
         writer.finish(info)
     return info
+
+
+def _describe(
+    tasks: tuple[TaskInfo, ...],
+    static_columns: tuple[StaticColumn, ...],
+    hospitals: tuple[str, ...],
+    dropped: dict[str, int],
+    split: str,
+    horizon_hours: int,
+    seed: int,
+) -> DatasetInfo:
+    return DatasetInfo(
+        source="PhysioNet 2019",
+        variables=VARIABLES,
+        static_columns=static_columns,
+        tasks=tasks,
+        dropped={reason: count for reason, count in dropped.items() if count},
+        split_description=_describe_split(hospitals, split, seed),
+        license="cc-by-4.0",
+        citation=CITATION,
+        seed=seed,
+        extra={
+            "description": "ICU patients of two hospitals, hour by hour, from the PhysioNet/Computing in "
+            "Cardiology Challenge 2019 on the early prediction of sepsis.",
+            "units": UNITS | STATIC_UNITS,
+            # the challenge's utility is defined on the published label, which a longer horizon hides
+            "utility": {} if horizon_hours else {"sepsis_onset": "physionet2019"},
+        },
+    )
 
 
 def _write_records(
