@@ -1,7 +1,6 @@
 """`make bench`: kernels and models against their peers, on this machine, in one run."""
 
 import argparse
-import json
 import platform
 import re
 import shutil
@@ -13,8 +12,9 @@ from tqdm import tqdm
 
 import hymate_native
 from benchmarks.kernels import SHAPES, machine_limits, mixer_table, scan_table
-from benchmarks.measure import markdown, replace_page
+from benchmarks.measure import titled_table
 from benchmarks.models import LENGTHS, model_table, save_length_plots
+from hymate_training.files import write_file, write_json
 
 PACKAGES = ("hymate", "torch", "transformers", "mambapy")
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
@@ -56,14 +56,14 @@ def main():
     }
     for name, measure in tqdm(parts.items(), desc="benchmarks"):
         result[name] = measure()
-        (args.output / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.output / "bench.json", result)
     plot, _ = save_length_plots(result["models"], args.output)
     text = report(result)
-    (args.output / "bench.md").write_text(text + "\n")
+    write_file(args.output / "bench.md", text + "\n")
     print(text)
     if args.write:
         shutil.copy(plot, PAGE.parent / "images" / "speed.png")
-        replace_page(PAGE, f"{PAGE_HEAD}\n{text}\n")
+        write_file(PAGE, f"{PAGE_HEAD}\n{text}\n")
 
 
 def processor() -> str:
@@ -87,10 +87,10 @@ def report(result: dict) -> str:
     return "\n\n".join(
         [
             head,
-            markdown("Selective scan", ("shape", "scan", *columns), scans),
-            markdown("Mamba layer (16 x 880, hidden 64, inner 128, state 16)", ("layer", *columns), mixers),
-            markdown("Whole model, batch 1", ("model", "events", *names), models),
-            markdown("Ratios", ("figure", "value"), list(ratios(result).items())),
+            titled_table("Selective scan", ("shape", "scan", *columns), scans),
+            titled_table("Mamba layer (16 x 880, hidden 64, inner 128, state 16)", ("layer", *columns), mixers),
+            titled_table("Whole model, batch 1", ("model", "events", *names), models),
+            titled_table("Ratios", ("figure", "value"), list(ratios(result).items())),
         ]
     )
 

@@ -1,9 +1,9 @@
-"""Records a second that the main process collates: read from the data set, standardized, padded, as tensors.
+"""Records per second that the main process collates: read from the data set, standardized, padded, as tensors.
 
     python benchmarks/collation.py [--data PREPARED --task TASK]
 
 Without a prepared folder: simulated records of a few lengths, 37 variables, four static columns. One process, no
-loader workers; the figure is the best of several passes.
+loader workers; the rate is the best of several passes.
 """
 
 import argparse
@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hymate_training.data.collation import TaskCollator, TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.files import markdown_table
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 NUM_VARIABLES = 37
@@ -73,22 +75,21 @@ def main():
         parser.error("--data and --task go together")
     sets = {}
     if args.data:
-        data = PreparedFolder(args.data)
-        extractor = fit_feature_extractor(data)
+        folder = PreparedFolder(args.data)
+        extractor = fit_feature_extractor(folder)
         sets[f"{args.data.name}, {args.task}"] = (
-            load_task(data, args.task, "train", extractor.variables),
+            load_task(folder, args.task, "train", extractor.variables),
             extractor,
         )
     else:
         sets = {f"simulated, {length} events": simulated(8192, length) for length in (8, 24, 100, 400)}
-    print(
-        f"{torch.get_num_threads()} threads\n\n| data | batch size | records/s | million events/s |\n|---|---|---|---|"
-    )
+    rows: list[list[object]] = [["data", "batch size", "records/s", "million events/s"]]
     for name, (dataset, extractor) in sets.items():
         for batch_size in args.batch_sizes:
             rate = records_per_second(dataset, TaskCollator(extractor), batch_size, args.passes)
             events = rate * dataset.lengths.mean() / 1e6
-            print(f"| {name} | {batch_size} | {rate:,.0f} | {events:.1f} |", flush=True)
+            rows.append([name, batch_size, f"{rate:,.0f}", f"{events:.1f}"])
+    print(f"{torch.get_num_threads()} threads\n\n{markdown_table(rows)}")
 
 
 if __name__ == "__main__":

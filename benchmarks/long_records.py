@@ -18,27 +18,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hymate_training.data.collation import ExampleDataset, TaskCollator, fit_feature_extractor
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import ExampleDataset
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.data.schema import SPLITS
+from hymate_training.files import markdown_table
 from modeling_hymate import HyMaTEConfig, HyMaTEForSequenceClassification
 
 
 def longest_record(folder: PreparedFolder) -> ExampleDataset:
     candidates = []
-    for split in SPLITS:
-        if any((folder.path / "records").glob(f"{split}-*.parquet")):
-            events = folder.events(split)
-            candidates.append((events.lengths.max(), events.take(np.array([events.lengths.argmax()]))))
+    for split in folder.splits:
+        events = folder.events(split)
+        candidates.append((events.lengths.max(), events.take(np.array([events.lengths.argmax()]))))
     _, events = max(candidates, key=lambda candidate: candidate[0])
     return ExampleDataset(events, np.array([0]), np.array([np.inf]))
 
 
-def measure(folder: Path, window: tuple[int | None, int]) -> str:
+def measure(path: Path, window: tuple[int | None, int]) -> list[str]:
     max_events, vocabulary = window
-    data = PreparedFolder(folder)
-    extractor = fit_feature_extractor(data)
-    features = TaskCollator(extractor, max_events)(longest_record(data).__getitems__([0]))
+    folder = PreparedFolder(path)
+    extractor = fit_feature_extractor(folder)
+    longest = longest_record(folder)
+    features = TaskCollator(extractor, max_events)(longest.__getitems__([0]))
     torch.manual_seed(0)
     config = HyMaTEConfig(
         num_variables=vocabulary * extractor.num_variables,
@@ -46,7 +47,7 @@ def measure(folder: Path, window: tuple[int | None, int]) -> str:
         num_labels=2,
     )
     model = HyMaTEForSequenceClassification(config)
-    model(**TaskCollator(extractor, 64)(longest_record(data).__getitems__([0])))  # what runs once only
+    model(**TaskCollator(extractor, 64)(longest.__getitems__([0])))  # what runs once only
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = []
     model.eval()
@@ -61,7 +62,7 @@ def measure(folder: Path, window: tuple[int | None, int]) -> str:
     training = time.perf_counter() - start
     memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     length = features["values"].shape[1]
-    cells = [
+    return [
         f"{length:,}",
         f"{len(features['variable_ids'].unique()):,}",
         f"{config.num_variables:,}",
@@ -71,7 +72,6 @@ def measure(folder: Path, window: tuple[int | None, int]) -> str:
         f"{training:.2f}",
         f"{memory[1] / 1024:,.0f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def main():
@@ -81,11 +81,10 @@ def main():
     args = parser.parse_args()
     columns = ("events", "distinct codes", "vocabulary", "inference, s", "thousand events/s", "memory, MB")
     columns += ("forward and backward, s", "memory, MB")
-    print(f"{torch.get_num_threads()} threads\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     windows = [*((size, 1) for size in args.windows), (None, 1), (2048, 10), (None, 10)]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for row in pool.imap(partial(measure, args.data), windows, chunksize=1):
-            print(row, flush=True)
+        rows = list(pool.imap(partial(measure, args.data), windows, chunksize=1))
+    print(f"{torch.get_num_threads()} threads\n\n{markdown_table([columns, *rows])}")
 
 
 if __name__ == "__main__":

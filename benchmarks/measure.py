@@ -1,13 +1,14 @@
-"""Time and memory of a call, and the tables and pages that show them."""
+"""Time and memory of a call, and the table that shows them."""
 
 import ctypes
 import gc
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from hymate_training.files import markdown_table
 
 LINUX = sys.platform == "linux"
 
@@ -50,18 +51,9 @@ def _resident(field: str) -> int:
     raise RuntimeError(f"/proc/self/status holds no {field}")
 
 
-def replace_page(page: Path, text: str) -> None:
-    """Writes a page under a temporary name and renames it."""
-    incoming = page.with_suffix(f".incoming-{os.getpid()}")
-    incoming.write_text(text, encoding="utf-8")
-    incoming.replace(page)
-
-
-def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; numbers in a few significant digits, None as a dash."""
-    lines = [f"### {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    return "\n".join(lines)
+def titled_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table under a title; numbers in a few significant digits, None as a dash."""
+    return f"### {title}\n\n{markdown_table([header, *(list(map(_cell, row)) for row in rows)])}"
 
 
 def _cell(value: object) -> str:

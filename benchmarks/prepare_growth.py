@@ -17,6 +17,8 @@ from pathlib import Path
 
 import polars as pl
 
+from hymate_training.files import markdown_table
+
 TABLES = {
     "hosp": ("patients", "admissions", "labevents"),
     "icu": ("icustays", "chartevents", "inputevents", "outputevents", "procedureevents"),
@@ -60,12 +62,13 @@ def main():
     parser.add_argument("demo", type=Path, help="folder of the MIMIC-IV demo")
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args()
-    print("| copies | rows | seconds | million rows/s | memory, GB |\n|---|---|---|---|---|")
+    table: list[list[object]] = [["copies", "rows", "seconds", "million rows/s", "memory, GB"]]
     for factor in args.factors:
         with tempfile.TemporaryDirectory() as scratch:
             rows = multiply(args.demo, Path(scratch) / "raw", factor)
             seconds, gigabytes = measure(Path(scratch) / "raw", Path(scratch) / "prepared")
-        print(f"| {factor} | {rows:,} | {seconds:.1f} | {rows / seconds / 1e6:.2f} | {gigabytes:.2f} |", flush=True)
+        table.append([factor, f"{rows:,}", f"{seconds:.1f}", f"{rows / seconds / 1e6:.2f}", f"{gigabytes:.2f}"])
+    print(markdown_table(table))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments, set_seed
 
-from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.metrics import compute_metrics
@@ -95,17 +96,17 @@ def main():
     parser.add_argument("--private", action="store_true", help="make that repository private")
     args = parser.parse_args()
 
-    folder = args.data or args.output.with_name(f"{args.output.name}-data")
-    if args.data is None and not folder.exists():
-        synthetic.prepare(folder, num_records=SIMULATED_STAYS, seed=0)
-    data = PreparedFolder(folder)
-    task = data.info.task(args.task)
-    extractor = fit_feature_extractor(data)
+    data = args.data or args.output.with_name(f"{args.output.name}-data")
+    if args.data is None and not data.exists():
+        synthetic.prepare(data, num_records=SIMULATED_STAYS, seed=0)
+    folder = PreparedFolder(data)
+    task = folder.info.task(args.task)
+    extractor = fit_feature_extractor(folder)
     set_seed(0)
     trainer = make_trainer(
         make_model(extractor, task),
         extractor,
-        data,
+        folder,
         task,
         args.output,
         num_train_epochs=args.epochs,

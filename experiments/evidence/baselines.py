@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from experiments.evidence.folds import TASK
-from hymate_training.data.collation import TaskDataset, fit_feature_extractor, load_task
+from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import HyMaTEFeatureExtractor
 
@@ -36,10 +37,10 @@ TREES = [
 
 
 def _load(folder: Path, split: str) -> tuple[HyMaTEFeatureExtractor, dict[str, TaskDataset]]:
-    data = PreparedFolder(folder)
-    extractor = fit_feature_extractor(data)
+    prepared = PreparedFolder(folder)
+    extractor = fit_feature_extractor(prepared)
     splits = dict.fromkeys(("train", "validation", split))
-    return extractor, {name: load_task(data, TASK, name, extractor.variables) for name in splits}
+    return extractor, {name: load_task(prepared, TASK, name, extractor.variables) for name in splits}
 
 
 def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:

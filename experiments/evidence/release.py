@@ -15,11 +15,11 @@ from experiments.evidence import baselines
 from experiments.evidence.folds import TASK
 from experiments.evidence.tables import cross_validation, read_results
 from experiments.evidence.units import hymate
-from hymate_training.data.collation import labels_array
+from hymate_training.data.examples import labels_array
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import report
 from hymate_training.evaluation.sample import LabeledPredictions
-from hymate_training.files import write_json, writing_folder
+from hymate_training.files import write_file, write_json, writing_folder
 from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE
 from hymate_training.publishing.cards import CROSS_VALIDATION_FILE, write_model_card
 from hymate_training.publishing.push import plan_push
@@ -58,7 +58,7 @@ def main() -> None:
         for name, predict in COMPARED.items()
     }
     write_json(mortality / EVALUATION_FILE, evaluation)
-    (mortality / CROSS_VALIDATION_FILE).write_text(cross_validation(read_results(RESULTS)) + "\n")
+    write_file(mortality / CROSS_VALIDATION_FILE, cross_validation(read_results(RESULTS)) + "\n")
     for folder in (pretrained, mortality):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)

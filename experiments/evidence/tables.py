@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import markdown, replace_page
+from benchmarks.measure import titled_table
 from experiments.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
 from experiments.evidence.units import FIGURES
 from hymate_training.evaluation.metrics import METRICS, percentile_interval
+from hymate_training.files import write_file
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 SHOWN = ("auroc", "auprc", "log_loss", "brier", "expected_calibration_error")
@@ -60,7 +61,7 @@ def main_table(results: Results) -> str:
             shown = [mean_with_interval(units, figure) for figure in SHOWN]
             rows.append([model.title, len(units), *shown, f"{np.median(seconds):.0f}"])
     header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds a fold")
-    return markdown("Models", header, rows)
+    return titled_table("Models", header, rows)
 
 
 def difference_table(results: Results, reference: str) -> str:
@@ -75,7 +76,7 @@ def difference_table(results: Results, reference: str) -> str:
         *(f"{METRICS['binary'][figure]}, difference" for figure in FIGURES),
         "folds won (AUROC)",
     )
-    return markdown(f"{MODELS[reference].title} less another model", header, rows)
+    return titled_table(f"{MODELS[reference].title} less another model", header, rows)
 
 
 def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
@@ -155,7 +156,7 @@ def label_table(results: Results) -> str:
         *(f"AUROC, {MODELS[name].title}" for name in FEW_LABELS),
         *(f"{METRICS['binary'][figure]}, gain" for figure in FIGURES),
     )
-    return markdown("What pretraining adds", (*header, "folds won (AUROC)"), rows)
+    return titled_table("What pretraining adds", (*header, "folds won (AUROC)"), rows)
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -173,4 +174,4 @@ def write_page(results: Results, page: Path = PAGE) -> None:
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         before, rest = text.split(begin)
         text = f"{before}{begin}\n\n{table(results)}\n\n{end}{rest.split(end)[1]}"
-    replace_page(page, text)
+    write_file(page, text)

@@ -15,10 +15,12 @@ import torch
 
 from experiments.evidence.folds import TASK, prepare_fold
 from experiments.evidence.models import MODELS, Model
-from hymate_training.data.collation import TaskCollator, labels_array, load_task
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import labels_array, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
 from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.files import write_file
 from hymate_training.fitting.loop import LAST_FOLDER
 from hymate_training.fitting.state import STATE_FOLDER
 from hymate_training.inference.checkpoints import RUN_FILE, load_checkpoint
@@ -56,11 +58,9 @@ def run_unit(
         output = work / "runs" / f"{name}-{percent}-fold{fold}"
         probabilities, about = finetune(model, data, percent, fold, work, output, quick)
     folder = PreparedFolder(data)
-    sample = LabeledPredictions(
-        "binary", labels_array(folder.task(TASK, "test"), folder.info.task(TASK)), probabilities
-    )
+    labels = labels_array(folder.task(TASK, "test"), folder.info.task(TASK))
+    sample = LabeledPredictions("binary", labels, probabilities)
     samples = bootstrap_samples(sample, num_samples=NUM_SAMPLES, seed=fold)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_compact(
         path,
         {
@@ -68,8 +68,8 @@ def run_unit(
             "percent": percent,
             "fold": fold,
             "seed": fold,
-            "n": len(sample),
-            "positives": int(sample.labels.sum()),
+            "n": len(labels),
+            "positives": int(labels.sum()),
             "split_fingerprint": folder.split_fingerprint(TASK, "test"),
             "metrics": compute_metrics(sample),
             **about,
@@ -83,11 +83,9 @@ def run_unit(
 
 
 def write_compact(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON with a line a key, under a temporary name first."""
+    """Writes JSON, one line per key."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
-    incoming = path.with_suffix(".incoming")
-    incoming.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    incoming.replace(path)
+    write_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def finetune(

@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hymate_training.data.collation import (
-    ForecastCollator,
-    TaskCollator,
-    fit_feature_extractor,
-    load_forecast,
-    load_task,
-)
+from hymate_training.data.collators import ForecastCollator, TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import load_forecast, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from tests.support.runs import TASK
 

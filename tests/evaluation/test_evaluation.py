@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from hymate_training.data.collation import check_static_columns
+from hymate_training.data.examples import check_static_columns
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import check_task

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hymate_training.cli.main import main
-from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.fitting.auxiliary import AuxiliaryModel, load_auxiliary
 from hymate_training.fitting.calibration import calibrate

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hymate_training.data.collation import ExampleDataset, load_task
+from hymate_training.data.examples import ExampleDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.fitting.batches import EpochLoader
 from hymate_training.fitting.options import LoopOptions

@@ -5,10 +5,11 @@ import polars as pl
 import pytest
 
 from hymate_training.cli.main import main
-from hymate_training.data.collation import TaskCollator, load_task
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.inference.checkpoints import load_checkpoint
-from hymate_training.inference.prediction import predict, predict_examples, read_frame
+from hymate_training.inference.prediction import predict, predict_examples
 from tests.support.runs import TASK, event_frame
 
 
@@ -79,13 +80,6 @@ def test_predict_asks_for_record_ids_in_the_static_table(synthetic_folder, finet
     assert main(["predict", "--checkpoint", str(finetuned), *map(str, files), "--output", str(output)]) == 2
     assert "static.parquet lacks the column 'record_id'" in capsys.readouterr().err
     assert not output.exists()
-
-
-def test_tables_are_read_as_prepare_reads_them(tmp_path):
-    path = tmp_path / "table.csv"
-    path.write_text("record_id,variable,ventilated,unit\n007,220045,true, MICU \n8,10,,\n")
-    frame = read_frame(path)
-    assert frame.rows() == [("007", "220045", "true", "MICU"), ("8", "10", None, None)]
 
 
 def test_predictions_come_in_the_order_of_the_data_set(synthetic_folder, finetuned):

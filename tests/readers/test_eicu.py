@@ -11,10 +11,12 @@ import pytest
 
 from hymate_training.cli import prepare as command
 from hymate_training.cli.main import main
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data import tables as tables_in
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from hymate_training.readers import eicu
 from tests.support.leakage import check_leakage
+from tests.support.prepared import records
 
 Tables = dict[str, list[dict]]
 
@@ -88,16 +90,8 @@ def write_tables(raw: Path, tables: Tables, form: str = "csv.gz") -> Path:
     return raw
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def records(folder: Path, *splits: str) -> dict[str, dict]:
-    return {row["record_id"]: row for split in splits or SPLITS for row in read_records(folder, split).to_pylist()}
-
-
 def labels(folder: Path, task: str) -> dict[str, dict]:
-    return {row["record_id"]: row for split in SPLITS for row in read_task(folder, task, split).to_pylist()}
+    return {row["record_id"]: row for split in SPLITS for row in PreparedFolder(folder).task(task, split).to_pylist()}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +103,7 @@ def prepared(tmp_path_factory) -> Path:
 
 def test_events_by_hand(prepared):
     """Minutes become hours, bedside readings hourly means placed at the last one, Fahrenheit Celsius."""
-    info, row = read_info(prepared), records(prepared)["3"]
+    info, row = PreparedFolder(prepared).info, records(prepared)["3"]
     events = zip(row["time"], (info.variables[index] for index in row["variable"]), row["value"], strict=True)
     expected = [
         (7 / 60, "noninvasivemean", 75.0),
@@ -145,7 +139,7 @@ def test_static_columns(prepared):
 
 def test_labels_and_what_is_dropped(prepared):
     """Even stays from the sixth on last for 25 hours or more; stay 11 has no outcome."""
-    info = read_info(prepared)
+    info = PreparedFolder(prepared).info
     asked = {stay for stay in range(1, 41) if stay % 2 or 1200 + 60 * (stay - 1) >= 1440}
     died, days = labels(prepared, "in_hospital_mortality"), labels(prepared, "length_of_stay")
     assert {int(stay) for stay in days} == asked
@@ -170,7 +164,7 @@ def test_splits_are_by_patient_and_deaths_in_each(prepared):
     assert not members[0] & members[1] | members[0] & members[2] | members[1] & members[2]
     assert [len(found) for found in members] == [15, 2, 3]  # of 4 with a death 2, 1, 1; of 16 without 13, 1, 2
     for split in SPLITS:
-        assert any(read_task(prepared, "in_hospital_mortality", split)["boolean_value"].to_pylist())
+        assert any(PreparedFolder(prepared).task("in_hospital_mortality", split)["boolean_value"].to_pylist())
 
 
 @pytest.mark.parametrize("change", ["csv", "shuffled", "pieces"])
@@ -181,15 +175,18 @@ def test_form_order_and_pieces_change_nothing(change, prepared, tmp_path, monkey
         tables = {name: [rows[at] for at in generator.permutation(len(rows))] for name, rows in tables.items()}
     if change == "pieces":
         monkeypatch.setattr(eicu, "COMPACT_AT", 50)
-        original = eicu.read_csv_pieces
-        monkeypatch.setattr(eicu, "read_csv_pieces", lambda path, columns: original(path, columns, piece_bytes=2000))
+        monkeypatch.setattr(tables_in, "PIECE_BYTES", 2000)
     eicu.prepare(write_tables(tmp_path / "raw", tables, "csv" if change == "csv" else "csv.gz"), tmp_path / "out")
     for split in SPLITS:
-        one, other = (pl.DataFrame(pl.from_arrow(read_records(at, split))) for at in (tmp_path / "out", prepared))
+        one, other = (
+            pl.DataFrame(pl.from_arrow(PreparedFolder(at).records(split))) for at in (tmp_path / "out", prepared)
+        )
         assert one.drop("value").equals(other.drop("value"))
         assert np.allclose(one["value"].explode(), other["value"].explode())
         for task in ("in_hospital_mortality", "length_of_stay"):
-            assert read_task(tmp_path / "out", task, split).equals(read_task(prepared, task, split))
+            assert (
+                PreparedFolder(tmp_path / "out").task(task, split).equals(PreparedFolder(prepared).task(task, split))
+            )
 
 
 def test_rows_without_a_stay_and_values_revised_later_are_dropped(tmp_path):

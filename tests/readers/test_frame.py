@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hymate_training.cli import prepare as command
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from hymate_training.readers import frame
 from tests.support.leakage import check_leakage
+from tests.support.prepared import records
 
 NUM_RECORDS = 40
 
@@ -83,12 +84,8 @@ def write_all(folder: Path, form: str, order: np.random.Generator | None = None)
     }
 
 
-def records(folder: Path, *splits: str) -> dict[str, dict]:
-    return {row["record_id"]: row for split in splits or SPLITS for row in read_records(folder, split).to_pylist()}
-
-
 def labels(folder: Path, task: str) -> dict[str, dict]:
-    return {row["record_id"]: row for split in SPLITS for row in read_task(folder, task, split).to_pylist()}
+    return {row["record_id"]: row for split in SPLITS for row in PreparedFolder(folder).task(task, split).to_pylist()}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +96,7 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def test_events_and_static_columns(prepared):
-    info = read_info(prepared)
+    info = PreparedFolder(prepared).info
     assert info.variables == ("ICD:I10", "hr")
     rows = records(prepared)
     row = rows["9"]
@@ -122,7 +119,7 @@ def test_events_and_static_columns(prepared):
 
 
 def test_the_kind_of_problem_follows_from_the_label(prepared):
-    info = read_info(prepared)
+    info = PreparedFolder(prepared).info
     found = {task.name: (task.problem_type, task.label_columns, task.label_names) for task in info.tasks}
     assert found == {
         "died": ("binary", ("boolean_value",), ("no died", "died")),
@@ -171,7 +168,7 @@ def test_records_of_a_patient_share_a_split(prepared):
     assert not members[0] & members[1] | members[0] & members[2] | members[1] & members[2]
     assert sum(map(len, members)) == len(set(patient.values()))
     assert [len(found) for found in members] == [17, 2, 2]
-    assert "By patient" in read_info(prepared).split_description
+    assert "By patient" in PreparedFolder(prepared).info.split_description
 
 
 @pytest.mark.parametrize("form", ["csv", "csv.gz"])
@@ -188,7 +185,7 @@ def test_the_order_of_rows_changes_nothing(prepared: Path, tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("shuffled")
     frame.prepare(output=folder / "out", **write_all(folder, "parquet", np.random.default_rng(seed)))
     for split in SPLITS:
-        assert read_records(folder / "out", split).equals(read_records(prepared, split))
+        assert PreparedFolder(folder / "out").records(split).equals(PreparedFolder(prepared).records(split))
 
 
 def test_a_given_split_and_a_label_at_the_end_of_the_record(tmp_path):
@@ -203,7 +200,11 @@ def test_a_given_split_and_a_label_at_the_end_of_the_record(tmp_path):
     assert set(records(tmp_path / "out", "test")) == {str(record) for record in range(1, 21)}
     assert not list((tmp_path / "out" / "records").glob("validation-*"))
     ends = {record_id: row["time"][-1] for record_id, row in records(tmp_path / "out", "train", "test").items()}
-    rows = [row for split in ("train", "test") for row in read_task(tmp_path / "out", "mortality", split).to_pylist()]
+    rows = [
+        row
+        for split in ("train", "test")
+        for row in PreparedFolder(tmp_path / "out").task("mortality", split).to_pylist()
+    ]
     assert {row["record_id"]: row["prediction_time"] for row in rows} == ends
     assert info.split_description == "As given by the column split."
 
@@ -221,6 +222,42 @@ def test_what_cannot_be_asked_is_dropped_and_counted(tmp_path):
         "predictions of died before the record's first event": 1,
     }
     assert len(labels(tmp_path / "out", "died")) == NUM_RECORDS - 2
+
+
+NUMBER_TYPES = (pl.Int8, pl.UInt8, pl.Int64, pl.UInt64, pl.Float32, pl.Float64, pl.Decimal(10, 2))
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", NUMBER_TYPES, ids=str)
+def test_labels_of_every_type_of_number(kind, form, tmp_path):
+    """One and zero are a yes or a no and other numbers a regression, beside null and, as pandas writes it, NaN."""
+    missing = [float("nan") if kind.is_float() else None]
+    died = pl.Series(ALL_LABELS["died"]["died"][1:]).cast(pl.Int8).to_list()
+    days = [number % 9 + (0.5 if kind.is_float() or kind.is_decimal() else 0) for number in range(NUM_RECORDS - 1)]
+    tables = {"died": died, "days": days}
+    paths = [
+        write(tmp_path, name, make_labels(label=pl.Series(missing + values, strict=False).cast(kind)), form)
+        for name, values in tables.items()
+    ]
+    events = write(tmp_path, "events", make_events(), form)
+    info = frame.prepare(events, tmp_path / "out", labels=[str(path) for path in paths])
+    assert [task.problem_type for task in info.tasks] == ["binary", "regression"]
+    for name, values in tables.items():
+        found = labels(tmp_path / "out", name)
+        column = info.task(name).label_columns[0]
+        assert {int(record): row[column] for record, row in found.items()} == dict(enumerate(values, start=2))
+        assert info.dropped[f"predictions of {name} without a label"] == 1
+
+
+def test_tables_of_a_spreadsheet_are_the_same_tables(prepared, tmp_path):
+    """Semicolons, decimal commas and UTF-16, as spreadsheets write them in much of the world."""
+    files = write_all(tmp_path, "csv")
+    for path in (files["events"], files["static"], *map(Path, files["labels"])):
+        path.write_bytes(path.read_text().replace(",", ";").replace(".", ",").encode("utf-16"))
+    frame.prepare(output=tmp_path / "out", **files)
+    assert records(tmp_path / "out") == records(prepared)
+    for task in ALL_LABELS:
+        assert labels(tmp_path / "out", task) == labels(prepared, task)
 
 
 @pytest.mark.parametrize("task", ALL_LABELS)
@@ -245,6 +282,16 @@ BAD_EVENTS = [
     (lambda f: f.with_columns(record_id=pl.lit(None, pl.Int64)), r"row 1: record_id is missing"),
     (lambda f: f.head(0), r"events\.\w+ has no rows"),
 ]
+BAD_EVENTS += [
+    (
+        lambda f: f.with_columns(time=pl.col("time") + 4e5),
+        r"the earliest event of all comes at hour 400,\d\d\d\. Subtract",
+    ),
+    (
+        lambda f: f.with_columns(time=pl.col("time") + 5.6e9),
+        r"row 1: time must be hours .* not a date or seconds; 110 years",
+    ),
+]
 BAD_STATIC = [
     (lambda f: pl.concat([f, f[[3]]]), r"row 4: record_id occurs twice, found '4'"),
     (lambda f: f.head(10), r"has no row for 30 record\(s\) with events, '\d+' first"),
@@ -262,6 +309,26 @@ BAD_STATIC = [
     (lambda f: f.with_columns(patient_id=pl.lit("one")), r"1 patient\(s\) are too few"),
     (lambda f: f.with_columns(time=pl.lit(1.0)), r"'time' is no name for a static column"),
 ]
+SPELLINGS = {
+    "two cases": (["Male", "male", "Female"], "'Male' and 'male'"),
+    "abbreviation": (["Male", "M", "Female"], "'M' and 'Male'"),
+    "yes and y": (["Yes", "y", "no"], "'Yes' and 'y'"),
+    "spaces": (
+        ["medical ICU", "medical  icu", "other"],
+        "'medical  icu' and 'medical ICU'|'medical ICU' and 'medical  icu'",
+    ),
+    "decimal comma": (["40,5", "38,25", "41,0"], "holds '38,25': write numbers with a decimal point"),
+    "ISO dates": (["2020-01-31", "2019-12-01", "unknown"], "holds dates, '2019-12-01' first"),
+    "German dates": (["31.01.2020", "1.2.1950", "03.04.2001"], "holds dates"),
+    "numbers and a text": (["1", "2", "3", "4", "many"], "holds numbers, but also 'many'"),
+}
+BAD_STATIC += [
+    (
+        lambda f, words=words: f.with_columns(odd=pl.Series([words[at % len(words)] for at in range(f.height)])),
+        rf"'odd' .*({message})",
+    )
+    for words, message in SPELLINGS.values()
+]
 BAD_LABELS = [
     (lambda f: f.drop("died"), r"has no label column"),
     (lambda f: pl.concat([f, f[[3]]]), r"row 4: this record and prediction_time occur twice, found '4'"),
@@ -275,6 +342,19 @@ BAD_LABELS = [
     (lambda f: f.with_columns(integer_value=pl.lit(0.5)).drop("died"), r"row 1: integer_value must be whole numbers"),
     (lambda f: f.with_columns(died=pl.lit("yes")), r"died has 1 classes"),
     (lambda f: f.with_columns(float_value=pl.lit("much")).drop("died"), r"row 1: float_value must be a number"),
+]
+BAD_LABELS += [
+    (
+        lambda f, words=words: f.with_columns(died=pl.Series([words[at % len(words)] for at in range(f.height)])),
+        rf"'died' .*({message})",
+    )
+    for words, message in SPELLINGS.values()
+]
+BAD_LABELS += [
+    (lambda f: f.with_columns(died=pl.col("died").cast(pl.Int64) + 1), "died holds two numbers, 1 and 2: write 1/0"),
+    (lambda f: f.with_columns(died=pl.col("died").cast(pl.Int64) * 2 - 1), "died holds two numbers, -1 and 1"),
+    (lambda f: f.rename({"died": "Smoker"}), "'smoker' is also a static column, which would tell"),
+    (lambda f: f.with_columns(prediction_time=5.6e9), r"row 1: prediction_time must be hours .* 110 years"),
 ]
 CASES = [
     *(("events", *case) for case in BAD_EVENTS),

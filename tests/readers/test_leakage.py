@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hymate_training.data.collation import TaskCollator
-from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.prepared_folder import PreparedFolder
 from tests.support.leakage import check_leakage
 
 
 def test_nothing_after_the_prediction_is_seen(synthetic_folder):
-    for task in read_info(synthetic_folder).tasks:
+    for task in PreparedFolder(synthetic_folder).info.tasks:
         check_leakage(synthetic_folder, task.name)
 
 

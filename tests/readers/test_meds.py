@@ -10,8 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from hymate_training.data.collation import read_events
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from hymate_training.readers import meds
 from tests.support.leakage import check_leakage
@@ -71,12 +70,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record(folder: Path, split: str, record_id: str) -> dict:
-    return next(row for row in read_records(folder, split).to_pylist() if row["record_id"] == record_id)
+    return next(row for row in PreparedFolder(folder).records(split).to_pylist() if row["record_id"] == record_id)
 
 
 def same(one: Path, other: Path) -> bool:
-    return read_info(one) == read_info(other) and all(
-        read_records(one, split).equals(read_records(other, split)) for split in SPLITS
+    return PreparedFolder(one).info == PreparedFolder(other).info and all(
+        PreparedFolder(one).records(split).equals(PreparedFolder(other).records(split)) for split in SPLITS
     )
 
 
@@ -102,7 +101,7 @@ def test_records_hold_events_codes_and_static_columns(raw, tmp_path):
         "subjects without a split": 1,
         "events of codes that fewer than 2 training subjects have": NUM_SUBJECTS - 1,
     }
-    assert len(read_records(tmp_path / "out", "validation")) == 4
+    assert len(PreparedFolder(tmp_path / "out").records("validation")) == 4
     assert info.tasks == ()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -119,7 +118,7 @@ def test_labels_of_every_kind(raw, tmp_path):
     assert info.task("unit").label_names == ("a", "b", "c")
     assert info.dropped["labels of death of subjects without a record"] == 2
     assert info.dropped["labels of visits before the first event of a known code"] == NUM_SUBJECTS - 1
-    rows = read_task(tmp_path / "out", "death", "test").to_pylist()
+    rows = PreparedFolder(tmp_path / "out").task("death", "test").to_pylist()
     assert {(row["record_id"], row["prediction_time"], row["boolean_value"]) for row in rows} == {
         (str(subject), hour, subject % 2 == 0) for subject in (20, 21, 22) for hour in (3.0, 5.0)
     }
@@ -145,7 +144,9 @@ def test_an_event_just_after_a_prediction_decades_in_stays_unseen(tmp_path):
     meds.prepare(raw, tmp_path / "out", labels=[folder], min_subjects=2)
     found = record(tmp_path / "out", "train", "0")
     [limit] = [
-        r["prediction_time"] for r in read_task(tmp_path / "out", "late", "train").to_pylist() if r["record_id"] == "0"
+        r["prediction_time"]
+        for r in PreparedFolder(tmp_path / "out").task("late", "train").to_pylist()
+        if r["record_id"] == "0"
     ]
     seen = [value for time, value in zip(found["time"], found["value"], strict=True) if time <= limit]
     assert np.float32(limit) == np.float32(40 * 365 * 24 + (1 + 1 / 60) / 60)  # the plain cast would show it
@@ -192,7 +193,7 @@ def test_subjects_without_a_split_file_are_divided_by_a_hash(tmp_path, caplog):
     raw = make(tmp_path / "raw", splits=False)
     info = meds.prepare(raw, tmp_path / "out", min_subjects=2, seed=1)
     assert "subject_splits.parquet is missing" in caplog.text
-    ids = [set(read_records(tmp_path / "out", split)["record_id"].to_pylist()) for split in SPLITS]
+    ids = [set(PreparedFolder(tmp_path / "out").records(split)["record_id"].to_pylist()) for split in SPLITS]
     assert sum(map(len, ids)) == len(set.union(*ids)) == NUM_SUBJECTS
     assert len(ids[0]) > NUM_SUBJECTS / 2
     assert info.seed == 1
@@ -236,6 +237,11 @@ def repeat_split(raw: Path):
     pl.concat([frame, frame.head(1)]).write_parquet(path)
 
 
+def other_value_column(raw: Path):
+    path = raw / "data" / "any" / "2.parquet"
+    pl.read_parquet(path).rename({"numeric_value": "value"}).write_parquet(path)
+
+
 BROKEN = {
     "truncated": (cut, "2.parquet"),
     "empty file": (lambda raw: (raw / "data" / "any" / "2.parquet").write_bytes(b""), "2.parquet is damaged"),
@@ -243,6 +249,18 @@ BROKEN = {
     "empty splits": (empty_splits, "subject_splits.parquet has no rows"),
     "missing column": (drop_code, r"2.parquet .*code"),
     "wrong type": (spoil(time=pl.lit("yesterday")), "2.parquet"),
+    "half subjects": (spoil(subject_id=pl.col("subject_id") + 0.5), "2.parquet .*subject_id must be whole numbers"),
+    "float subjects": (spoil(subject_id=pl.col("subject_id").cast(pl.Float64)), "2.parquet .*must be whole numbers"),
+    "empty code": (spoil(code=pl.lit(" ")), "2.parquet: code is empty in"),
+    "other value": (other_value_column, "2.parquet .*lacks numeric_value, but value holds numbers"),
+    "zone in one shard": (
+        spoil(time=pl.col("time").dt.replace_time_zone("UTC")),
+        "time of .*2.parquet has a time zone and time of .*0.parquet has none",
+    ),
+    "placeholder date": (
+        spoil(time=pl.when(pl.col("code") == "ICD//I10").then(datetime(1880, 1, 1)).otherwise("time")),
+        "lasts for more than 110 years; .*placeholder date",
+    ),
     "null code": (spoil(code=pl.lit(None, pl.String)), "2.parquet: code is null"),
     "infinite value": (spoil(numeric_value=pl.lit(np.inf, pl.Float32)), "2.parquet: subject 2 has an infinite"),
     "subject in two shards": (repeat_shard, "2.parquet and .*7.parquet"),
@@ -294,6 +312,43 @@ def test_labels_must_be_one_column_without_gaps(raw, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
 
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+def test_labels_and_events_agree_on_having_a_time_zone(zone, tmp_path):
+    raw = make(tmp_path / "raw")
+    folder = make_labels(tmp_path / "labels" / "death", "boolean_value", lambda subject: subject % 2 == 0)
+    meds.prepare(raw, tmp_path / "naive", labels=[folder], min_subjects=2)
+    for part in (raw / "data").rglob("*.parquet"):
+        pl.read_parquet(part).with_columns(pl.col("time").dt.replace_time_zone(zone)).write_parquet(part)
+    with pytest.raises(
+        ValueError, match=r"time of .* has a time zone and prediction_time of .*death/0.parquet has none"
+    ):
+        meds.prepare(raw, tmp_path / "out", labels=[folder], min_subjects=2)
+    for part in folder.glob("*.parquet"):
+        frame = pl.read_parquet(part)
+        frame.with_columns(pl.col("prediction_time").dt.replace_time_zone(zone)).write_parquet(part)
+    meds.prepare(raw, tmp_path / "aware", labels=[folder], min_subjects=2)
+    assert same(tmp_path / "naive", tmp_path / "aware")
+    for split in SPLITS:
+        one, other = (PreparedFolder(tmp_path / name).task("death", split) for name in ("naive", "aware"))
+        assert one.equals(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pl.col("subject_id") + 1000, "no label of death is left: none is of a subject with a record"),
+        (pl.col("prediction_time") - timedelta(days=900), "no label of death is left: all are before the first event"),
+    ],
+)
+def test_labels_of_which_none_is_left_are_refused(change, message, raw, tmp_path):
+    folder = make_labels(tmp_path / "death", "boolean_value", lambda subject: subject % 2 == 0)
+    for part in folder.glob("*.parquet"):
+        pl.read_parquet(part).with_columns(change).write_parquet(part)
+    with pytest.raises(ValueError, match=message):
+        meds.prepare(raw, tmp_path / "out", labels=[folder], min_subjects=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["death"]
+
+
 def admission(subject: int, begins: float, ends: float | None, way: str = "HOME") -> list[tuple]:
     """A stay in the hospital from one hour to another, with a diagnosis coded at its end."""
     start = START + timedelta(days=subject)
@@ -325,7 +380,7 @@ def test_labels_from_the_events_of_a_data_set(tmp_path):
     found = {
         (row["record_id"], row["prediction_time"]): row["boolean_value"]
         for split in SPLITS
-        for row in read_task(tmp_path / "out", "long_stay", split).to_pylist()
+        for row in PreparedFolder(tmp_path / "out").task("long_stay", split).to_pylist()
     }
     subjects = range(NUM_SUBJECTS - 1)  # the last is in no split
     expected = {(str(subject), 224.0): subject % 4 == 3 for subject in subjects}  # a week to the minute is not longer
@@ -354,11 +409,13 @@ def test_data_of_meds_testing_helpers(tmp_path):
     info = meds.prepare(tmp_path / "raw", tmp_path / "out", labels=labels, min_subjects=1)
     rows = [row for shard in written.data_shards.values() for row in shard.to_pylist()]
     timed = [row for row in rows if row["time"] is not None and row["code"] in info.variables]
-    events = [read_events(tmp_path / "out", split, info.variables) for split in SPLITS]
+    events = [PreparedFolder(tmp_path / "out").events(split, info.variables) for split in SPLITS]
     assert sum(len(part.times) for part in events) == len(timed)
     assert {record_id for part in events for record_id in part.record_ids} == {str(row["subject_id"]) for row in timed}
     assert {"age", "HEIGHT", "EYE_COLOR"} == {column.name for column in info.static_columns}
-    asked = sum(len(read_task(tmp_path / "out", task.name, split)) for task in info.tasks for split in SPLITS)
+    asked = sum(
+        len(PreparedFolder(tmp_path / "out").task(task.name, split)) for task in info.tasks for split in SPLITS
+    )
     left_out = sum(count for reason, count in info.dropped.items() if reason.startswith("labels of"))
     shards = [shard for task in written.task_labels.values() for shard in task.values()]
     assert asked + left_out == sum(shard.num_rows for shard in shards) > 0
@@ -367,11 +424,11 @@ def test_data_of_meds_testing_helpers(tmp_path):
 def test_the_real_demo(shared_data, tmp_path):
     raw = shared_data("mimic-iv-demo-meds")
     info = meds.prepare(raw, tmp_path / "out", min_subjects=1, workers=2)
-    counts = {split: len(read_records(tmp_path / "out", split)) for split in SPLITS}
+    counts = {split: len(PreparedFolder(tmp_path / "out").records(split)) for split in SPLITS}
     assert counts == {"train": 80, "validation": 10, "test": 10}
     train = pl.read_parquet(raw / "data" / "train" / "0.parquet")
     timed = train.filter(pl.col("time").is_not_null() & (pl.col("code") != "MEDS_BIRTH"))
-    events = read_events(tmp_path / "out", "train", info.variables)
+    events = PreparedFolder(tmp_path / "out").events("train", info.variables)
     assert len(events.times) == timed.height
     assert set(info.variables) == set(timed["code"])
     lengths = dict(timed.group_by("subject_id").len().iter_rows())

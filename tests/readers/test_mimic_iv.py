@@ -10,12 +10,15 @@ import polars as pl
 import pytest
 
 from hymate_training.cli.main import main
-from hymate_training.data.collation import TaskCollator, fit_feature_extractor, load_task
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data import tables as tables_in
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import load_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from hymate_training.readers import mimic_iv
 from hymate_training.readers.mimic_iv_items import BOUNDS, PLAUSIBLE
 from tests.support.leakage import check_leakage
+from tests.support.prepared import labels_frame
 
 Tables = dict[str, pl.DataFrame]
 START = datetime(2150, 3, 1, 10)
@@ -136,13 +139,13 @@ def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def events_of(folder: Path, record_id: str = "2") -> pl.DataFrame:
     """time, variable and value of a record's events."""
-    info = read_info(folder)
+    info = PreparedFolder(folder).info
     for split in SPLITS:
-        records = pl.DataFrame(pl.from_arrow(read_records(folder, split))).filter(pl.col("record_id") == record_id)
+        records = pl.DataFrame(pl.from_arrow(PreparedFolder(folder).records(split))).filter(
+            pl.col("record_id") == record_id
+        )
         if records.height:
-            events = records.select("time", "variable", "value").explode(
-                "time", "variable", "value", empty_as_null=True
-            )
+            events = records.select("time", "variable", "value").explode("time", "variable", "value")
             names = pl.Series([info.variables[index] for index in events["variable"]])
             return events.with_columns(names.alias("variable"))
     raise AssertionError(f"no record {record_id}")
@@ -170,7 +173,7 @@ def test_events_are_what_was_known_and_when(folder):
     assert find(events, "Noradrenaline amount") == [(9, pytest.approx(0.24))]
     assert find(events, "Ventilation") == [(8, None)]
     assert find(events, "Ventilation duration") == [(58, 3000)]
-    info = read_info(folder)
+    info = PreparedFolder(folder).info
     assert info.extra["units"]["Noradrenaline rate"] == "mg/hour"
     assert info.extra["version"] == "3.1"
     assert info.extra["credentialed"] is True
@@ -185,7 +188,7 @@ def test_charted_events_stand_at_their_chart_time(raw, tmp_path):
 
 
 def test_static_columns_know_nothing_of_the_end(folder):
-    records = all_of(folder, lambda split: read_records(folder, split))
+    records = all_of(folder, lambda split: PreparedFolder(folder).records(split))
     assert set(records["first_careunit"]) == {"MICU", "CCU"}
     ages = dict(records.select("record_id", "age").iter_rows())
     assert (ages["2"], ages["19"]) == (62, 64)  # 2150 and 2152; 60 years old in 2148
@@ -195,7 +198,7 @@ def test_static_columns_know_nothing_of_the_end(folder):
 
 def test_labels(folder):
     def labels(task: str) -> dict:
-        table = all_of(folder, lambda split: read_task(folder, task, split))
+        table = all_of(folder, lambda split: PreparedFolder(folder).task(task, split))
         return {(record, time): label for record, time, label in table.iter_rows()}
 
     died = {str(i): i % 4 == 0 for i in range(NUM_STAYS)}
@@ -210,6 +213,16 @@ def test_labels(folder):
     assert [hour for record, hour in hourly if record == "4"] == list(range(4, 59))
     assert [hour for (record, hour), label in hourly.items() if record == "4" and label] == list(range(35, 59))
     assert not any(label for (record, _), label in hourly.items() if not died.get(record))
+
+
+def test_a_time_of_death_counts_whatever_the_discharge_flag_says(folder, tmp_path):
+    tables = make_tables()
+    alive = pl.col("hospital_expire_flag") * (pl.col("hadm_id") != 104)
+    tables["hosp/admissions"] = tables["hosp/admissions"].with_columns(hospital_expire_flag=alive)
+    info = mimic_iv.prepare(write(tmp_path / "raw", tables), tmp_path / "out", min_stays=1)
+    assert info.dropped["discharge flags that contradict a time of death (taken as deaths)"] == 1
+    for task in info.tasks:
+        assert labels_frame(tmp_path / "out", task.name).equals(labels_frame(folder, task.name))
 
 
 @pytest.mark.parametrize("task", [task.name for task in mimic_iv.TASKS])
@@ -241,11 +254,11 @@ def test_raw_rows_from_after_the_prediction_change_no_tensor(raw, folder, tmp_pa
     tables["hosp/patients"] = tables["hosp/patients"].with_columns(dod=pl.lit("2199-01-01"))
     altered = tmp_path / "altered"
     mimic_iv.prepare(write(tmp_path / "raw", tables), altered, min_stays=1)
-    extractor = fit_feature_extractor(folder)
+    extractor = fit_feature_extractor(PreparedFolder(folder))
     extractor.unknown_variables = "ignore"
 
     def tensors(source: Path) -> dict:
-        dataset = load_task(source, "in_hospital_mortality", "train", extractor.variables)
+        dataset = load_task(PreparedFolder(source), "in_hospital_mortality", "train", extractor.variables)
         return TaskCollator(extractor)(dataset.__getitems__(range(len(dataset))))
 
     before, after = tensors(folder), tensors(altered)
@@ -283,11 +296,13 @@ def test_units_that_cannot_be_reconciled_split_a_variable(tmp_path):
 def test_result_does_not_depend_on_blocks_or_packing(folder, tmp_path, monkeypatch):
     raw = write(tmp_path / "raw", make_tables(), packed=False)
     monkeypatch.setattr(mimic_iv, "STAYS_PER_SHARD", 3)
-    monkeypatch.setattr(mimic_iv, "CSV_BLOCK_BYTES", 2048)
+    monkeypatch.setattr(tables_in, "PIECE_BYTES", 2048)
     mimic_iv.prepare(raw, tmp_path / "out", min_stays=1)
     assert len(list((tmp_path / "out" / "records").glob("train-*"))) > 3
     for split in SPLITS:
-        one, other = (pl.DataFrame(pl.from_arrow(read_records(path, split))) for path in (folder, tmp_path / "out"))
+        one, other = (
+            pl.DataFrame(pl.from_arrow(PreparedFolder(path).records(split))) for path in (folder, tmp_path / "out")
+        )
         assert one.sort("record_id").equals(other.sort("record_id"))
 
 
@@ -308,13 +323,13 @@ BROKEN = {
     "missing table": ("icu/outputevents", Path.unlink, "missing"),
     "missing column": ("icu/chartevents", rewrite(lambda text: text.replace(b"valuenum", b"number")), "valuenum"),
     "empty table": ("icu/inputevents", rewrite(lambda text: text.split(b"\n")[0] + b"\n"), "no rows"),
-    "empty file": ("hosp/patients", lambda path: path.write_bytes(b""), "subject_id"),
+    "empty file": ("hosp/patients", lambda path: path.write_bytes(b""), "is empty"),
     "duplicate stay": ("icu/icustays", rewrite(lambda text: text + text.split(b"\n")[1] + b"\n"), "more than once"),
     "no such admission": ("hosp/admissions", rewrite(lambda text: text.replace(b"103,", b"999,")), "hadm_id 103"),
-    "latin-1": ("icu/chartevents", rewrite(lambda text: text.decode().encode("latin-1")), "damaged"),
-    "utf-16": ("icu/d_items", rewrite(lambda text: text.decode().encode("utf-16")), "damaged"),
+    "latin-1": ("icu/chartevents", rewrite(lambda text: text.decode().encode("latin-1")), "invalid UTF8"),
+    "utf-16": ("icu/d_items", rewrite(lambda text: text.decode().encode("utf-16")), "is not a table in UTF-8"),
     "no number": ("icu/chartevents", rewrite(lambda text: text.replace(b",38.0,", b",warm,")), "warm"),
-    "no time": ("icu/icustays", rewrite(lambda text: text.replace(b"2150-", b"March ")), "damaged"),
+    "no time": ("icu/icustays", rewrite(lambda text: text.replace(b"2150-", b"March ")), "is not readable.*timestamp"),
     "short row": ("icu/procedureevents", rewrite(lambda text: text + b"1,2\n"), "columns"),
     "flag": ("hosp/admissions", rewrite(lambda text: text.replace(b",1\n", b",2\n")), "hospital_expire_flag"),
 }
@@ -358,17 +373,19 @@ def test_the_real_demo(shared_data, tmp_path):
     info = mimic_iv.prepare(raw, tmp_path / "out")
     assert info.extra["credentialed"] is False
     assert info.extra["version"] == "2.2"
-    records = all_of(tmp_path / "out", lambda split: read_records(tmp_path / "out", split))
+    records = all_of(tmp_path / "out", lambda split: PreparedFolder(tmp_path / "out").records(split))
     stays = pl.read_csv(raw / "icu" / "icustays.csv.gz", try_parse_dates=True)
     assert set(records["record_id"]) <= set(stays["stay_id"].cast(pl.String))
     assert records.height == 140
     patients = dict(stays.select(pl.col("stay_id").cast(pl.String), "subject_id").iter_rows())
-    by_split = [{patients[i] for i in read_records(tmp_path / "out", s)["record_id"].to_pylist()} for s in SPLITS]
+    by_split = [
+        {patients[i] for i in PreparedFolder(tmp_path / "out").records(s)["record_id"].to_pylist()} for s in SPLITS
+    ]
     assert sum(map(len, by_split)) == len(set.union(*by_split)) == 100
     days = dict(stays.select(pl.col("stay_id").cast(pl.String), "los").iter_rows())
     for split in SPLITS:
         for record, _, label in zip(
-            *read_task(tmp_path / "out", "length_of_stay", split).to_pydict().values(), strict=True
+            *PreparedFolder(tmp_path / "out").task("length_of_stay", split).to_pydict().values(), strict=True
         ):
             assert label == pytest.approx(days[record], abs=1e-4)
             assert label >= 1

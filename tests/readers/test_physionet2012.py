@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hymate_training.cli import prepare as command
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.readers import physionet2012
 from tests.support.leakage import check_leakage
+from tests.support.prepared import content, records
 
 HEADER = "Time,Parameter,Value"
 OUTCOME_HEADER = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"
@@ -47,22 +48,22 @@ def make_stays(letter: str, count: int = 10) -> Stays:
 
 def write_folder(raw: Path, letter: str, files: dict[str, bytes]) -> None:
     (raw / f"set-{letter}").mkdir()
-    for name, content in files.items():
-        (raw / f"set-{letter}" / name).write_bytes(content)
+    for name, text in files.items():
+        (raw / f"set-{letter}" / name).write_bytes(text)
 
 
 def write_tar(raw: Path, letter: str, files: dict[str, bytes]) -> None:
     with tarfile.open(raw / f"set-{letter}.tar.gz", "w:gz") as archive:
-        for name, content in files.items():
+        for name, text in files.items():
             member = tarfile.TarInfo(f"set-{letter}/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
 
 
 def write_zip(raw: Path, letter: str, files: dict[str, bytes]) -> None:
     with zipfile.ZipFile(raw / f"set-{letter}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(f"set-{letter}/{name}", content)
+        for name, text in files.items():
+            archive.writestr(f"set-{letter}/{name}", text)
 
 
 FORMS = {"folder": write_folder, "tar.gz": write_tar, "zip": write_zip}
@@ -84,15 +85,6 @@ def make_raw(
     return raw
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def records(folder: Path, *splits: str) -> dict[str, dict]:
-    rows = (row for split in splits for row in read_records(folder, split).to_pylist())
-    return {row["record_id"]: row for row in rows}
-
-
 @pytest.fixture(scope="module")
 def sets() -> dict[str, Stays]:
     return {letter: make_stays(letter) for letter in "abc"}
@@ -106,7 +98,7 @@ def prepared(sets: dict[str, Stays], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_rows_become_events_and_descriptors_static_columns(prepared):
-    info = read_info(prepared)
+    info = PreparedFolder(prepared).info
     row = records(prepared, "test")["132541"]  # index 2
     events = [
         (time, info.variables[v], x) for time, v, x in zip(row["time"], row["variable"], row["value"], strict=True)
@@ -140,12 +132,12 @@ def test_set_a_is_the_test_split_and_the_rest_is_divided(prepared, sets):
 
 
 def test_outcomes_become_labels_and_unknown_ones_are_dropped(prepared):
-    died = read_task(prepared, "in_hospital_mortality", "test").to_pylist()
+    died = PreparedFolder(prepared).task("in_hospital_mortality", "test").to_pylist()
     assert [row["boolean_value"] for row in died] == [index % 3 == 0 for index in range(10)]
     assert {row["prediction_time"] for row in died} == {48.0}
-    days = read_task(prepared, "length_of_stay", "test")
+    days = PreparedFolder(prepared).task("length_of_stay", "test")
     assert days["float_value"].to_pylist() == [3, 4, 5, 6, 8, 9, 10, 11]
-    assert read_info(prepared).dropped["predictions of length_of_stay without a known outcome"] == 6
+    assert PreparedFolder(prepared).info.dropped["predictions of length_of_stay without a known outcome"] == 6
 
 
 @pytest.mark.parametrize("task", ["in_hospital_mortality", "length_of_stay"])
@@ -339,12 +331,15 @@ def test_the_real_sets_b_and_c(shared_data, tmp_path):
     for part in ("6,392", "1,599", "2,403", "rows without a parameter", "% died", "no test split"):
         assert part in printed
 
-    info = read_info(tmp_path / "out")
+    info = PreparedFolder(tmp_path / "out").info
     assert len(info.variables) == 37
     assert info.dropped["rows without a parameter"] == 2403
     assert info.dropped["stays with descriptors only"] == 9
     assert info.dropped["events with a negative value (unknown)"] == 347 + 17 + 328 + 224 + 18
-    splits = [pl.DataFrame(pl.from_arrow(read_records(tmp_path / "out", split))) for split in ("train", "validation")]
+    splits = [
+        pl.DataFrame(pl.from_arrow(PreparedFolder(tmp_path / "out").records(split)))
+        for split in ("train", "validation")
+    ]
     rows = pl.concat(splits)
     assert rows.height == 8000 - 9
     assert rows["time"].list.len().median() == pytest.approx(423, abs=5)
@@ -353,7 +348,7 @@ def test_the_real_sets_b_and_c(shared_data, tmp_path):
 
     labels = pl.concat(
         [
-            pl.DataFrame(pl.from_arrow(read_task(tmp_path / "out", "in_hospital_mortality", split)))
+            pl.DataFrame(pl.from_arrow(PreparedFolder(tmp_path / "out").task("in_hospital_mortality", split)))
             for split in ("train", "validation")
         ]
     )

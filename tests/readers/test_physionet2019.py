@@ -11,26 +11,19 @@ import polars as pl
 import pytest
 
 from hymate_training.cli import prepare as command
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.readers import physionet2019
 from tests.support.leakage import check_leakage
+from tests.support.prepared import content, records
 from tests.support.sepsis_files import make_hospital, make_patient, psv, write_hospital
 
 SPLITS = ("train", "validation", "test")
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def records(folder: Path, *splits: str) -> dict[str, dict]:
-    return {row["record_id"]: row for split in splits or SPLITS for row in read_records(folder, split).to_pylist()}
-
-
 def labels(folder: Path, task: str) -> dict[str, list[tuple[float, bool]]]:
     found: dict[str, list[tuple[float, bool]]] = {}
     for split in SPLITS:
-        for row in read_task(folder, task, split).to_pylist():
+        for row in PreparedFolder(folder).task(task, split).to_pylist():
             found.setdefault(row["record_id"], []).append((row["prediction_time"], row["boolean_value"]))
     return found
 
@@ -50,7 +43,7 @@ def prepared(both) -> Path:
 
 
 def test_rows_become_events_and_repeated_columns_static(prepared):
-    info = read_info(prepared)
+    info = PreparedFolder(prepared).info
     row = records(prepared)["p100010"]
     source = make_hospital("B")["p100010"]
     expected = [
@@ -106,7 +99,7 @@ def test_split_by_hospital_and_at_random(both, prepared, tmp_path):
     assert {row["Hospital"] for row in drawn["train"].values()} == {"A", "B"}
     assert set(records(tmp_path / "two", "test")) != set(drawn["test"])
     assert "Hospital" in [column.name for column in info.static_columns]
-    assert "Hospital" not in [column.name for column in read_info(prepared).static_columns]
+    assert "Hospital" not in [column.name for column in PreparedFolder(prepared).info.static_columns]
 
 
 @pytest.mark.parametrize("form", ["folder", "tar.gz"])
@@ -266,7 +259,7 @@ def test_the_real_hospital_b_without_the_other(shared_data, tmp_path):
         assert part in printed
 
     onset, once = (
-        pl.concat(pl.DataFrame(pl.from_arrow(read_task(tmp_path / "out", task, split))) for split in SPLITS)
+        pl.concat(pl.DataFrame(pl.from_arrow(PreparedFolder(tmp_path / "out").task(task, split))) for split in SPLITS)
         for task in ("sepsis_onset", "sepsis")
     )
     assert onset.height == 265_644 - 7_160
@@ -274,7 +267,7 @@ def test_the_real_hospital_b_without_the_other(shared_data, tmp_path):
     assert once.height == 7000 - 76
     rows = {}
     for split in SPLITS:
-        table = read_records(tmp_path / "out", split)
+        table = PreparedFolder(tmp_path / "out").records(split)
         rows |= {record_id.as_py(): (table, at) for at, record_id in enumerate(table["record_id"])}
     assert set(onset["record_id"].unique()) == set(rows)
     assert len(rows) == 7000
@@ -287,7 +280,7 @@ def test_the_real_hospital_b_without_the_other(shared_data, tmp_path):
     found = onset.filter(pl.col("record_id") == septic["record_id"]).sort("prediction_time")
     published = {float(row["ICULOS"]): row["SepsisLabel"] == "1" for row in hours}
     assert dict(found.select("prediction_time", "boolean_value").iter_rows()).items() <= published.items()
-    names = read_info(tmp_path / "out").variables
+    names = PreparedFolder(tmp_path / "out").info.variables
     table, at = rows[septic["record_id"]]
     events = table.slice(at, 1).to_pylist()[0]
     expected = [

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hymate_training.cli import prepare as command
-from hymate_training.data.prepared_folder import read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from hymate_training.readers import synthetic
 
@@ -28,19 +28,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(folder):
-    tables = {split: pl.DataFrame(pl.from_arrow(read_records(folder, split))) for split in SPLITS}
+    tables = {split: pl.DataFrame(pl.from_arrow(PreparedFolder(folder).records(split))) for split in SPLITS}
     return pl.concat([table.with_columns(split=pl.lit(split)) for split, table in tables.items()])
 
 
 @pytest.fixture(scope="module")
 def events(folder, rows):
-    names = dict(enumerate(read_info(folder).variables))
+    names = dict(enumerate(PreparedFolder(folder).info.variables))
     long = rows.select("record_id", "time", "variable", "value").explode("time", "variable", "value")
     return long.with_columns(pl.col("variable").replace_strict(names, return_dtype=pl.String))
 
 
 def task_labels(folder, task):
-    return pl.concat([pl.DataFrame(pl.from_arrow(read_task(folder, task, split))) for split in SPLITS])
+    return pl.concat([pl.DataFrame(pl.from_arrow(PreparedFolder(folder).task(task, split))) for split in SPLITS])
 
 
 def test_the_seed_decides_everything(tmp_path):
@@ -49,7 +49,9 @@ def test_the_seed_decides_everything(tmp_path):
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
     assert len(files) == 2 + 3 + 3 * 4
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
-    assert not read_records(tmp_path / "one", "train").equals(read_records(tmp_path / "two", "train"))
+    assert (
+        not PreparedFolder(tmp_path / "one").records("train").equals(PreparedFolder(tmp_path / "two").records("train"))
+    )
 
 
 def test_splits_are_disjoint_and_as_promised(rows):
@@ -61,7 +63,7 @@ def test_splits_are_disjoint_and_as_promised(rows):
 @pytest.mark.parametrize("num_records", [20, 21, 27])
 def test_small_numbers_fill_every_split(num_records, tmp_path):
     synthetic.prepare(tmp_path / "out", num_records=num_records)
-    assert sum(read_records(tmp_path / "out", split).num_rows for split in SPLITS) == num_records
+    assert sum(PreparedFolder(tmp_path / "out").records(split).num_rows for split in SPLITS) == num_records
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_missing_not_at_random(events, folder, rows):
 
 
 def test_every_problem_type_is_there(folder):
-    info = read_info(folder)
+    info = PreparedFolder(folder).info
     assert {task.problem_type for task in info.tasks} == {"binary", "multiclass", "multilabel", "regression"}
     died = task_labels(folder, "in_hospital_mortality")
     assert 0.15 < died["boolean_value"].mean() < 0.20
@@ -142,7 +144,7 @@ def means(events, labels, start, end):
     """(records, variables) mean values between two hours, in the order of the labels."""
     names = list(synthetic.VARIABLES)
     window = events.filter(pl.col("time").is_between(start, end, closed="left"))
-    wide = window.pivot(on="variable", on_columns=names, index="record_id", values="value", aggregate_function="mean")
+    wide = window.pivot(on="variable", index="record_id", values="value", aggregate_function="mean")
     joined = labels.select("record_id").join(wide, on="record_id", how="left", maintain_order="left")
     return joined.select(pl.col(names).cast(pl.Float64).fill_null(float("nan"))).to_numpy()
 
@@ -156,7 +158,7 @@ def test_the_events_tell_the_outcome_nearly_as_well_as_the_risk_itself(events, f
     )
     model.fit(features[train], died[train])
     reached = roc_auc_score(died[~train], model.decision_function(features[~train]))
-    best = read_info(folder).extra["best_possible_auroc"]["in_hospital_mortality"]
+    best = PreparedFolder(folder).info.extra["best_possible_auroc"]["in_hospital_mortality"]
     assert 0.87 < best < 0.91
     assert 0.83 < reached < best
 
@@ -165,7 +167,9 @@ def test_the_recorded_drivers_are_the_drivers(events, folder):
     """Each driver separates the dead from the living in its direction and more than any other variable does."""
     labels = task_labels(folder, "in_hospital_mortality")
     died = labels["boolean_value"].to_numpy()
-    drivers = {driver["variable"]: driver for driver in read_info(folder).extra["drivers"]["in_hospital_mortality"]}
+    drivers = {
+        driver["variable"]: driver for driver in PreparedFolder(folder).info.extra["drivers"]["in_hospital_mortality"]
+    }
     effect = {}
     for name, column in zip(synthetic.VARIABLES, means(events, labels, 24, 48).T, strict=True):
         known = ~np.isnan(column)
@@ -203,8 +207,8 @@ def test_the_card_and_the_command_tell_what_was_made(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     for driver in synthetic.MORTALITY_DRIVERS:
         assert f"| died | {driver.variable} | {driver.direction} | {driver.start} | {driver.end} |" in card
-    assert read_info(tmp_path / "out").seed == 3
+    assert PreparedFolder(tmp_path / "out").info.seed == 3
     with pytest.raises(ValueError, match="--overwrite"):
         command.run(parser.parse_args(words))
     command.run(parser.parse_args([*words, "--overwrite"]))
-    assert read_info(tmp_path / "out").seed == 0
+    assert PreparedFolder(tmp_path / "out").info.seed == 0

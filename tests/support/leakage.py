@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hymate_training.data.collation import Examples, TaskCollator, fit_feature_extractor, load_task
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import Examples, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events
 

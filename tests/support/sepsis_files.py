@@ -8,7 +8,7 @@ import numpy as np
 
 from hymate_training.readers.physionet2019 import COLUMNS
 
-Patients = dict[str, list[dict[str, str]]]  # record id -> its rows, a cell a column
+Patients = dict[str, list[dict[str, str]]]  # record id -> its rows, column -> cell
 
 
 def make_patient(index: int, hours: int, begins: int = 1, turns: int | None = None) -> list[dict[str, str]]:

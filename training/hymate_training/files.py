@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, JSON, and the one Markdown table.
+"""Files and folders that are whole or not there, JSON, fingerprints, and the one Markdown table.
 
 Whatever is written goes to a hidden sibling first, is flushed to the disk, and then takes its name in one step. A
 process that is killed, or a disk that is full, leaves what was there before; an exception leaves no sibling behind.
@@ -6,6 +6,7 @@ process that is killed, or a disk that is full, leaves what was there before; an
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -98,6 +99,11 @@ def replace_folder(new: Path, output: Path) -> None:
             raise
         shutil.rmtree(old)
     _flush(output.parent)
+
+
+def fingerprint(content: bytes) -> str:
+    """Names a content: 16 hex digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def markdown_table(rows: Sequence[Sequence[object]]) -> str:

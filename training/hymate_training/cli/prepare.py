@@ -5,7 +5,8 @@ import inspect
 from pathlib import Path
 
 from hymate_training.data.card import summary_tables
-from hymate_training.data.schema import DatasetInfo
+from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.data.remarks import remarks
 from hymate_training.readers import READERS
 
 
@@ -15,25 +16,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         summary = (reader.__doc__ or name).split("\n", 1)[0]
         source = sources.add_parser(name, help=summary, description=summary)
         source.add_argument("--output", type=Path, required=True, help="the prepared folder to make")
-        source.add_argument("--seed", type=int, default=0, help="of the split and whatever else is drawn (default: 0)")
+        source.add_argument(
+            "--seed", type=int, default=0, help="seed of the split and of whatever else is drawn (default: 0)"
+        )
         source.add_argument("--overwrite", action="store_true", help="replace an existing prepared folder")
         reader.add_arguments(source)
 
 
 def run(args: argparse.Namespace) -> str:
-    """Prepare the folder; returns what to print: records a split, tasks, what was dropped. Mistakes: ValueError."""
+    """Prepare the folder.
+
+    Returns:
+        What to print: records per split, tasks, static columns, what was dropped, and what is worth a look.
+
+    Raises:
+        ValueError: for a user's mistake.
+    """
     prepare = READERS[args.source].prepare
     info = prepare(**{name: getattr(args, name) for name in inspect.signature(prepare).parameters})
     if info is None:
         return f"a part is done; run the command without --shard to finish {args.output}"
-    return describe(args.output, info)
+    return describe(PreparedFolder(args.output))
 
 
-def describe(folder: Path, info: DatasetInfo) -> str:
+def describe(folder: PreparedFolder) -> str:
     """The summary of a prepared folder as aligned text tables."""
-    tables = [table for table in summary_tables(folder, info).values() if len(table) > 1]
+    info = folder.info
+    tables = [table for table in summary_tables(folder).values() if len(table) > 1]
     size = f"{len(info.variables)} variables, {len(info.static_columns)} static columns"
-    return "\n\n".join([f"{info.source} -> {folder} ({size})", *map(_align, tables), info.split_description])
+    notes = ["\n".join(["worth a look:", *(f"- {note}" for note in found)])] if (found := remarks(folder)) else []
+    return "\n\n".join(
+        [f"{info.source} -> {folder.path} ({size})", *map(_align, tables), info.split_description, *notes]
+    )
 
 
 def _align(rows: list[list[str]]) -> str:

@@ -10,32 +10,58 @@ import polars as pl
 import pyarrow.parquet as pq
 import yaml
 
-from hymate_training.data.prepared_folder import record_shards, task_path
-from hymate_training.data.schema import SPLITS, DatasetInfo, TaskInfo
+from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.data.remarks import remarks
+from hymate_training.data.schema import SPLITS, StaticColumn, TaskInfo, task_path
+from hymate_training.files import markdown_table
+
+MOST_SHOWN = 6  # categories of a static column
 
 
-def summary_tables(folder: str | Path, info: DatasetInfo) -> dict[str, list[list[str]]]:
-    """Rows of three tables, headings first: `splits`, `tasks` (with prevalence or mean), and `dropped` by reason."""
-    folder = Path(folder)
-    splits = [["split", "records", "events", "median events a record"]]
-    for split in SPLITS:
-        lengths = [_record_lengths(path) for path in record_shards(folder, split)]
-        if lengths:
-            counts = np.concatenate(lengths)
-            splits.append([split, f"{len(counts):,}", f"{counts.sum():,}", f"{np.median(counts):,.0f}"])
+def summary_tables(folder: PreparedFolder) -> dict[str, list[list[str]]]:
+    """Rows of four tables, headings first.
+
+    Returns:
+        `splits`, `tasks` (with prevalence or mean), `static` columns and `dropped` by reason.
+    """
+    info = folder.info
+    splits = [["split", "records", "events", "median events per record"]]
+    for split in folder.splits:
+        counts = np.concatenate([_record_lengths(path) for path in folder.shards(split)])
+        splits.append([split, f"{len(counts):,}", f"{counts.sum():,}", f"{np.median(counts):,.0f}"])
     tasks = [["task", "type", "split", "predictions", "labels"]]
     for task in info.tasks:
         for split in SPLITS:
-            if (path := task_path(folder, task.name, split)).is_file():
+            if (path := task_path(folder.path, task.name, split)).is_file():
                 frame = pl.read_parquet(path)
                 tasks.append([task.name, task.problem_type, split, f"{frame.height:,}", _describe_labels(task, frame)])
+    static = [["static column", "kind", "unknown", "values"]]
+    if info.static_columns:
+        names = [column.name for column in info.static_columns]
+        shards = [path for split in folder.splits for path in folder.shards(split)]
+        known = pl.concat(pl.DataFrame(pl.from_arrow(pq.read_table(path, columns=names))) for path in shards)
+        for column in info.static_columns:
+            unknown = f"{known[column.name].null_count() / known.height:.1%}"
+            static.append([column.name, column.kind, unknown, _describe_column(column, known[column.name])])
     dropped = [["dropped", "count"], *([reason, f"{count:,}"] for reason, count in info.dropped.items())]
-    return {"splits": splits, "tasks": tasks, "dropped": dropped}
+    return {"splits": splits, "tasks": tasks, "static": static, "dropped": dropped}
 
 
 def _record_lengths(shard: Path) -> np.ndarray:
     column = pq.ParquetFile(shard).read(["variable"])["variable"]
     return np.concatenate([np.diff(chunk.offsets) for chunk in column.chunks])
+
+
+def _describe_column(column: StaticColumn, values: pl.Series) -> str:
+    known = values.drop_nulls()
+    if not len(known):
+        return "none"
+    if column.kind == "numeric":
+        lower, median, upper = np.quantile(known.to_numpy(), [0.25, 0.5, 0.75])
+        return f"median {median:.4g}, middle half {lower:.4g} to {upper:.4g}"
+    counts = known.value_counts(sort=True).sort("count", column.name, descending=[True, False])
+    shown = ", ".join(f"{count / len(known):.1%} {name}" for name, count in counts.head(MOST_SHOWN).iter_rows())
+    return shown if len(counts) <= MOST_SHOWN else f"{shown} and {len(counts) - MOST_SHOWN} more"
 
 
 def _describe_labels(task: TaskInfo, frame: pl.DataFrame) -> str:
@@ -52,15 +78,17 @@ def _describe_labels(task: TaskInfo, frame: pl.DataFrame) -> str:
     return ", ".join(f"{labels.mean():.1%} {name}" for name, labels in columns.items())
 
 
-def card(folder: Path, info: DatasetInfo) -> str:
+def card(folder: PreparedFolder) -> str:
     """The data set card: YAML that `datasets` reads, then what a person wants to know."""
-    return "\n".join(_card_lines(folder, info)) + "\n"
+    return "\n".join(_card_lines(folder)) + "\n"
 
 
-def _card_lines(folder: Path, info: DatasetInfo) -> Iterator[str]:
+def _card_lines(folder: PreparedFolder) -> Iterator[str]:
+    info = folder.info
+
     def data_files(template: str) -> list[dict[str, str]]:
         paths = {split: template.format(split) for split in SPLITS}
-        return [{"split": split, "path": path} for split, path in paths.items() if any(folder.glob(path))]
+        return [{"split": split, "path": path} for split, path in paths.items() if any(folder.path.glob(path))]
 
     configs = [{"config_name": "records", "data_files": data_files("records/{}-*.parquet"), "default": True}]
     configs += [
@@ -79,17 +107,21 @@ def _card_lines(folder: Path, info: DatasetInfo) -> Iterator[str]:
     yield f"# {info.source}, prepared for HyMaTE\n"
     if "description" in info.extra:
         yield f"{info.extra['description']}\n"
-    tables = summary_tables(folder, info)
+    tables = summary_tables(folder)
     yield "## Records and splits\n"
     yield f"{info.split_description}\n"
-    yield from _markdown_table(tables["splits"])
+    yield _table(tables["splits"])
     yield "## Tasks\n"
     yield from (f"- `{task.name}`: {task.description}" for task in info.tasks)
     yield ""
-    yield from _markdown_table(tables["tasks"])
+    yield _table(tables["tasks"])
     if info.dropped:
         yield "## Dropped\n"
-        yield from _markdown_table(tables["dropped"])
+        yield _table(tables["dropped"])
+    if notes := remarks(folder):
+        yield "## Worth a look\n"
+        yield from (f"- {note}" for note in notes)
+        yield ""
     yield "## Variables\n"
     units = info.extra.get("units", {})
     listed = (f"`{name}` ({units[name]})" if units.get(name) else f"`{name}`" for name in info.variables)
@@ -104,13 +136,10 @@ def _card_lines(folder: Path, info: DatasetInfo) -> Iterator[str]:
         yield f"Static: {', '.join(names)}\n"
     for task_name, drivers in info.extra.get("drivers", {}).items():
         yield f"## What drives `{task_name}`\n"
-        yield from _markdown_table([list(drivers[0]), *([str(value) for value in d.values()] for d in drivers)])
+        yield _table([list(drivers[0]), *([str(value) for value in d.values()] for d in drivers)])
     yield "## Citation\n"
     yield info.citation
 
 
-def _markdown_table(rows: list[list[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(rows[0])} |"
-    yield "|" + "---|" * len(rows[0])
-    yield from (f"| {' | '.join(row)} |" for row in rows[1:])
-    yield ""
+def _table(rows: list[list[str]]) -> str:
+    return markdown_table(rows) + "\n"

@@ -8,30 +8,36 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hymate_training.data.schema import SPLITS, DatasetInfo
+from hymate_training.data.schema import METADATA_FILE, SPLITS, DatasetInfo, record_shards, task_path
+from hymate_training.data.validation import check_no_null, check_records, check_task
+from hymate_training.files import fingerprint
 from modeling_hymate import Events
-
-METADATA_FILE = "metadata.json"
 
 
 class PreparedFolder:
-    """A prepared folder, opened once: its description is parsed once, and each split is read once.
+    """A prepared folder, opened once: its description is parsed once, and each split is read and checked once.
 
         folder = PreparedFolder("runs/physionet2012")
         folder.info.tasks
         folder.events("train")                              # all records of a split, flat arrays
         folder.task("in_hospital_mortality", "train")       # its labels, a table
 
+    Attributes:
+        path: where it is.
+        info: what it holds, by its metadata.json.
+
     Raises:
-        ValueError: if there is no such folder, or it is not a prepared one.
+        ValueError: if there is no such folder, or it is not a prepared one. Reading a split raises it for whatever a
+            writer would have refused, naming the file and the record.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.info = read_info(self.path)
+        self.info = _read_info(self.path)
         self._events: dict[str, Events] = {}
         self._tasks: dict[tuple[str, str], pa.Table] = {}
 
@@ -39,24 +45,70 @@ class PreparedFolder:
         return f"PreparedFolder({str(self.path)!r})"
 
     @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that hold records."""
+        return tuple(split for split in SPLITS if self.shards(split))
+
+    def shards(self, split: str) -> list[Path]:
+        """The files of a split's records, in order; none where the split is not there."""
+        return record_shards(self.path, split) if split in SPLITS else []
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Names what the folder holds, by its metadata."""
-        return fingerprint((self.path / METADATA_FILE).read_bytes())
+        """Names exactly what the folder holds: 16 hex digits of a SHA-256 over metadata, records and labels.
 
-    def records(self, split: str) -> pa.Table:
-        """The records of a split, one row each, every shard a chunk. Raises ValueError naming what is missing."""
-        return read_records(self.path, split)
-
-    def task(self, name: str, split: str) -> pa.Table:
-        """The labels of a task's split, one row per prediction. Raises ValueError naming what is missing."""
-        if (name, split) not in self._tasks:
-            self._tasks[name, split] = read_task(self.path, name, split)
-        return self._tasks[name, split]
+        All files are read: about a second per gigabyte, once.
+        """
+        whole = hashlib.sha256()
+        for path in [
+            self.path / METADATA_FILE,
+            *sorted(self.path.glob("records/*.parquet")),
+            *sorted(self.path.glob("tasks/*/*.parquet")),
+        ]:
+            with path.open("rb") as file:
+                whole.update(f"{path.relative_to(self.path).as_posix()}\0".encode())
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()[:16]
 
     def split_fingerprint(self, task: str, split: str) -> str:
         """Names the exact predictions and labels: 16 hex digits of a SHA-256, whatever the order of the rows."""
         lines = sorted(json.dumps(list(row.values()), ensure_ascii=True) for row in self.task(task, split).to_pylist())
         return fingerprint("\n".join(lines).encode())
+
+    @cached_property
+    def record_ids(self) -> dict[str, pl.Series]:
+        """The records of each split, by name.
+
+        Raises:
+            ValueError: naming the files of a record that is there twice, in one split or in two.
+        """
+        parts = [
+            (split, path, pl.Series(_read_parquet(path, self.info.schema, ["record_id"])["record_id"]))
+            for split in self.splits
+            for path in self.shards(split)
+        ]
+        ids = pl.concat([own for _, _, own in parts]) if parts else pl.Series([], dtype=pl.String)
+        if (twice := ids.is_duplicated()).any():
+            record_id = ids.filter(twice)[0]
+            files = " and ".join(str(path) for _, path, own in parts if record_id in own)
+            raise ValueError(f"{files}: record {record_id!r} occurs twice")
+        return {split: pl.concat([own for part, _, own in parts if part == split]) for split in self.splits}
+
+    def records(self, split: str) -> pa.Table:
+        """The records of a split, one row per record, one chunk per file. They are read anew at every call.
+
+        Raises:
+            ValueError: naming what is missing, or the file and the record that are not as they should be.
+        """
+        if split not in self.record_ids:
+            raise self._unknown_split(split, self.splits)
+        tables = []
+        for path in self.shards(split):
+            table = _read_parquet(path, self.info.schema)
+            check_records(table, str(path), len(self.info.variables))
+            self._check_categories(table, path)
+            tables.append(table)
+        return pa.concat_tables(tables)
 
     def events(self, split: str, variables: Sequence[str] | None = None) -> Events:
         """All records of a split as flat arrays, in clinical units.
@@ -66,7 +118,7 @@ class PreparedFolder:
             variables: what variable ids point into; `info.variables` where absent.
 
         Raises:
-            ValueError: if the split is not there, or the folder has variables that `variables` lacks.
+            ValueError: as `records` does, and if the folder has variables that `variables` lacks.
         """
         if split not in self._events:
             self._events[split] = _flat_events(self.records(split), self.info)
@@ -81,6 +133,68 @@ class PreparedFolder:
             )
         to_known = np.array([position[name] for name in self.info.variables], dtype=np.int32)
         return replace(events, variable_ids=to_known[events.variable_ids])
+
+    def task(self, name: str, split: str) -> pa.Table:
+        """The labels of a task's split, one row per prediction.
+
+        Raises:
+            ValueError: naming what is missing, or the file and the record that are not as they should be.
+        """
+        if (name, split) not in self._tasks:
+            task, path = self.info.task(name), task_path(self.path, name, split)
+            if split not in SPLITS or not path.is_file():
+                raise self._unknown_split(split, [s for s in SPLITS if task_path(self.path, name, s).is_file()])
+            table = _read_parquet(path, task.schema)
+            check_task(table, task, str(path), self.record_ids.get(split, pl.Series([], dtype=pl.String)))
+            self._tasks[name, split] = table
+        return self._tasks[name, split]
+
+    def _check_categories(self, table: pa.Table, path: Path) -> None:
+        for column in self.info.static_columns:
+            if column.kind == "categorical":
+                found = pl.Series(table[column.name])
+                unknown = found.is_not_null() & ~found.is_in(column.categories)
+                if unknown.any():
+                    at = int(unknown.arg_max() or 0)
+                    raise ValueError(
+                        f"{path}: record {table['record_id'][at].as_py()!r}: {column.name} is {found[at]!r}, which is "
+                        f"not among its categories: {', '.join(column.categories)}"
+                    )
+
+    def _unknown_split(self, split: str, present: Sequence[str]) -> ValueError:
+        return ValueError(f"{self.path} has no split {split!r}; it has: {', '.join(present) or 'none'}")
+
+
+def _read_info(folder: Path) -> DatasetInfo:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; `hymate prepare SOURCE --output {folder}` makes one")
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a prepared folder: it has no metadata.json; `hymate prepare` makes one")
+    try:
+        return DatasetInfo.from_json(path.read_text(encoding="utf-8"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not describe a prepared folder ({error!r}); run `hymate prepare` again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_parquet(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """The columns of `schema` in its types, or only some of them."""
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            missing = [name for name in schema.names if name not in file.schema_arrow.names]
+            if missing:
+                raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; run `hymate prepare` again")
+            table = file.read(columns=schema.names).select(schema.names)
+        check_no_null(table, schema, str(path))
+        return table.cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise ValueError(f"{path} is not a readable part of a prepared folder: {error}") from error
 
 
 def open_prepared(data: "str | Path | PreparedFolder") -> PreparedFolder:
@@ -107,79 +221,24 @@ def _static_array(column: pa.ChunkedArray) -> np.ndarray:
     return np.array(column.to_pylist(), dtype=object)
 
 
+# ------------------------------------------------- by path: until every caller hands on a PreparedFolder, then deleted
+
+
 def read_info(folder: str | Path) -> DatasetInfo:
-    """What the prepared folder holds. Raises ValueError where there is no such folder or it is not a prepared one."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; `hymate prepare SOURCE --output {folder}` makes one")
-    path = folder / "metadata.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a prepared folder: it has no metadata.json; `hymate prepare` makes one")
-    try:
-        return DatasetInfo.from_json(path.read_text(encoding="utf-8"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} does not describe a prepared folder ({error!r}); run `hymate prepare` again"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_records(folder: str | Path, split: str) -> pa.Table:
-    """The records of a split, one row each, every shard a chunk. Raises ValueError naming what is missing."""
-    folder = Path(folder)
-    info = read_info(folder)
-    shards = record_shards(folder, split)
-    if not shards:
-        raise _unknown_split(folder, split, [name for name in SPLITS if record_shards(folder, name)])
-    return pa.concat_tables([_read_parquet(path, info.schema) for path in shards])
+    return PreparedFolder(folder).info
 
 
 def read_task(folder: str | Path, task: str, split: str) -> pa.Table:
-    """The labels of a task's split, one row a prediction. Raises ValueError naming what is missing."""
-    folder = Path(folder)
-    schema = read_info(folder).task(task).schema
-    path = task_path(folder, task, split)
-    if not path.is_file():
-        raise _unknown_split(folder, split, [name for name in SPLITS if task_path(folder, task, name).is_file()])
-    return _read_parquet(path, schema)
+    return PreparedFolder(folder).task(task, split)
+
+
+def read_records(folder: str | Path, split: str) -> pa.Table:
+    return PreparedFolder(folder).records(split)
 
 
 def split_fingerprint(folder: str | Path, task: str, split: str) -> str:
-    """Names the exact set of predictions and labels: 16 hex digits of a SHA-256, whatever the order of the rows."""
-    rows = read_task(folder, task, split).to_pylist()
-    lines = sorted(json.dumps(list(row.values()), ensure_ascii=True) for row in rows)
-    return fingerprint("\n".join(lines).encode())
-
-
-def fingerprint(content: bytes) -> str:
-    """16 hex digits of a SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:16]
+    return PreparedFolder(folder).split_fingerprint(task, split)
 
 
 def data_fingerprint(folder: str | Path) -> str:
-    """Names what a prepared folder holds, by its metadata."""
-    return fingerprint((Path(folder) / "metadata.json").read_bytes())
-
-
-def record_shards(folder: Path, split: str) -> list[Path]:
-    return sorted((folder / "records").glob(f"{split}-*.parquet")) if split in SPLITS else []
-
-
-def task_path(folder: Path, task: str, split: str) -> Path:
-    return folder / "tasks" / task / f"{split}.parquet"
-
-
-def _unknown_split(folder: Path, split: str, present: list[str]) -> ValueError:
-    return ValueError(f"{folder} has no split {split!r}; it has: {', '.join(present) or 'none'}")
-
-
-def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            missing = [name for name in schema.names if name not in file.schema_arrow.names]
-            if missing:
-                raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; run `hymate prepare` again")
-            return file.read(columns=schema.names).select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise ValueError(f"{path} is not a readable part of a prepared folder: {error}") from error
+    return PreparedFolder(folder).fingerprint

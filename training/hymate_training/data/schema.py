@@ -3,12 +3,12 @@
     metadata.json                       DatasetInfo
     README.md                           data set card; its YAML makes `datasets.load_dataset(folder, "records")` work,
                                         and `load_dataset(folder, "<task>")`
-    records/<split>-00000.parquet ...   one row a record, as many shards as the reader likes
-    tasks/<task>/<split>.parquet        one row a prediction, the label schema of MEDS
+    records/<split>-00000.parquet ...   one row per record, as many shards as the reader likes
+    tasks/<task>/<split>.parquet        one row per prediction, the label schema of MEDS
 
 A record's row holds `record_id: string`, `time: list<float32>` (hours since the record's start, ascending),
 `variable: list<int32>` (index into `DatasetInfo.variables`), `value: list<float32>` in clinical units (null: the event
-carries no number) and one nullable column a static variable (`double`, or `string` for a categorical one). A task's
+carries no number) and one nullable column per static variable (`double`, or `string` for a categorical one). A task's
 row holds `record_id`, `prediction_time: float32` (hours; events at or before it are seen) and the label columns.
 """
 
@@ -16,12 +16,16 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 SCHEMA_VERSION = 1
+METADATA_FILE = "metadata.json"
+YEAR = 365.25 * 24  # hours
+MAX_HOURS = 110 * YEAR  # of a record: nobody's lasts longer
 
 EVENT_FIELDS = (
     pa.field("record_id", pa.string(), nullable=False),
@@ -47,9 +51,19 @@ LABEL_COLUMNS = {
 }
 
 
+def record_shards(folder: Path, split: str) -> list[Path]:
+    """The files of a split's records that are there, in order."""
+    return sorted((folder / "records").glob(f"{split}-*.parquet"))
+
+
+def task_path(folder: Path, task: str, split: str) -> Path:
+    """The file of a task's split."""
+    return folder / "tasks" / task / f"{split}.parquet"
+
+
 @dataclass(frozen=True)
 class StaticColumn:
-    """A variable known once a record: a number, or one of `categories`. Null where it is unknown."""
+    """A variable known once per record: a number, or one of `categories`. Null where it is unknown."""
 
     name: str
     kind: Literal["numeric", "categorical"]
@@ -107,7 +121,11 @@ class DatasetInfo:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def task(self, name: str) -> TaskInfo:
-        """The task of that name; ValueError listing the known ones if there is none."""
+        """The task of that name.
+
+        Raises:
+            ValueError: listing the tasks there are, if it is none of them.
+        """
         for task in self.tasks:
             if task.name == name:
                 return task
@@ -127,7 +145,11 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, text: str) -> "DatasetInfo":
-        """Inverse of `to_json`; ValueError (or KeyError, TypeError) if the text is something else."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError or AttributeError: if the text is something else.
+        """
         content = json.loads(text)
         if (version := content.pop("schema_version")) != SCHEMA_VERSION:
             raise ValueError(

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hymate_training.data.collation import ExampleDataset, TaskCollator, TaskDataset, check_static_columns, load_task
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import ExampleDataset, TaskDataset, check_static_columns, load_task
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.metrics import format_report, report, subgroup_report

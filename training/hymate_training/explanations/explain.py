@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hymate_training.data.collation import ExampleDataset, check_static_columns, load_task
+from hymate_training.data.examples import ExampleDataset, check_static_columns, load_task
 from hymate_training.data.prepared_folder import read_info, split_fingerprint
 from hymate_training.data.schema import DatasetInfo, TaskInfo
 from hymate_training.evaluation.evaluation import check_task, subgroup_columns

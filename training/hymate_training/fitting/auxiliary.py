@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BatchFeature
 from transformers.utils import ModelOutput
 
-from hymate_training.data.collation import Examples, TaskDataset
+from hymate_training.data.examples import Examples, TaskDataset
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import HyMaTEForSequenceClassification
 

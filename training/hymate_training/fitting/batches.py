@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from hymate_training.data.collation import ExampleDataset
+from hymate_training.data.examples import ExampleDataset
 from hymate_training.fitting.options import LoopOptions
 
 MEGA_BATCH = 32  # batches whose examples are sorted by length together

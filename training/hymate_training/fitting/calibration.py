@@ -4,7 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hymate_training.data.collation import TaskCollator, TaskDataset
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import TaskDataset
 from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
 

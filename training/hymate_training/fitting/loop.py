@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from hymate_training.data.collation import ExampleDataset
+from hymate_training.data.examples import ExampleDataset
 from hymate_training.files import writing_file
 from hymate_training.fitting.batches import EpochLoader
 from hymate_training.fitting.options import LoopOptions

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hymate_training.data.collation import ExampleDataset, ForecastCollator, fit_feature_extractor, load_forecast
+from hymate_training.data.collators import ForecastCollator, fit_feature_extractor
+from hymate_training.data.examples import ExampleDataset, load_forecast
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.fitting.loop import TrainingLoop, from_main, start
 from hymate_training.fitting.options import LoopOptions, option

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
-from hymate_training.data.collation import ExampleDataset
+from hymate_training.data.examples import ExampleDataset
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 from hymate_training.files import write_json

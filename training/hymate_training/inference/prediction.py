@@ -13,10 +13,11 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from hymate_training.data.collation import ExampleDataset, TaskCollator
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import ExampleDataset
+from hymate_training.data.tables import UNKNOWN, read_frame
 from hymate_training.files import writing_file
 from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
-from hymate_training.readers.frame import UNKNOWN
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.events import EVENT_COLUMNS, is_missing
 
@@ -209,16 +210,16 @@ def parse_tables(extractor: HyMaTEFeatureExtractor, events: Any, static: Any = N
 
 def _table(source: Any, name: str, columns: Sequence[str], unknown: Sequence[str] = ()) -> pl.DataFrame:
     if isinstance(source, str | Path):
-        name, frame = str(source), read_frame(Path(source), unknown)
+        name, frame = str(source), read_frame(source, unknown)
     elif isinstance(source, pl.DataFrame):
-        frame = _as_text(source)
+        frame = source
     elif hasattr(source, "iloc"):
-        frame = _as_text(pl.from_pandas(source))
+        frame = pl.from_pandas(source)
     else:
         raise ValueError(f"{name} must be a file or a polars or pandas frame, not a {type(source).__name__}")
     if missing := [column for column in columns if column not in frame.columns]:
         raise ValueError(f"{name} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
-    return frame
+    return frame.with_columns(cs.boolean().cast(pl.String))
 
 
 def prediction_frame(
@@ -237,36 +238,6 @@ def _format_of(path: Path) -> str:
     if suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: the name must end in .csv or .parquet")
     return suffix
-
-
-def read_frame(path: Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
-    """A CSV or Parquet file as `hymate prepare frame` reads it: `record_id`, `variable`, and what is true or false as
-    text, and text without spaces around it; in a CSV an empty cell is unknown, and what `unknown` lists.
-
-    Raises:
-        ValueError: if the file is not there or cannot be read.
-    """
-    kind = _format_of(path)
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        if kind == ".parquet":
-            frame = pl.read_parquet(path)
-        else:
-            text = dict.fromkeys(("record_id", "variable"), pl.String)
-            frame = pl.read_csv(
-                path, infer_schema_length=None, schema_overrides=text, null_values=list(unknown) or None
-            )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return _as_text(frame)
-
-
-def _as_text(frame: pl.DataFrame) -> pl.DataFrame:
-    names = [name for name in ("record_id", "variable") if name in frame.columns]
-    frame = frame.with_columns(pl.col(names).cast(pl.String))
-    words = cs.boolean() | cs.categorical() | (cs.string() - cs.by_name("record_id", require_all=False))
-    return frame.with_columns(words.cast(pl.String).str.strip_chars().replace("", None))
 
 
 def write_frame(frame: pl.DataFrame, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Readers, a module a source: raw files -> the prepared folder of `hymate_training.data.prepared_folder`.
+"""Readers, one module per source: raw files -> the prepared folder of `hymate_training.data.schema`.
 
 Each offers `prepare(...) -> DatasetInfo` (None where only a part of the work was asked for) and
 `add_arguments(parser)`, whose options carry the names of `prepare`'s parameters. `hymate prepare` adds `output`,

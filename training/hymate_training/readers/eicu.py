@@ -27,11 +27,11 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-from tqdm import tqdm
 
 from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import RANDOM_SPLIT, split_at_random
+from hymate_training.data.tables import read_csv_pieces
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
-from hymate_training.readers.raw import RANDOM_SPLIT, read_csv_pieces, split_at_random
 
 BEDSIDE_UNITS = {
     "heartrate": "bpm",
@@ -150,7 +150,7 @@ CHART_COLUMNS = STAY | {
 }
 SUFFIXES = (".csv.gz", ".csv")
 COMPACT_AT = 20_000_000  # rows of hourly sums gathered before equal hours are merged
-RECORDS_A_SHARD = 20_000
+RECORDS_PER_SHARD = 20_000
 CITATION = (
     "Pollard TJ, Johnson AEW, Raffa JD, Celi LA, Mark RG, Badawi O. The eICU Collaborative Research Database, a "
     "freely available multi-center database for critical care research. Scientific Data 2018;5:180178. "
@@ -173,9 +173,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(
     raw: str | Path, output: str | Path, *, observed_hours: float = 24.0, seed: int = 0, overwrite: bool = False
 ) -> DatasetInfo:
-    """Read the tables in `raw` into the prepared folder `output`; `seed` shuffles patients.
+    """Read eICU's tables into a prepared folder.
 
-    Raises ValueError naming the file that is missing, damaged or not as published.
+    Args:
+        raw: folder of the tables.
+        output: the prepared folder to make.
+        observed_hours: hours from admission to the unit that a record holds.
+        seed: of the shuffling of patients.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: naming the file that is missing, damaged or not as published.
     """
     raw = Path(raw)
     if not observed_hours > 0:
@@ -197,7 +205,7 @@ def prepare(
         tasks = _tasks(observed_hours)
         for split in SPLITS:
             members = measured.filter(pl.col("split") == split)
-            for shard in members.iter_slices(RECORDS_A_SHARD):
+            for shard in members.iter_slices(RECORDS_PER_SHARD):
                 chosen = events.join(shard.select("stay"), on="stay", how="semi").rename({"stay": "record_id"})
                 static = shard.select(pl.col("stay").alias("record_id"), *(column.name for column in static_columns))
                 ids = shard["patientunitstayid"].cast(pl.String).alias("record_id")
@@ -218,25 +226,38 @@ def prepare(
                 )
                 if frame.height:
                     writer.write_task(task, split, frame)
-        info = DatasetInfo(
-            source="eICU",
-            variables=variables,
-            static_columns=static_columns,
-            tasks=tasks,
-            dropped={reason: count for reason, count in dropped.items() if count},
-            split_description="By patient, those with a positive label of in_hospital_mortality and the others "
-            f"shuffled apart with seed {seed}: 80 % train, 10 % validation, 10 % test.",
-            license="other",
-            citation=CITATION,
-            seed=seed,
-            extra={
-                "description": f"Stays in ICUs of many US hospitals, their first {observed_hours:g} hours, from the "
-                f"eICU Collaborative Research Database (tables {', '.join(tables)}).",
-                "units": units | {"age": "years", "height": "cm", "weight": "kg"},
-            },
-        )
+        info = _describe(variables, static_columns, tasks, units, tuple(tables), dropped, observed_hours, seed)
         writer.finish(info)
     return info
+
+
+def _describe(
+    variables: tuple[str, ...],
+    static_columns: tuple[StaticColumn, ...],
+    tasks: tuple[TaskInfo, ...],
+    units: dict[str, str],
+    tables: tuple[str, ...],
+    dropped: Counter[str],
+    observed_hours: float,
+    seed: int,
+) -> DatasetInfo:
+    return DatasetInfo(
+        source="eICU",
+        variables=variables,
+        static_columns=static_columns,
+        tasks=tasks,
+        dropped={reason: count for reason, count in dropped.items() if count},
+        split_description="By patient, those with a positive label of in_hospital_mortality and the others "
+        f"shuffled apart with seed {seed}: 80 % train, 10 % validation, 10 % test.",
+        license="other",
+        citation=CITATION,
+        seed=seed,
+        extra={
+            "description": f"Stays in ICUs of many US hospitals, their first {observed_hours:g} hours, from the "
+            f"eICU Collaborative Research Database (tables {', '.join(tables)}).",
+            "units": units | {"age": "years", "height": "cm", "weight": "kg"},
+        },
+    )
 
 
 def _tasks(observed_hours: float) -> tuple[TaskInfo, TaskInfo]:
@@ -336,26 +357,23 @@ class Reading:
         """Events (stay, time, variable, value), the variables that occur, by name, and their units."""
         parts = []
         if "lab" in tables:
-            parts += [self._lab(piece) for piece in self._pieces(tables["lab"], LAB_COLUMNS)]
+            parts += [self._lab(piece) for piece in read_csv_pieces(tables["lab"], LAB_COLUMNS)]
         for table, columns, offset in (
             ("vitalPeriodic", PERIODIC, "observationoffset"),
             ("vitalAperiodic", APERIODIC, "observationoffset"),
         ):
             if table in tables:
                 kinds = STAY | {offset: pa.float64()} | dict.fromkeys(columns, pa.float64())
-                for piece in self._pieces(tables[table], kinds):
+                for piece in read_csv_pieces(tables[table], kinds):
                     long = piece.unpivot(on=columns, index=["patientunitstayid", offset], variable_name="name")
                     self._add_hourly(self._clean(long.drop_nulls("value"), offset, table))
         if "nurseCharting" in tables:
-            for piece in self._pieces(tables["nurseCharting"], CHART_COLUMNS):
+            for piece in read_csv_pieces(tables["nurseCharting"], CHART_COLUMNS):
                 self._add_hourly(self._chart(piece))
         if self.hourly:
             merged = _merge_hours(self.hourly)
             parts.append(merged.select("stay", "time", "variable", value=pl.col("sum") / pl.col("count")))
         return self._named(pl.concat([part.cast({"value": pl.Float32, "time": pl.Float32}) for part in parts]))
-
-    def _pieces(self, path: Path, columns: dict[str, pa.DataType]):
-        return tqdm(read_csv_pieces(path, columns), desc=f"reading {path.name}", unit=" pieces", leave=False)
 
     def _lab(self, piece: pl.DataFrame) -> pl.DataFrame:
         known = piece.drop_nulls(["labname", "labresult"])
@@ -384,7 +402,7 @@ class Reading:
         return self._clean(known, "nursingchartoffset", "nurseCharting")
 
     def _clean(self, rows: pl.DataFrame, offset: str, table: str) -> pl.DataFrame:
-        """(stay, time, variable, value) of the stays and hours wanted, in one unit a variable, plausible."""
+        """(stay, time, variable, value) of the stays and hours wanted, in one unit per variable, plausible."""
         named = rows.join(self.stays, on="patientunitstayid", how="inner")
         self.dropped[f"{table} values of a stay that is not in patient"] += rows.height - named.height
         begun = named.filter(pl.col(offset) >= 0)

@@ -1,36 +1,52 @@
 """Events of your own, in CSV or Parquet files: long format, with tables of static columns and of labels.
 
-`--events`, a row an event:
+`--events`, one row per event:
     record_id   a stay, visit or patient; any text or whole number
     time        hours since the record's start, 0 or more
     variable    name of what was measured or happened, without spaces around it
     value       a number; empty where the event carries none, such as a diagnosis code
-`--static`, optional, a row a record: `record_id` and any other columns. Numbers are numeric, text and true/false are
-categorical; an empty cell is unknown, in a CSV also NA and N/A. Two names have a meaning of their own: `patient_id`
-(records of one patient go to one split) and `split` (train, validation or test, where the split is already made).
-`--labels`, optional, files of labels, a task each, named after the file or given as NAME=FILE, a row a prediction:
+`--static`, optional, one row per record: `record_id` and any other columns. Numbers are numeric, text and true/false
+are categorical; an empty cell is unknown, in a CSV also NA and N/A. Two names have a meaning of their own:
+`patient_id` (records of one patient go to one split) and `split` (train, validation or test, where that is decided).
+`--labels`, optional, one file per task, named after the file or given as NAME=FILE, one row per prediction:
     record_id
     prediction_time   hours; events at or before it are seen; without the column it is the record's last event
     the label         one column, by its name in MEDS (boolean_value, categorical_value, float_value, integer_value) or
                       by its type under any name: true/false or 1/0 is binary, text is multiclass, other numbers are
                       regression; several columns of true/false or 1/0 are multilabel
+
+Files may be CSV (also packed, in UTF-16, or with semicolons and decimal commas), Parquet, or folders of Parquet files.
+What was understood is printed; what could be meant in two ways is refused: categories that differ in spelling alone,
+dates, numbers with a decimal comma among commas, whole numbers of two values other than 1 and 0 as a label.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from hymate_training.data.schema import LABEL_COLUMNS, SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.schema import (
+    LABEL_COLUMNS,
+    MAX_HOURS,
+    SPLITS,
+    YEAR,
+    DatasetInfo,
+    StaticColumn,
+    TaskInfo,
+)
+from hymate_training.data.splits import split_at_random
+from hymate_training.data.tables import UNKNOWN, numbers, read_frame, refuse
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
-from hymate_training.readers.raw import split_at_random
 
 EVENT_COLUMNS = ("record_id", "time", "variable", "value")
 BEGINS, ENDS = "hours to the first event", "hours to the last event"  # beside columns of the user's
 MAX_CATEGORIES = 100
-RECORDS_A_SHARD = 20_000
-UNKNOWN = ("NA", "N/A")  # cells of a CSV, of static columns and labels, that stand for no value
+RECORDS_PER_SHARD = 20_000
+DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
+DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}")
+SAME = {"m": "male", "f": "female", "y": "yes", "true": "yes", "n": "no", "false": "no"}  # abbreviation -> word
 PROBLEM_OF = {name: problem for problem, names in LABEL_COLUMNS.items() for name in names}
 
 
@@ -40,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--events", type=Path, required=True, help=f"{kinds}: record_id, time (hours), variable, value"
     )
     parser.add_argument(
-        "--static", type=Path, help=f"{kinds}: record_id, a row a record; may hold patient_id and split"
+        "--static", type=Path, help=f"{kinds}: record_id, one row per record; may hold patient_id and split"
     )
     parser.add_argument(
         "--labels",
         nargs="+",
         default=(),
         metavar="[NAME=]FILE",
-        help=f"{kinds}, a task each: record_id, prediction_time (hours) and the label",
+        help=f"{kinds}, one per task: record_id, prediction_time (hours) and the label",
     )
     parser.add_argument(
         "--fractions",
@@ -55,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=(0.8, 0.1, 0.1),
         metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="of the patients, unless the static table holds a split (default: 0.8 0.1 0.1)",
+        help="shares of the patients, unless the static table holds a split (default: 0.8 0.1 0.1)",
     )
 
 
@@ -69,10 +85,19 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
 ) -> DatasetInfo:
-    """Read tables of events, of static columns and of labels into the prepared folder `output`.
+    """Read tables of events, of static columns and of labels into a prepared folder.
 
-    The tables are described in the module; `labels` are files, or NAME=FILE; `seed` shuffles patients. Raises
-    ValueError naming the file, the column and where it can the row that is wrong.
+    Args:
+        events: table of events, as the module describes it.
+        output: the prepared folder to make.
+        static: table of static columns.
+        labels: tables of labels, as FILE or NAME=FILE.
+        fractions: of the patients in train, validation and test, unless the static table holds a split.
+        seed: of the shuffling of patients.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: naming the file, the column and where it can the row that is wrong.
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"--fractions must be three numbers from 0 on that sum to 1, train above 0; got {fractions}")
@@ -87,11 +112,11 @@ def prepare(
         records = records.with_columns(split=assigned)
         tasks = {}
         for name, path in _named_files(labels).items():
-            task, frame = _read_labels(name, path, records, dropped)
+            task, frame = _read_labels(name, path, records, static_columns, dropped)
             tasks[task] = frame
         for split in SPLITS:
             members = records.filter(pl.col("split") == split)
-            for shard in members.iter_slices(RECORDS_A_SHARD):
+            for shard in members.iter_slices(RECORDS_PER_SHARD):
                 chosen = rows.join(shard.select("record_id"), on="record_id", how="semi")
                 described = shard.select("record_id", *(column.name for column in static_columns))
                 writer.write_records(split, nest_events(chosen, described))
@@ -114,70 +139,40 @@ def prepare(
     return info
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def _read(path: Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
-    """The table, `record_id` and `patient_id` as text; in a CSV an empty cell is unknown, and what `unknown` lists."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+def _is_number(text: str) -> bool:
     try:
-        if path.suffix == ".parquet":
-            frame = pl.read_parquet(path)
-        elif path.name.endswith((".csv", ".csv.gz")):
-            text = ("record_id", "patient_id", "variable", "split")
-            types = dict.fromkeys(text, pl.String)
-            frame = pl.read_csv(
-                path, infer_schema_length=None, schema_overrides=types, null_values=list(unknown) or None
-            )
-        else:
-            raise ValueError(f"{path}: the name must end in .csv, .csv.gz or .parquet")
-    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if "record_id" not in frame.columns:
-        raise ValueError(f"{path} lacks the column 'record_id'; it has {', '.join(frame.columns) or 'none'}")
-    if not frame.height:
-        raise ValueError(f"{path} has no rows")
-    for name in ("record_id", "patient_id"):
-        if name in frame.columns:
-            if not (frame.schema[name].is_integer() or frame.schema[name] in (pl.String, pl.Categorical)):
-                raise ValueError(f"{path}: {name} must be text or whole numbers, not {frame.schema[name]}")
-            frame = frame.with_columns(pl.col(name).cast(pl.String))
-    _refuse(path, frame["record_id"].is_null(), "record_id is missing")
-    return frame
-
-
-def _refuse(path: Path, wrong: pl.Series, problem: str, shown: pl.Series | None = None) -> None:
-    """ValueError for the first row at which `wrong` is true; rows count from 1, without the header."""
-    if wrong.any():
-        at = int(wrong.arg_max() or 0)
-        found = "" if shown is None else f", found {shown[at]!r}"
-        raise ValueError(f"{path}: row {at + 1}: {problem}{found}")
-
-
-def _numbers(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
-    """The column as numbers, NaN as null; ValueError where it holds something else."""
-    column = frame[name]
-    if column.dtype == pl.Null:
-        return column.cast(pl.Float64)
-    if column.dtype == pl.String:
-        numbers = column.str.strip_chars().cast(pl.Float64, strict=False)
-        _refuse(path, numbers.is_null() & column.is_not_null(), f"{name} must be a number", column)
-        column = numbers
-    if column.dtype.is_temporal():
-        raise ValueError(f"{path}: {name} must be in hours since the record's start, not {column.dtype}")
-    if not column.dtype.is_numeric():
-        raise ValueError(f"{path}: {name} must be numbers, not {column.dtype}")
-    numbers = column.cast(pl.Float64).fill_nan(None)
-    _refuse(path, numbers.is_infinite().fill_null(False), f"{name} must be finite", column)
-    return numbers
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
+        float(text)
     except ValueError:
-        return None
+        return False
+    return True
+
+
+def _check_hours(path: Path, time: pl.Series) -> None:
+    problem = (
+        f"{time.name} must be hours since the record's start, not a date or seconds; {MAX_HOURS / YEAR:.0f} years "
+    )
+    refuse(path, time > MAX_HOURS, problem + "is the limit", time)
+
+
+def _check_categories(path: Path, name: str, categories: Sequence[str]) -> None:
+    """Raise ValueError if categories are meant as numbers or dates, or if two of them are likely one."""
+    texts = [text for text in categories if not _is_number(text)]
+    commas = [text for text in texts if DECIMAL_COMMA.fullmatch(text)]
+    dates = [text for text in texts if DATE.match(text)]
+    if 2 * len(commas) > len(categories):
+        raise ValueError(f"{path}: {name!r} holds {commas[0]!r}: write numbers with a decimal point")
+    if texts and 2 * len(texts) < len(categories):
+        raise ValueError(f"{path}: {name!r} holds numbers, but also {texts[0]!r}: make it a number, or empty")
+    if 2 * len(dates) > len(categories):
+        raise ValueError(
+            f"{path}: {name!r} holds dates, {dates[0]!r} first: make it a number, such as an age in years, or drop it"
+        )
+    met: dict[str, str] = {}
+    for text in categories:
+        folded = " ".join(text.casefold().split())
+        other = met.setdefault(SAME.get(folded, folded), text)
+        if other != text:
+            raise ValueError(f"{path}: {name!r} holds {other!r} and {text!r}: write one category in one way")
 
 
 def _named_files(labels: Sequence[str]) -> dict[str, Path]:
@@ -197,19 +192,25 @@ def _named_files(labels: Sequence[str]) -> dict[str, Path]:
 
 def _read_events(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """Events with the variables numbered, and the variables by name."""
-    frame = _read(path)
+    frame = read_frame(path)
     if missing := [name for name in EVENT_COLUMNS if name not in frame.columns]:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
     if surplus := [name for name in frame.columns if name not in EVENT_COLUMNS]:
         raise ValueError(
             f"{path}: unexpected column {surplus[0]!r}; events have {', '.join(EVENT_COLUMNS)}, and what is known "
-            "once a record belongs into the static table"
+            "once per record belongs in the static table"
         )
-    time, value = _numbers(path, frame, "time"), _numbers(path, frame, "value")
-    _refuse(path, time.is_null(), "time is missing")
-    _refuse(path, time < 0, "time must be hours since the record's start, 0 or more", time)
+    time, value = numbers(path, frame["time"]), numbers(path, frame["value"])
+    refuse(path, time.is_null(), "time is missing")
+    refuse(path, time < 0, "time must be hours since the record's start, 0 or more", time)
+    _check_hours(path, time)
+    if (earliest := float(time.to_numpy().min())) > YEAR:
+        raise ValueError(
+            f"{path}: time must be hours since the record's start; the earliest event of all comes at hour "
+            f"{earliest:,.0f}. Subtract each record's own start"
+        )
     variable = frame["variable"].cast(pl.String).str.strip_chars()
-    _refuse(path, (variable == "").fill_null(True), "variable is missing")
+    refuse(path, (variable == "").fill_null(True), "variable is missing")
     names = variable.unique().sort()
     index = variable.replace_strict(names, pl.int_range(len(names), dtype=pl.Int32, eager=True))
     return pl.DataFrame([frame["record_id"], time, index.alias("variable"), value]), tuple(names)
@@ -221,8 +222,8 @@ def _add_static(
     """The records with their static columns, what those are, and the column by which they are split."""
     if path is None:
         return records, (), "record_id"
-    frame = _read(path, UNKNOWN)
-    _refuse(path, frame["record_id"].is_duplicated(), "record_id occurs twice", frame["record_id"])
+    frame = read_frame(path, UNKNOWN)
+    refuse(path, frame["record_id"].is_duplicated(), "record_id occurs twice", frame["record_id"])
     without = records.join(frame, on="record_id", how="anti")
     if without.height:
         raise ValueError(
@@ -237,14 +238,12 @@ def _add_static(
             raise ValueError(f"{path}: {name!r} is no name for a static column; choose another")
         kind = frame.schema[name]
         if kind.is_numeric() or kind == pl.Null:
-            frame = frame.with_columns(_numbers(path, frame, name).alias(name))
+            frame = frame.with_columns(numbers(path, frame[name]).alias(name))
             columns.append(StaticColumn(name, "numeric"))
-        elif kind in (pl.String, pl.Boolean, pl.Categorical):
-            frame = frame.with_columns(pl.col(name).cast(pl.String).str.strip_chars().replace("", None))
+        elif kind in (pl.String, pl.Boolean):
+            frame = frame.with_columns(pl.col(name).cast(pl.String))
             categories = tuple(frame[name].drop_nulls().unique().sort())
-            texts = [text for text in categories if _number(text) is None]
-            if texts and 2 * len(texts) < len(categories):
-                raise ValueError(f"{path}: {name!r} holds numbers, but also {texts[0]!r}: make it a number, or empty")
+            _check_categories(path, name, categories)
             if len(categories) > MAX_CATEGORIES:
                 raise ValueError(
                     f"{path}: {name!r} has {len(categories)} categories, more than {MAX_CATEGORIES}: drop it"
@@ -254,9 +253,9 @@ def _add_static(
             raise ValueError(f"{path}: {name!r} must hold numbers, text or true/false, not {kind}")
     for name in ("patient_id", "split"):
         if name in frame.columns:
-            _refuse(path, frame[name].is_null(), f"{name} is missing")
+            refuse(path, frame[name].is_null(), f"{name} is missing")
     if "split" in frame.columns:
-        _refuse(path, ~frame["split"].is_in(SPLITS), f"split must be one of {', '.join(SPLITS)}", frame["split"])
+        refuse(path, ~frame["split"].is_in(SPLITS), f"split must be one of {', '.join(SPLITS)}", frame["split"])
         frame = frame.rename({"split": "given_split"})
     joined = records.join(frame, on="record_id", how="left", maintain_order="left")
     if "given_split" in frame.columns:
@@ -280,24 +279,30 @@ def _assign(records: pl.DataFrame, group: str, fractions: Sequence[float], seed:
 
 
 def _read_labels(
-    name: str, path: Path, records: pl.DataFrame, dropped: dict[str, int]
+    name: str, path: Path, records: pl.DataFrame, static_columns: Sequence[StaticColumn], dropped: dict[str, int]
 ) -> tuple[TaskInfo, pl.DataFrame]:
     """The task that the columns tell of, and its rows; rows that cannot be asked are dropped and counted."""
-    frame = _read(path, UNKNOWN)
+    frame = read_frame(path, UNKNOWN)
     columns = [column for column in frame.columns if column not in ("record_id", "prediction_time")]
     if not columns:
         raise ValueError(f"{path} has no label column beside record_id and prediction_time")
+    answers = {word.lower() for word in (name, *columns)}
+    if telling := [column.name for column in static_columns if column.name.lower() in answers]:
+        raise ValueError(
+            f"{path}: {telling[0]!r} is also a static column, which would tell the model the answer; drop it there"
+        )
     task, labels = _labels(name, path, frame, columns)
     rows = frame.select("record_id").with_columns(labels)
     known = records.select("record_id", BEGINS, ENDS)
     if "prediction_time" in frame.columns:
-        rows = rows.with_columns(_numbers(path, frame, "prediction_time"))
-        _refuse(path, rows["prediction_time"].is_null(), "prediction_time is missing")
+        rows = rows.with_columns(numbers(path, frame["prediction_time"]))
+        refuse(path, rows["prediction_time"].is_null(), "prediction_time is missing")
+        _check_hours(path, rows["prediction_time"])
     else:
         last = rows.join(known, on="record_id", how="left", maintain_order="left")[ENDS]
         rows = rows.with_columns(last.alias("prediction_time"))
     keys = rows.select("record_id", "prediction_time")
-    _refuse(path, keys.is_duplicated(), "this record and prediction_time occur twice", rows["record_id"])
+    refuse(path, keys.is_duplicated(), "this record and prediction_time occur twice", rows["record_id"])
     labelled = rows.drop_nulls(list(task.label_columns))
     recorded = labelled.join(known, on="record_id", how="inner", maintain_order="left")
     asked = recorded.filter(pl.col("prediction_time").cast(pl.Float32) >= pl.col(BEGINS).cast(pl.Float32))
@@ -323,15 +328,12 @@ def _labels(name: str, path: Path, frame: pl.DataFrame, columns: list[str]) -> t
         return TaskInfo(name, description, "multilabel", tuple(columns), tuple(columns)), labels
     column = columns[0]
     kind = frame.schema[column]
-    by_type = {pl.Boolean: "boolean_value", pl.String: "categorical_value", pl.Categorical: "categorical_value"}
     if column in PROBLEM_OF:
         label = column
     elif kind.is_numeric():
-        known = frame[column].drop_nulls()
-        is_yes_or_no = len(known) > 0 and bool(known.is_in([0, 1]).all())
-        label = "boolean_value" if is_yes_or_no else "integer_value" if kind.is_integer() else "float_value"
-    elif kind in (pl.Boolean, pl.String, pl.Categorical):
-        label = by_type[kind.base_type()]
+        label = _label_of_numbers(path, numbers(path, frame[column]), kind.is_integer())
+    elif kind in (pl.Boolean, pl.String):
+        label = "boolean_value" if kind == pl.Boolean else "categorical_value"
     else:
         raise ValueError(f"{path}: {column} must hold true/false, text or numbers, not {kind}")
     what = name if column in PROBLEM_OF else column
@@ -342,14 +344,28 @@ def _labels(name: str, path: Path, frame: pl.DataFrame, columns: list[str]) -> t
     if label == "categorical_value":
         values = frame[column].cast(pl.String)
         classes = tuple(values.drop_nulls().unique().sort())
+        _check_categories(path, column, classes)
         if not 2 <= len(classes) <= MAX_CATEGORIES:
             raise ValueError(f"{path}: {column} has {len(classes)} classes; a task needs 2 to {MAX_CATEGORIES}")
         return TaskInfo(name, described, "multiclass", (label,), classes), [values.alias(label)]
-    values = _numbers(path, frame, column)
+    values = numbers(path, frame[column])
     if label == "integer_value":
-        _refuse(path, (values != values.floor()).fill_null(False), f"{column} must be whole numbers", values)
+        refuse(path, (values != values.floor()).fill_null(False), f"{column} must be whole numbers", values)
         values = values.cast(pl.Int64)
     return TaskInfo(name, described, "regression", (label,), (what,)), [values.alias(label)]
+
+
+def _label_of_numbers(path: Path, column: pl.Series, is_integer: bool) -> str:
+    """The label column of MEDS that a column of numbers stands for."""
+    values = sorted(column.drop_nulls().unique())
+    if values and set(values) <= {0.0, 1.0}:
+        return "boolean_value"
+    if len(values) == 2 and all(value == int(value) for value in values):
+        raise ValueError(
+            f"{path}: {column.name} holds two numbers, {values[0]:g} and {values[1]:g}: write 1/0 or true/false for a "
+            "yes or no, text for two classes, or name the column integer_value if it is a number to be predicted"
+        )
+    return "integer_value" if is_integer else "float_value"
 
 
 def _booleans(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
@@ -358,6 +374,6 @@ def _booleans(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
         return frame[name]
     if not frame.schema[name].is_numeric():
         raise ValueError(f"{path}: {name} must hold true/false or 1/0, not {frame.schema[name]}")
-    values = _numbers(path, frame, name)
-    _refuse(path, ~values.is_in([0.0, 1.0]).fill_null(True), f"{name} must be true/false or 1/0", values)
+    values = numbers(path, frame[name])
+    refuse(path, ~values.is_in([0.0, 1.0]).fill_null(True), f"{name} must be true/false or 1/0", values)
     return values.cast(pl.Boolean)

@@ -7,12 +7,13 @@ a subject, a variable is a code, and an event carries its numeric_value or no nu
 - Time: hours since the subject's first timed event other than MEDS_BIRTH. Births are no events: they give the static
   column `age`, in years at that first event. Subjects without a timed event are left out.
 - Static events (without a time): codes FAMILY//CATEGORY of which no subject has two become a categorical column,
-  and codes that always carry a number, once a subject, a numeric column; all others become events at hour 0.
+  and codes that always carry a number, once per subject, a numeric column; all others become events at hour 0.
 - Variables: the codes that at least `min_subjects` training subjects have, the most frequent first.
 - Splits: those of the data set (train, tuning, held_out); without a split file subjects are divided 80/10/10 by a hash
   of seed and subject_id, so that every shard can be read on its own.
 - Labels: each folder of label shards (subject_id, prediction_time and one of boolean_value, categorical_value,
   integer_value, float_value) is a task named after the folder. Without labels the folder serves pretraining.
+- All times have a time zone, or none has, labels included: a mixture would move predictions by hours.
 
 A prepared folder holds hours in single precision, which over decades cannot tell minutes apart. An event later than a
 prediction is therefore stored at a time that is larger than the prediction's in single precision, too.
@@ -30,9 +31,8 @@ import logging
 import os
 import re
 import shutil
-import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +52,9 @@ from hymate_training.data.schema import (
     StaticColumn,
     TaskInfo,
 )
+from hymate_training.data.splits import split_by_hash
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
+from hymate_training.files import writing_folder
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,6 @@ SPLIT_NAMES = {
     "validation": "validation",
     "test": "test",
 }
-SPLIT_SHARES = (0.8, 0.9)  # where validation begins, and test
 SUBJECT_SPLITS = Path("metadata", "subject_splits.parquet")
 MAX_CATEGORIES = 50
 RESERVED = {"age", *(field.name for field in EVENT_FIELDS)}
@@ -78,7 +79,7 @@ CITATION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", type=Path, required=True, help="the MEDS data set, which holds data/ and metadata/")
     parser.add_argument(
-        "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="folders of label shards, a task each"
+        "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="folders of label shards, one per task"
     )
     parser.add_argument(
         "--min-subjects", type=int, default=10, help="drop codes that fewer training subjects have (default: 10)"
@@ -87,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard", metavar="I/N", help="only the I-th of N parts of the shards; run without it afterwards to finish"
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="shards read at a time (default: one a processor)"
+        "--workers", type=int, default=os.cpu_count(), help="shards read at a time (default: one per processor)"
     )
 
 
@@ -102,9 +103,23 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
 ) -> DatasetInfo | None:
-    """Read the data set `raw` into the prepared folder `output`; None where `shard` asked for a part of it.
+    """Read a data set in MEDS into a prepared folder.
 
-    Raises ValueError naming the file that is missing, damaged or no MEDS.
+    Args:
+        raw: the data set.
+        output: the prepared folder to make.
+        labels: folders of label shards, one per task.
+        min_subjects: drop codes that fewer training subjects have.
+        shard: `"I/N"` for the I-th of N parts of the shards alone.
+        workers: shards read at a time.
+        seed: of the split where the data set has none.
+        overwrite: replace an existing prepared folder.
+
+    Returns:
+        What the folder holds; None where `shard` asked for a part of the work.
+
+    Raises:
+        ValueError: naming the file that is missing, damaged or no MEDS.
     """
     if min_subjects < 1:
         raise ValueError(f"--min-subjects must be at least 1, got {min_subjects}")
@@ -119,6 +134,7 @@ def prepare(
     ]
     if not sources:
         raise ValueError(f"{raw} is not a MEDS data set: there is no Parquet file in its folder data/")
+    _check_time_zones([source.path for source in sources], [Path(folder) for folder in labels])
     splits = _read_splits(raw)
     tasks = [_read_labels(Path(folder)) for folder in labels]
     if len({task.name for task, _ in tasks}) < len(tasks):
@@ -201,6 +217,8 @@ def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed:
     for column in ("subject_id", "code"):
         if rows[column].null_count():
             raise ValueError(f"{source.path}: {column} is null in {rows[column].null_count()} row(s)")
+    if (empty := (rows["code"].str.strip_chars() == "").sum()) > 0:
+        raise ValueError(f"{source.path}: code is empty in {empty} row(s)")
     if (infinite := rows.filter(pl.col("numeric_value").is_infinite())).height:
         raise ValueError(f"{source.path}: subject {infinite['subject_id'][0]} has an infinite numeric_value")
     rows = rows.with_columns(pl.col("numeric_value").fill_nan(None))
@@ -210,8 +228,7 @@ def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed:
         origin=pl.col("time").filter(~is_birth).min(), birth=pl.col("time").filter(is_birth).min()
     )
     if splits is None:
-        shares = _share(subjects["subject_id"].to_list(), seed)
-        names = [SPLITS[index] for index in np.searchsorted(SPLIT_SHARES, shares, side="right")]
+        names = split_by_hash(subjects["subject_id"].to_list(), seed)
         subjects = subjects.with_columns(split=pl.Series(names, dtype=pl.String))
     else:
         subjects = subjects.join(splits, on="subject_id", how="left")
@@ -226,25 +243,13 @@ def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed:
     codes = chosen.group_by("code").agg(
         subjects=pl.col("subject_id").filter(pl.col("split") == "train").n_unique(), events=pl.len()
     )
-    partial_folder = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
-    try:
-        partial_folder.mkdir()
+    with writing_folder(folder) as incoming:  # another process may write the same shard meanwhile, and the same to it
         for name, frame in (("events", events), ("static", static), ("subjects", subjects), ("codes", codes)):
-            frame.write_parquet(partial_folder / f"{name}.parquet")
-        if not folder.is_dir():  # another process may have read the same shard meanwhile
-            partial_folder.rename(folder)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+            frame.write_parquet(incoming / f"{name}.parquet")
 
 
 def _hours_since_origin(column: str) -> pl.Expr:
     return (pl.col(column) - pl.col("origin")).dt.total_microseconds() / 3.6e9
-
-
-def _share(subjects: list[int], seed: int) -> list[float]:
-    """A number in [0, 1) a subject, which depends on nothing but the subject and the seed."""
-    digests = (hashlib.blake2b(f"{seed}:{subject}".encode(), digest_size=8).digest() for subject in subjects)
-    return [int.from_bytes(digest) / 2**64 for digest in digests]
 
 
 def _read_parquet(
@@ -255,11 +260,37 @@ def _read_parquet(
         present = pl.read_parquet_schema(path)
         if missing := [name for name in schema if name not in present and name not in optional]:
             raise ValueError(f"lacks the column(s) {', '.join(missing)}")
+        if not present["subject_id"].is_integer():
+            raise ValueError(f"subject_id must be whole numbers, not {present['subject_id']}")
+        if "numeric_value" in optional and "numeric_value" not in present and (other := _numeric_columns(present)):
+            raise ValueError(f"lacks numeric_value, but {other[0]} holds numbers: rename it, or drop it")
         frame = pl.read_parquet(path, columns=[name for name in schema if name in present], hive_partitioning=False)
         frame = frame.with_columns(pl.lit(None).alias(name) for name in schema if name not in present)
         return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no MEDS: {error}") from error
+
+
+def _numeric_columns(present: Mapping[str, pl.DataType]) -> list[str]:
+    """Columns of events, other than those of MEDS, whose name says that they hold the events' numbers."""
+    return [name for name, kind in present.items() if kind.is_numeric() and "val" in name.lower()]
+
+
+def _check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
+    """Raise ValueError if some of the times have a time zone and others have none."""
+    first: dict[bool, tuple[Path, str]] = {}  # whether times have a time zone -> an example
+    found = [(path, "time") for path in events]
+    found += [(path, "prediction_time") for folder in labels for path in sorted(folder.rglob("*.parquet"))]
+    for path, column in found:
+        try:
+            kind = pl.read_parquet_schema(path).get(column)
+        except (pl.exceptions.PolarsError, OSError):
+            continue  # is named when it is read
+        if isinstance(kind, pl.Datetime):
+            first.setdefault(kind.time_zone is not None, (path, column))
+    if len(first) == 2:
+        (aware, one), (naive, other) = first[True], first[False]
+        raise ValueError(f"{one} of {aware} has a time zone and {other} of {naive} has none: write both in one way")
 
 
 def _read_splits(raw: Path) -> pl.DataFrame | None:
@@ -374,12 +405,27 @@ def _assemble(
     dropped["subjects without an event of a known code"] = subjects.height - begun.height
     for (task, _), rows in zip(tasks, predictions, strict=True):
         _write_task(writer, task, rows.join(begun, on="subject_id", how="left"), dropped)
+    described = tuple(task for task, _ in tasks)
+    info = _describe(raw, tuple(vocabulary["code"]), tuple(columns), described, dropped, split_by_hash, seed)
+    writer.finish(info)
+    return info
+
+
+def _describe(
+    raw: Path,
+    variables: tuple[str, ...],
+    static_columns: tuple[StaticColumn, ...],
+    tasks: tuple[TaskInfo, ...],
+    dropped: Counter[str],
+    split_by_hash: bool,
+    seed: int,
+) -> DatasetInfo:
     metadata = _metadata(raw)
-    info = DatasetInfo(
+    return DatasetInfo(
         source=str(metadata.get("dataset_name") or raw.resolve().name),
-        variables=tuple(vocabulary["code"]),
-        static_columns=tuple(columns),
-        tasks=tuple(task for task, _ in tasks),
+        variables=variables,
+        static_columns=static_columns,
+        tasks=tasks,
         dropped={reason: count for reason, count in dropped.items() if count},
         split_description=f"Subjects, by a hash of seed {seed}: 80 % train, 10 % validation, 10 % test."
         if split_by_hash
@@ -393,8 +439,6 @@ def _assemble(
             "units": {"age": "years"},
         },
     )
-    writer.finish(info)
-    return info
 
 
 def _all_subjects(done: list[tuple[Source, Path]]) -> pl.DataFrame:
@@ -412,7 +456,7 @@ def _all_subjects(done: list[tuple[Source, Path]]) -> pl.DataFrame:
 def _static_columns(
     static: pl.DataFrame, subjects: pl.DataFrame, min_subjects: int, dropped: Counter[str]
 ) -> tuple[list[StaticColumn], pl.DataFrame, pl.DataFrame]:
-    """The static columns, a row a subject with their values, and the static events that become events at hour 0."""
+    """The static columns, their values (one row per subject), and the static events that become events at hour 0."""
     split_code = pl.col("code").str.splitn("//", 2)
     parts = static.with_columns(
         family=split_code.struct.field("field_0"), category=split_code.struct.field("field_1")
@@ -454,6 +498,8 @@ def _static_columns(
 def _locate(task: TaskInfo, rows: pl.DataFrame, subjects: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
     """Labels with `time`, the prediction's hours in double precision, and their split."""
     located = rows.join(subjects.select("subject_id", "split", "origin"), on="subject_id")
+    if not located.height:
+        raise ValueError(f"no label of {task.name} is left: none is of a subject with a record")
     dropped[f"labels of {task.name} of subjects without a record"] = rows.height - located.height
     return located.with_columns(time=_hours_since_origin("prediction_time"))
 
@@ -482,6 +528,8 @@ def _write_task(writer: PreparedFolderWriter, task: TaskInfo, rows: pl.DataFrame
         ["subject_id", "prediction_time"], keep="first", maintain_order=True
     )
     dropped[f"labels of {task.name} too close to another to tell apart"] = seen.height - apart.height
+    if not apart.height:
+        raise ValueError(f"no label of {task.name} is left: all are before the first event of a known code")
     for split in SPLITS:
         chosen = apart.filter(pl.col("split") == split)
         writer.write_task(

@@ -12,7 +12,8 @@ later correction replaced, are left out.
 
 Static columns are what is known at `intime`: age, gender, first care unit, type and place of the admission. Race is
 left out: "unable to obtain" is written when a patient dies early. `last_careunit`, diagnoses and `discharge_location`
-come from the end of the stay and are never read.
+come from the end of the stay and are never read. An admission with a time of death counts as a death, whatever its
+discharge flag says; such contradictions are counted.
 
 Variables are named by the label in d_items and d_labitems (fluid, category or item id added where several items share
 a label), with the unit behind it where one item is reported in units that cannot be reconciled. A row without a unit
@@ -20,14 +21,12 @@ is taken to be in the unit its item usually has. Values that are not plausible a
 rows without a number. `mimic_iv_items` holds the tables of units and of plausible values.
 
 Memory does not grow with the tables: they are streamed, each row goes to a temporary file of its block of stays beside
-the output (about 8 bytes a row), and the blocks become shards one after another.
+the output (about 8 bytes per row), and the blocks become shards one after another.
 """
 
 import argparse
-import gzip
 import re
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -38,16 +37,18 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv
+from pyarrow import csv
 from tqdm import tqdm
 
 from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import split_at_random
+from hymate_training.data.tables import read_csv_pieces
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.mimic_iv_items import Keys, convert, name_items, resolve_variables
 
 STAYS_PER_SHARD = 1000
-CSV_BLOCK_BYTES = 16 << 20
-SPLIT_SHARES = (0.70, 0.15, 0.15)
+SPLIT = {"train": 0.70, "validation": 0.15, "test": 0.15}
+NULL_VALUES = csv.ConvertOptions().null_values  # NULL, NA, NaN and the like
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,18 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
 ) -> DatasetInfo:
-    """Read the download `raw` into the prepared folder `output`; `seed` divides the patients 70/15/15.
+    """Read MIMIC-IV into a prepared folder.
 
-    Raises ValueError naming the file that is missing, damaged or not as published.
+    Args:
+        raw: folder of the download.
+        output: the prepared folder to make.
+        min_stays: drop variables met in fewer training stays.
+        event_time: when a charted value counts, as the module explains.
+        seed: of the shuffling of patients, who are divided 70/15/15.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: naming the file that is missing, damaged or not as published.
     """
     if min_stays < 1:
         raise ValueError(f"--min-stays must be at least 1, got {min_stays}")
@@ -188,40 +198,9 @@ def _find_tables(raw: Path) -> dict[str, Path]:
     return paths
 
 
-def _stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pl.DataFrame]:
-    """The rows of a table, in batches that do not depend on its size; ValueError naming the file."""
-    rows = 0
-    packed = path.suffix == ".gz"
-    try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            header = file.readline(1 << 16).decode("utf-8-sig").strip().replace('"', "").split(",")
-        if missing := [name for name in columns if name not in header]:
-            raise ValueError(f"it lacks the column(s) {', '.join(missing)}")
-        with (
-            path.open("rb") as raw,
-            tqdm.wrapattr(raw, "read", total=path.stat().st_size, desc=path.name, leave=False) as watched,
-            pa.input_stream(pa.PythonFile(watched, "r"), compression="gzip" if packed else None) as text,
-            pa.csv.open_csv(
-                text,
-                pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
-                pa.csv.ParseOptions(newlines_in_values=True),
-                pa.csv.ConvertOptions(
-                    column_types=columns, include_columns=list(columns), strings_can_be_null=True, check_utf8=True
-                ),
-            ) as reader,
-        ):
-            for batch in reader:
-                rows += batch.num_rows
-                yield pl.DataFrame(pl.from_arrow(batch))
-    except (pa.ArrowInvalid, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not as published: {error}") from error
-    if not rows:
-        raise ValueError(f"{path} holds no rows; download it again")
-
-
 def _read(paths: dict[str, Path], name: str, columns: dict[str, pa.DataType], key: str) -> pl.DataFrame:
     """A small table, whole; `key` must be there in every row and must not repeat."""
-    table = pl.concat(list(_stream(paths[name], columns)))
+    table = pl.concat(read_csv_pieces(paths[name], columns, null_values=NULL_VALUES))
     if table[key].null_count():
         raise ValueError(f"{paths[name]}: {table[key].null_count()} row(s) have no {key}")
     if (twice := table[key].is_duplicated()).any():
@@ -230,7 +209,7 @@ def _read(paths: dict[str, Path], name: str, columns: dict[str, pa.DataType], ke
 
 
 def _read_stays(paths: dict[str, Path], seed: int, dropped: Counter[str]) -> pl.DataFrame:
-    """One row an ICU stay, by stay_id: times, what is known at its start, what is to be predicted, split, number."""
+    """One row per ICU stay, by stay_id: times, what is known at its start, what is to be predicted, split, number."""
     stays = _read(
         paths,
         "icustays",
@@ -257,15 +236,19 @@ def _read_stays(paths: dict[str, Path], seed: int, dropped: Counter[str]) -> pl.
             raise ValueError(f"{paths[name]} has no row for {key} {unknown[key][0]} of {paths['icustays']}")
     if admissions["hospital_expire_flag"].is_in([0, 1]).not_().fill_null(True).any():
         raise ValueError(f"{paths['admissions']}: hospital_expire_flag must be 0 or 1")
+    contradictory = pl.col("deathtime").is_not_null() & (pl.col("hospital_expire_flag") == 0)
+    dropped["discharge flags that contradict a time of death (taken as deaths)"] = admissions.filter(
+        contradictory
+    ).height
+    admissions = admissions.with_columns(
+        hospital_expire_flag=pl.when(contradictory).then(1).otherwise("hospital_expire_flag")
+    )
     known = stays.drop_nulls(["intime", "outtime"]).filter(pl.col("outtime") > pl.col("intime"))
     dropped["stays without a start, an end or a length"] = stays.height - known.height
     if not known.height:
         raise ValueError(f"{paths['icustays']}: no stay has an intime before its outtime")
-    shuffled = np.random.default_rng(seed).permutation(known["subject_id"].unique().sort())
-    ends = np.round(np.cumsum(SPLIT_SHARES) * len(shuffled)).astype(int)
-    split = pl.DataFrame(
-        {"subject_id": shuffled, "split": np.repeat(SPLITS, np.diff(ends, prepend=0))},
-    )
+    assigned = split_at_random(known["subject_id"].to_list(), SPLIT, seed)
+    split = pl.DataFrame({"subject_id": list(assigned), "split": list(assigned.values())})
     following = pl.col("intime").shift(-1).over("subject_id", order_by="intime")
     return (
         known.join(admissions, on="hadm_id", how="left")
@@ -329,7 +312,7 @@ def _unit(column: str) -> pl.Expr:
 def _spill(
     paths: dict[str, Path], stays: pl.DataFrame, event_time: str, scratch: Path, dropped: Counter[str]
 ) -> tuple[list[Path], Keys]:
-    """All events of the stays, in a file a block of stays: stay, time (hours), key, value (NaN: carries none)."""
+    """All events of the stays, one file per block of stays: stay, time (hours), key, value (NaN: carries none)."""
     blocks = [scratch / f"{block}.arrow" for block in range(-(-stays.height // STAYS_PER_SHARD))]
     schema = pa.schema([("stay", pa.uint32()), ("time", pa.float32()), ("key", pa.uint32()), ("value", pa.float32())])
     keys = Keys()
@@ -337,7 +320,7 @@ def _spill(
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         files = [stack.enter_context(pa.ipc.new_file(str(path), schema, options=options)) for path in blocks]
         for name, source in SOURCES.items():
-            for batch in _stream(paths[name], source.columns):
+            for batch in read_csv_pieces(paths[name], source.columns, null_values=NULL_VALUES):
                 events = keys.replace(name, _of_stays(name, _events(name, batch, event_time), stays, dropped))
                 block = (events["stay"] // STAYS_PER_SHARD).alias("block")
                 for (number,), part in (
@@ -371,7 +354,7 @@ def _choose_variables(
     min_stays: int,
     dropped: Counter[str],
 ) -> tuple[dict[str, str], pl.DataFrame]:
-    """What `resolve_variables` returned, less the variables that too few training stays have."""
+    """What `resolve_variables` returned, without the variables that too few training stays have."""
     names = list(units)
     stays_with, events_of = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
     training = stays.filter(pl.col("split") == "train").select("stay")
@@ -401,7 +384,7 @@ STATIC = ("age", "gender", "first_careunit", "admission_type", "admission_locati
 def _write_records(
     writer: PreparedFolderWriter, blocks: list[Path], stays: pl.DataFrame, table: pl.DataFrame
 ) -> pl.Series:
-    """Writes a shard a block and split; hours of each stay's first event, null where it has none."""
+    """Writes one shard per block and split; hours of each stay's first event, null where it has none."""
     first = [pl.DataFrame(schema={"stay": pl.UInt32, "first": pl.Float32})]
     for path in tqdm(blocks, desc="writing records", unit=" blocks", leave=False):
         events = convert(pl.read_ipc(path), table)
@@ -447,8 +430,10 @@ def _labels(stays: pl.DataFrame, dropped: Counter[str]) -> Iterator[tuple[TaskIn
     hourly = timed.with_columns(
         hour=pl.int_ranges(FIRST_DECOMPENSATION_HOUR, pl.col("hours").floor().cast(pl.Int64) + 1)
     )
-    hourly = hourly.explode("hour", empty_as_null=False).filter(
-        pl.col("death").is_null() | (pl.col("hour") < pl.col("death"))
+    hourly = (
+        hourly.filter(pl.col("hour").list.len() > 0)
+        .explode("hour")
+        .filter(pl.col("death").is_null() | (pl.col("hour") < pl.col("death")))
     )
     within = (pl.col("death") - pl.col("hour") <= 24).fill_null(False)
     yield asked(hourly, DECOMPENSATION, pl.col("hour"), within)

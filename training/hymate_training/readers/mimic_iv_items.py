@@ -126,7 +126,7 @@ def name_items(charted: pl.DataFrame, measured: pl.DataFrame) -> pl.DataFrame:
 def resolve_variables(keys: Keys, items: pl.DataFrame) -> tuple[dict[str, str], pl.DataFrame]:
     """Every variable that occurs with its unit ("" where there is none), by name; and how each key becomes one.
 
-    The table has a row a key: `variable` (position among the names), `scale` and `offset` to the variable's unit,
+    The table has one row per key: `variable` (position among the names), `scale` and `offset` to the variable's unit,
     `low` and `high` (what is believed, in that unit) and `percentage` (a fraction is to be read as a percentage).
     """
     names = dict(items.select("itemid", "name").iter_rows())

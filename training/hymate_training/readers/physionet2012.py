@@ -27,6 +27,7 @@ import polars as pl
 from tqdm import tqdm
 
 from hymate_training.data.schema import DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.raw import read_members
 
@@ -170,9 +171,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(raw: str | Path, output: str | Path, *, seed: int = 0, overwrite: bool = False) -> DatasetInfo:
-    """Read the sets found in `raw` into the prepared folder `output`; `seed` shuffles sets b and c.
+    """Read the sets of the challenge into a prepared folder.
 
-    Raises ValueError naming the file, and where it can the line, that is missing, damaged or not as published.
+    Args:
+        raw: folder of the download.
+        output: the prepared folder to make.
+        seed: of the shuffling of sets b and c.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: naming the file, and where it can the line, that is missing, damaged or not as published.
     """
     raw = Path(raw)
     with PreparedFolderWriter(output, overwrite=overwrite) as writer:
@@ -248,7 +256,7 @@ def _read_sets(sources: dict[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame, pl
     `stay` numbers the stays by record id, so nothing depends on the order of files. Stays without events other than
     the weight among the descriptors have no events here.
     """
-    bodies: list[bytes] = []  # one a stay, all in one buffer later: 8,000 little frames would take minutes
+    bodies: list[bytes] = []  # one per stay, all in one buffer later: 8,000 little frames would take minutes
     files: dict[str, str] = {}  # record id -> where it was read, for messages
     letters: list[str] = []
     for letter, source in sources.items():
@@ -354,7 +362,7 @@ def _parse(bodies: list[bytes], places: list[str]) -> pl.DataFrame:
 
 
 def _static(descriptors: pl.DataFrame, order: pl.DataFrame, places: list[str]) -> pl.DataFrame:
-    """One row a stay: the static columns, null where unknown. Checks RecordID against the file's name."""
+    """One row per stay: the static columns, null where unknown. Checks RecordID against the file's name."""
 
     def fail(stay: int, problem: str) -> ValueError:
         return ValueError(f"{places[order['file'][stay]]}: {problem}")
@@ -391,7 +399,7 @@ def _static(descriptors: pl.DataFrame, order: pl.DataFrame, places: list[str]) -
 
 
 def _read_outcomes(raw: Path, letters: tuple[str, ...], stays: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """One row a stay: record_id and the outcome columns as numbers; and how many outcomes have no stay."""
+    """One row per stay: record_id and the outcome columns as numbers; and how many outcomes have no stay."""
     tables, surplus = [], 0
     for letter in letters:
         path = raw / f"Outcomes-{letter}.txt"
@@ -448,9 +456,10 @@ def _split(stays: pl.DataFrame, seed: int) -> dict[str, pl.DataFrame]:
         raise ValueError(
             f"sets b and c hold {rest.height} stay(s) with events: too few for a train and a validation split"
         )
-    shuffled = rest[np.random.default_rng(seed).permutation(rest.height)]
-    size = int(0.8 * rest.height)
-    splits = {"train": shuffled[:size].sort("stay"), "validation": shuffled[size:].sort("stay"), "test": test}
+    train = int(0.8 * rest.height) / rest.height  # rounded down, as STraTS does
+    assigned = split_at_random(rest["record_id"], {"train": train, "validation": 1 - train}, seed)
+    division = rest["record_id"].replace_strict(assigned, return_dtype=pl.String)
+    splits = {split: rest.filter(division == split) for split in ("train", "validation")} | {"test": test}
     return {split: members for split, members in splits.items() if members.height}
 
 

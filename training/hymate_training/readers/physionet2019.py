@@ -5,7 +5,7 @@ that is there, `training_setA.zip`, `training_setA.tar.gz` or the unpacked folde
 in its folder `training/`.
 
 Conventions of the source:
-- A patient is a file `<id>.psv`, a row an hour, NaN where nothing was measured. ICULOS counts the hours since
+- A patient is a file `<id>.psv`, one row per hour, NaN where nothing was measured. ICULOS counts the hours since
   admission to the ICU and is the time of a row's events; patients may begin later than at hour 1.
 - Age (100 stands for 90 and over), Gender, Unit1/Unit2 and HospAdmTime are repeated in every row and are static. Unit1
   is the medical, Unit2 the surgical ICU; neither is known for a third of the patients.
@@ -18,7 +18,7 @@ Tasks:
   0, the default, this is the published label itself, the challenge's question: is the onset of sepsis at most six
   hours ahead, or past? A horizon of h hours asks it h hours earlier: is the onset at most 6 + h hours ahead, or past?
   An hour is left out, and counted, while nothing has been measured yet.
-- `sepsis`, a prediction a patient (as the line of work around Raindrop has it): is this the hour, six before onset,
+- `sepsis`, one prediction per patient (as the work around Raindrop has it): is this the hour, six before the onset,
   at which the published label turns positive? Patients with sepsis are asked about at that hour, so that nothing from
   the onset or after it is seen, all others at their last hour. Patients whose label is positive in their first row are
   left out, and counted. How much of a stay is seen differs between the two classes, and a model may profit from that;
@@ -36,8 +36,9 @@ import polars as pl
 from tqdm import tqdm
 
 from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import RANDOM_SPLIT, split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
-from hymate_training.readers.raw import RANDOM_SPLIT, read_members, split_at_random
+from hymate_training.readers.raw import read_members
 
 UNITS = {
     "HR": "bpm",
@@ -90,7 +91,7 @@ HOSPITAL = StaticColumn("Hospital", "categorical", ("A", "B"))
 STATIC_UNITS = {"Age": "years", "HospAdmTime": "hours from ICU to hospital admission, negative"}
 SEPSIS = TaskInfo(
     "sepsis",
-    "Does the published label, six hours ahead of the onset of sepsis, turn positive? Once a patient: asked at the "
+    "Does the published label, six hours ahead of the onset of sepsis, turn positive? Once per patient: asked at the "
     "hour at which it does, so that nothing from the onset on is seen, and at the last hour of all others.",
     "binary",
     ("boolean_value",),
@@ -105,7 +106,7 @@ CITATION = (
 HOSPITAL_SPLIT = {"train": 0.8, "validation": 0.2}
 HEADER = "|".join(COLUMNS)
 FILES_AT_ONCE = 2000  # parsed together: some 80,000 rows
-RECORDS_A_SHARD = 10_000
+RECORDS_PER_SHARD = 10_000
 
 
 def sepsis_onset(horizon_hours: int) -> TaskInfo:
@@ -135,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--horizon-hours",
         type=int,
         default=0,
-        help="of sepsis_onset, added to the six hours that the published label looks ahead (default: 0)",
+        help="horizon of sepsis_onset, added to the six hours that the published label looks ahead (default: 0)",
     )
 
 
@@ -148,10 +149,19 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
 ) -> DatasetInfo:
-    """Read the hospitals found in `raw` into the prepared folder `output`; `seed` shuffles patients.
+    """Read the hospitals of the challenge into a prepared folder.
 
-    `split` and `horizon_hours` are explained in `add_arguments` and the module. Raises ValueError naming the file, and
-    where it can the line, that is missing, damaged or not as published.
+    Args:
+        raw: folder of the download.
+        output: the prepared folder to make.
+        split: `"hospital"` (A is divided into train and validation, B is the test split) or `"random"`; where absent,
+            `"hospital"` if both are there.
+        horizon_hours: of sepsis_onset, added to the six hours that the published label looks ahead.
+        seed: of the shuffling of patients.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: naming the file, and where it can the line, that is missing, damaged or not as published.
     """
     if horizon_hours < 0:
         raise ValueError(f"--horizon-hours must be 0 or more, got {horizon_hours}")
@@ -183,26 +193,38 @@ def prepare(
                 chosen = rows.filter(pl.col("split") == name)
                 if chosen.height:
                     writer.write_task(task, name, chosen.select("record_id", "prediction_time", "boolean_value"))
-        info = DatasetInfo(
-            source="PhysioNet 2019",
-            variables=VARIABLES,
-            static_columns=static_columns,
-            tasks=tuple(predictions),
-            dropped={reason: count for reason, count in dropped.items() if count},
-            split_description=_describe_split(tuple(sources), split, seed),
-            license="cc-by-4.0",
-            citation=CITATION,
-            seed=seed,
-            extra={
-                "description": "ICU patients of two hospitals, hour by hour, from the PhysioNet/Computing in "
-                "Cardiology Challenge 2019 on the early prediction of sepsis.",
-                "units": UNITS | STATIC_UNITS,
-                # the challenge's utility is defined on the published label, which a longer horizon hides
-                "utility": {} if horizon_hours else {"sepsis_onset": "physionet2019"},
-            },
-        )
+        info = _describe(tuple(predictions), static_columns, tuple(sources), dropped, split, horizon_hours, seed)
         writer.finish(info)
     return info
+
+
+def _describe(
+    tasks: tuple[TaskInfo, ...],
+    static_columns: tuple[StaticColumn, ...],
+    hospitals: tuple[str, ...],
+    dropped: dict[str, int],
+    split: str,
+    horizon_hours: int,
+    seed: int,
+) -> DatasetInfo:
+    return DatasetInfo(
+        source="PhysioNet 2019",
+        variables=VARIABLES,
+        static_columns=static_columns,
+        tasks=tasks,
+        dropped={reason: count for reason, count in dropped.items() if count},
+        split_description=_describe_split(hospitals, split, seed),
+        license="cc-by-4.0",
+        citation=CITATION,
+        seed=seed,
+        extra={
+            "description": "ICU patients of two hospitals, hour by hour, from the PhysioNet/Computing in "
+            "Cardiology Challenge 2019 on the early prediction of sepsis.",
+            "units": UNITS | STATIC_UNITS,
+            # the challenge's utility is defined on the published label, which a longer horizon hides
+            "utility": {} if horizon_hours else {"sepsis_onset": "physionet2019"},
+        },
+    )
 
 
 def _write_records(
@@ -212,7 +234,7 @@ def _write_records(
     events: pl.DataFrame,
     static_columns: tuple[StaticColumn, ...],
 ) -> None:
-    for shard in members.iter_slices(RECORDS_A_SHARD):
+    for shard in members.iter_slices(RECORDS_PER_SHARD):
         static = shard.select(pl.col("patient").alias("record_id"), *(column.name for column in static_columns))
         chosen = events.join(shard.select("patient"), on="patient", how="semi").rename({"patient": "record_id"})
         writer.write_records(split, nest_events(chosen, static).with_columns(shard["record_id"]))

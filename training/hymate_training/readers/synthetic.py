@@ -19,13 +19,14 @@ import polars as pl
 from tqdm import tqdm
 
 from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.splits import split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
 HOURS = 48
 LEVEL_SHARE = 0.35  # of a course's variance that stays the same throughout the stay
 AUTOCORRELATION = 0.94  # of the rest, from one hour to the next
 BLOCK = 4096  # stays simulated at a time, so that memory does not grow with their number
-SPLIT_SHARES = (0.70, 0.15, 0.15)
+SPLIT = {"train": 0.70, "validation": 0.15, "test": 0.15}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ NAMES = tuple(VARIABLES)
 
 @dataclass(frozen=True)
 class Panel:
-    """Things measured together: samples an hour at rest, and what changes that rate.
+    """Things measured together: samples per hour at rest, and what changes that rate.
 
     `severity` multiplies the rate by exp(severity * the stay's current risk of death in standard deviations);
     `ordered_when` (variable, slope, threshold) by a logistic in that variable's course: missing where it is normal.
@@ -196,9 +197,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overwrite: bool = False) -> DatasetInfo:
-    """Simulate `num_records` stays into the prepared folder `output`, the same ones for the same seed.
+    """Simulate stays into a prepared folder, the same ones for the same seed; splits are 70/15/15 by stay.
 
-    Splits are 70/15/15 by stay. Raises ValueError for fewer than 20 stays, too few to fill the splits.
+    Args:
+        output: the prepared folder to make.
+        num_records: how many stays.
+        seed: of everything drawn.
+        overwrite: replace an existing prepared folder.
+
+    Raises:
+        ValueError: for fewer than 20 stays, too few to fill the splits, or a negative seed.
     """
     if num_records < 20:
         raise ValueError(f"--num-records must be at least 20 to fill three splits, not {num_records}")
@@ -208,18 +216,19 @@ def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overw
     risks, deaths = [], []
     with PreparedFolderWriter(output, overwrite=overwrite) as writer:
         split_seed, block_seeds = np.random.SeedSequence(seed).spawn(2)
-        split_of = _splits(num_records, np.random.default_rng(split_seed))
+        names = [f"stay-{index:07d}" for index in range(num_records)]
+        split_of = split_at_random(names, SPLIT, split_seed)
         starts = range(0, num_records, BLOCK)
         seeds = block_seeds.spawn(len(starts))
         for start, block_seed in zip(tqdm(starts, desc="simulating", unit=" blocks", leave=False), seeds, strict=True):
             size = min(BLOCK, num_records - start)
             stays = _simulate(size, np.random.default_rng(block_seed))
-            names = [f"stay-{index:07d}" for index in range(start, start + size)]
-            frame = nest_events(stays.events, stays.static).with_columns(pl.Series("record_id", names))
-            outcomes = stays.outcomes.with_columns(pl.Series("record_id", names))
-            for index, split in enumerate(SPLITS):
-                members = split_of[start : start + size] == index
-                if members.any():
+            ids = pl.Series("record_id", names[start : start + size])
+            frame = nest_events(stays.events, stays.static).with_columns(ids)
+            outcomes = stays.outcomes.with_columns(ids)
+            assigned = ids.replace_strict(split_of, return_dtype=pl.String)
+            for split in SPLITS:
+                if (members := assigned == split).any():
                     writer.write_records(split, frame.filter(members))
                     labels[split].append(outcomes.filter(members))
             risks.append(stays.risk)
@@ -232,19 +241,12 @@ def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overw
     return info
 
 
-def _splits(num_records: int, generator: np.random.Generator) -> np.ndarray:
-    bounds = np.round(np.cumsum(SPLIT_SHARES) * num_records)
-    assigned = np.empty(num_records, dtype=np.int8)
-    assigned[generator.permutation(num_records)] = np.searchsorted(bounds, np.arange(num_records), side="right")
-    return assigned
-
-
 # --------------------------------------------------------------------------------------------------------- simulation
 
 
 @dataclass(frozen=True)
 class Stays:
-    """A block: long events and static columns by `record_id` (0, 1, ...), outcomes and the logit of death a stay."""
+    """A block: long events and static columns by `record_id` (0, 1, ...), outcomes, and the logit of each death."""
 
     events: pl.DataFrame
     static: pl.DataFrame
@@ -334,7 +336,7 @@ def _in_clinical_units(variable: Variable, latent: np.ndarray) -> np.ndarray:
 
 
 def _demographics(severity: np.ndarray, generator: np.random.Generator) -> pl.DataFrame:
-    """One row a stay; the height of sicker patients is recorded less often. None of it drives an outcome."""
+    """One row per stay; the height of sicker patients is recorded less often. None of it drives an outcome."""
     size = len(severity)
     sex = generator.integers(0, 2, size)
     age = np.round(np.clip(generator.normal(64, 16, size), 18, 95))

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hymate_training.data.collation import (
-    ExampleDataset,
-    ForecastCollator,
-    TaskCollator,
-    fit_feature_extractor,
-    load_forecast,
-    load_task,
-)
+from hymate_training.data.collators import ForecastCollator, TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import ExampleDataset, load_forecast, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 from tests.support.helpers import make_model
