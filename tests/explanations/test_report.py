@@ -15,7 +15,7 @@ import pytest
 from matplotlib.image import imread
 
 from hymate_training.cli.main import main
-from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.collation import fit_feature_extractor, read_events
 from hymate_training.data.prepared_folder import read_info
 from hymate_training.explanations.attribution import METHODS
 from hymate_training.explanations.figures import cluster_order
