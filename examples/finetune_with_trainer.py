@@ -97,12 +97,12 @@ def main():
     parser.add_argument("--private", action="store_true", help="make that repository private")
     args = parser.parse_args()
 
-    folder = args.data or args.output.with_name(f"{args.output.name}-data")
-    if args.data is None and not folder.exists():
-        synthetic.prepare(folder, num_records=SIMULATED_STAYS, seed=0)
-    data = PreparedFolder(folder)
-    task = data.info.task(args.task)
-    extractor = fit_feature_extractor(data)
+    data = args.data or args.output.with_name(f"{args.output.name}-data")
+    if args.data is None and not data.exists():
+        synthetic.prepare(data, num_records=SIMULATED_STAYS, seed=0)
+    folder = PreparedFolder(data)
+    task = folder.info.task(args.task)
+    extractor = fit_feature_extractor(folder)
     set_seed(0)
     trainer = make_trainer(
         make_model(extractor, task),

@@ -62,7 +62,7 @@ def main() -> None:
             output = Path(folder) / "prepared"
             seconds, mebibytes = prepare(source, raw, output)
             print(f"{source.reader}: {seconds:.1f} s, {mebibytes:,.0f} MiB")
-            text = "\n".join(describe(source, output, PreparedFolder(output).info, seconds, mebibytes))
+            text = "\n".join(describe(source, PreparedFolder(output), seconds, mebibytes))
         write_block(source.reader, text)
 
 

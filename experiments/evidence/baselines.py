@@ -37,10 +37,10 @@ TREES = [
 
 
 def _load(folder: Path, split: str) -> tuple[HyMaTEFeatureExtractor, dict[str, TaskDataset]]:
-    data = PreparedFolder(folder)
-    extractor = fit_feature_extractor(data)
+    prepared = PreparedFolder(folder)
+    extractor = fit_feature_extractor(prepared)
     splits = dict.fromkeys(("train", "validation", split))
-    return extractor, {name: load_task(data, TASK, name, extractor.variables) for name in splits}
+    return extractor, {name: load_task(prepared, TASK, name, extractor.variables) for name in splits}
 
 
 def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:

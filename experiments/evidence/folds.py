@@ -22,11 +22,8 @@ def assign_folds(prepared: Path, output: Path) -> list[list[str]]:
     Raises:
         ValueError: if `output` lists other records than `prepared` holds.
     """
-    record_ids = sorted(
-        record_id
-        for split in SOURCE_SPLITS
-        for record_id in PreparedFolder(prepared).records(split)["record_id"].to_pylist()
-    )
+    held = PreparedFolder(prepared).record_ids
+    record_ids = sorted(record_id for split in SOURCE_SPLITS for record_id in held[split])
     if not output.is_file():
         order = np.random.default_rng(SEED).permutation(len(record_ids))
         folds = [sorted(record_ids[at] for at in part) for part in np.array_split(order, NUM_FOLDS)]
@@ -52,9 +49,9 @@ def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int
     size = int(0.8 * len(shuffled))
     splits = {"train": shuffled[:size], "validation": shuffled[size:], "test": folds[fold]}
     labeled = {**splits, "train": shuffled[: max(1, size * percent // 100)]}
-    source = PreparedFolder(prepared)
-    info = source.info
-    records = pl.concat([_frame(source.records(split)) for split in SOURCE_SPLITS])
+    folder = PreparedFolder(prepared)
+    info = folder.info
+    records = pl.concat([_frame(folder.records(split)) for split in SOURCE_SPLITS])
     if not static:
         records = records.drop([column.name for column in info.static_columns])
         info = replace(info, static_columns=())
@@ -62,7 +59,7 @@ def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int
         for split, members in splits.items():
             writer.write_records(split, records.filter(pl.col("record_id").is_in(members)).sort("record_id"))
             for task in info.tasks:
-                labels = pl.concat([_frame(source.task(task.name, part)) for part in SOURCE_SPLITS])
+                labels = pl.concat([_frame(folder.task(task.name, part)) for part in SOURCE_SPLITS])
                 writer.write_task(task, split, labels.filter(pl.col("record_id").is_in(labeled[split])))
         writer.finish(info)
     return output

@@ -57,11 +57,9 @@ def run_unit(
         output = work / "runs" / f"{name}-{percent}-fold{fold}"
         probabilities, about = finetune(model, data, percent, fold, work, output, quick)
     folder = PreparedFolder(data)
-    sample = LabeledPredictions(
-        "binary", labels_array(folder.task(TASK, "test"), folder.info.task(TASK)), probabilities
-    )
+    labels = labels_array(folder.task(TASK, "test"), folder.info.task(TASK))
+    sample = LabeledPredictions("binary", labels, probabilities)
     samples = bootstrap_samples(sample, num_samples=NUM_SAMPLES, seed=fold)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_compact(
         path,
         {
@@ -69,8 +67,8 @@ def run_unit(
             "percent": percent,
             "fold": fold,
             "seed": fold,
-            "n": len(sample),
-            "positives": int(sample.labels.sum()),
+            "n": len(labels),
+            "positives": int(labels.sum()),
             "split_fingerprint": folder.split_fingerprint(TASK, "test"),
             "metrics": compute_metrics(sample),
             **about,

@@ -1,13 +1,10 @@
 """Interrupted runs: whenever a run is stopped, it continues exactly, and what is damaged is refused."""
 
 import json
-import math
 import os
 import random
 import shutil
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +15,10 @@ from hymate_training.cli.main import main
 from hymate_training.fitting import state
 from hymate_training.fitting.finetuning import FinetuneOptions, finetune
 from hymate_training.fitting.loop import InterruptedRunError, TrainingLoop
+from tests.support.kills import CONTEXT, killed_at_write, num_writes
 from tests.support.runs import TASK, TINY, TINY_MODEL, assert_same_weights, weights
 
 NUM_KILLS = 12
-WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 OPTIONS = FinetuneOptions(epochs=2, batch_size=16, save_steps=3, ema_decay=0.9, model=TINY_MODEL)
 
 
@@ -99,58 +96,24 @@ def test_a_run_that_is_over_says_what_it_found(synthetic_folder, whole):
         finetune(synthetic_folder, TASK, whole, FinetuneOptions(**{**vars(OPTIONS), "epochs": 3}), resume=True)
 
 
-def killed_at_write(output: Path, at: float, run: Callable[[], object]) -> bool:
-    """Runs in a process of its own that is killed just before its `at`-th write below `output`; False if it ended
-    before, its number of writes then in a file beside `output`."""
-    child = os.fork()
-    if child == 0:
-        writes = 0
-
-        def kill(event: str, arguments: tuple) -> None:
-            nonlocal writes
-            is_write = event in WRITES or (event == "open" and isinstance(arguments[1], str) and "w" in arguments[1])
-            if is_write and str(arguments[0]).startswith(str(output)):
-                writes += 1
-                if writes == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(kill)
-        code = 1
-        try:
-            run()
-            output.with_name("writes").write_text(str(writes))
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
 @pytest.fixture(scope="module")
-def num_writes(synthetic_folder, tmp_path_factory) -> int:
-    """How often a whole run writes below its folder."""
-    output = tmp_path_factory.mktemp("counted") / "run"
-    assert not killed_at_write(output, math.inf, lambda: finetune(synthetic_folder, TASK, output, OPTIONS))
-    return int(output.with_name("writes").read_text())
+def total_writes(synthetic_folder, tmp_path_factory) -> int:
+    """How often a whole run writes."""
+    return num_writes(synthetic_folder, tmp_path_factory.mktemp("counted") / "run", vars(OPTIONS))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(CONTEXT is None, reason="needs fork")
 @pytest.mark.parametrize("draw", range(NUM_KILLS))
-def test_a_run_killed_at_any_write_continues_exactly(draw, synthetic_folder, whole, num_writes, tmp_path):
+def test_a_run_killed_at_any_write_continues_exactly(draw, synthetic_folder, whole, total_writes, tmp_path):
     """Twice in a row, at writes drawn from all of a run: states, checkpoints, the account, the card, the end."""
     output = tmp_path / "run"
     generator = random.Random(draw)
-
-    def start(resume: bool) -> Callable[[], object]:
-        return lambda: finetune(synthetic_folder, TASK, output, OPTIONS, resume=resume)
-
-    assert num_writes > 100
-    total = num_writes if draw % 3 else 12  # every third among the first writes
-    was_killed = killed_at_write(output, generator.randint(1, total), start(resume=False))
+    assert total_writes > 100
+    last = total_writes if draw % 3 else 12  # every third among the first writes
+    was_killed = killed_at_write(synthetic_folder, output, vars(OPTIONS), generator.randint(1, last))
     if was_killed and is_resumable(output):
-        killed_at_write(output, generator.randint(1, total), start(resume=True))
-    start(resume=is_resumable(output))()
+        killed_at_write(synthetic_folder, output, vars(OPTIONS), generator.randint(1, last), resume=True)
+    finetune(synthetic_folder, TASK, output, OPTIONS, resume=is_resumable(output))
     assert_same_run(whole, output)
 
 
@@ -159,10 +122,10 @@ def is_resumable(output: Path) -> bool:
     return output.is_dir() and any(output.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(CONTEXT is None, reason="needs fork")
 def test_a_run_killed_before_its_first_state_can_also_start_anew(synthetic_folder, whole, tmp_path):
     output = tmp_path / "run"
-    assert killed_at_write(output, 4, lambda: finetune(synthetic_folder, TASK, output, OPTIONS))
+    assert killed_at_write(synthetic_folder, output, vars(OPTIONS), 4)
     assert {path.name for path in output.iterdir()} == {"state"}
     finetune(synthetic_folder, TASK, output, OPTIONS)
     assert_same_run(whole, output)

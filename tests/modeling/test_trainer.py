@@ -11,7 +11,8 @@ import torch
 from finetune_with_trainer import make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
-from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.collators import TaskCollator, fit_feature_extractor
+from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import compute_metrics
 from hymate_training.evaluation.sample import LabeledPredictions
@@ -35,12 +36,12 @@ def make(synthetic_folder, extractor, tmp_path):
 
     def trainer(output="run", dropout=0.0, **settings):
         set_seed(0)
-        data = PreparedFolder(synthetic_folder)
-        task = data.info.task(TASK)
+        folder = PreparedFolder(synthetic_folder)
+        task = folder.info.task(TASK)
         sizes = {"num_variables": extractor.num_variables, "num_static_features": len(extractor.static_feature_names)}
         config = tiny_config(**sizes, num_mamba_layers=1, hidden_dropout=dropout, attention_dropout=dropout)
         model = HyMaTEForSequenceClassification(config)
-        return make_trainer(model, extractor, data, task, tmp_path / output, **{"disable_tqdm": True} | settings)
+        return make_trainer(model, extractor, folder, task, tmp_path / output, **{"disable_tqdm": True} | settings)
 
     return trainer
 
@@ -136,10 +137,8 @@ def test_script_leaves_a_checkpoint_and_pushes_it(synthetic_folder, tmp_path, mo
     for name in ("model.safetensors", "config.json", "preprocessor_config.json", "modeling_hymate.py"):
         assert stored.files()[name] == (output / name).read_bytes(), name
     printed = capsys.readouterr().out
-    task = finetune_with_trainer.load_task(
-        PreparedFolder(synthetic_folder), TASK, "validation", checkpoint.extractor.variables
-    )
-    predicted = predict_examples(checkpoint.model, task, finetune_with_trainer.TaskCollator(checkpoint.extractor))
+    task = load_task(PreparedFolder(synthetic_folder), TASK, "validation", checkpoint.extractor.variables)
+    predicted = predict_examples(checkpoint.model, task, TaskCollator(checkpoint.extractor))
     metrics = compute_metrics(LabeledPredictions("binary", task.labels, predicted.values[:, 1]))
     assert f"'eval_auroc': {metrics['auroc']:.4g}"[:-1] in printed
 
@@ -162,8 +161,8 @@ def test_lora_trains_adapters_and_merges_them(synthetic_folder, extractor, tmp_p
     base = HyMaTEForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
     reopened = lora.PeftModel.from_pretrained(base, output).eval()
     merged = load_checkpoint(output / "merged").model
-    task = finetune_with_trainer.load_task(PreparedFolder(synthetic_folder), TASK, "validation", extractor.variables)
-    features = finetune_with_trainer.TaskCollator(extractor)(task.__getitems__(range(8)))
+    task = load_task(PreparedFolder(synthetic_folder), TASK, "validation", extractor.variables)
+    features = TaskCollator(extractor)(task.__getitems__(range(8)))
     with torch.no_grad():
         close(merged(**features).logits, reopened(**features).logits, 1e-5)
     frozen, trained = pretrained.hymate.state_dict(), merged.hymate.state_dict()

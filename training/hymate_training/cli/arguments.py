@@ -22,7 +22,7 @@ def add_data(parser: argparse.ArgumentParser, required: bool = True) -> None:
 def add_split(parser: argparse.ArgumentParser) -> None:
     """Adds `--split`."""
     parser.add_argument(
-        "--split", default="validation", choices=SPLITS, help="Split of the prepared folder. Default: validation."
+        "--split", default="validation", choices=SPLITS, help="Split of the prepared folder (default: validation)."
     )
 
 
@@ -46,8 +46,8 @@ def add_batches(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument(
         "--max-events",
         type=int,
-        help="Keep only the latest events of longer records. Default: as in the model's training.",
+        help="Keep only the latest events of longer records (default: as in the model's training).",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=batch_size, help=f"Examples at a time. Default: {batch_size}."
+        "--batch-size", type=int, default=batch_size, help=f"Examples at a time (default: {batch_size})."
     )

@@ -24,7 +24,7 @@ def add_option_flags(parser: argparse.ArgumentParser, options: type) -> None:
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
         default = field.default if field.default is not dataclasses.MISSING else None
-        text = field.metadata["help"] + ("" if default is None else f" Default: {default}.")
+        text = field.metadata["help"] if default is None else f"{field.metadata['help'][:-1]} (default: {default})."
         flag = f"--{field.name.replace('_', '-')}"
         parse, optional = _parser_of(hints[field.name])
         if parse is dict:

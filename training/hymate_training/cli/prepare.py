@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, reader in READERS.items():
         summary = (reader.__doc__ or name).split("\n", 1)[0]
         source = sources.add_parser(name, help=summary, description=summary)
-        source.add_argument("--output", type=Path, required=True, help="the prepared folder to make")
+        source.add_argument("--output", type=Path, required=True, help="The prepared folder to make.")
         source.add_argument(
-            "--seed", type=int, default=0, help="seed of the split and of whatever else is drawn (default: 0)"
+            "--seed", type=int, default=0, help="Seed of the split and of whatever else is drawn (default: 0)."
         )
-        source.add_argument("--overwrite", action="store_true", help="replace an existing prepared folder")
+        source.add_argument("--overwrite", action="store_true", help="Replace an existing prepared folder.")
         reader.add_arguments(source)
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> str:
     prepare = READERS[args.source].prepare
     info = prepare(**{name: getattr(args, name) for name in inspect.signature(prepare).parameters})
     if info is None:
-        return f"a part is done; run the command without --shard to finish {args.output}"
+        return f"A part is done; run the command without --shard to finish {args.output}"
     return describe(PreparedFolder(args.output))
 
 
@@ -44,7 +44,7 @@ def describe(folder: PreparedFolder) -> str:
     info = folder.info
     tables = [table for table in summary_tables(folder).values() if len(table) > 1]
     size = f"{len(info.variables)} variables, {len(info.static_columns)} static columns"
-    notes = ["\n".join(["worth a look:", *(f"- {note}" for note in found)])] if (found := remarks(folder)) else []
+    notes = ["\n".join(["Worth a look:", *(f"- {note}" for note in found)])] if (found := remarks(folder)) else []
     return "\n\n".join(
         [f"{info.source} -> {folder.path} ({size})", *map(_align, tables), info.split_description, *notes]
     )

@@ -12,10 +12,11 @@ from torch import nn
 
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, check_static_columns, load_task
-from hymate_training.data.prepared_folder import PreparedFolder, fingerprint, open_prepared
+from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
 from hymate_training.evaluation.metrics import METRICS, compute_metrics
+from hymate_training.files import fingerprint
 from hymate_training.fitting.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
 from hymate_training.fitting.calibration import calibrate
 from hymate_training.fitting.loop import TrainingLoop, from_main, start, write_checkpoint

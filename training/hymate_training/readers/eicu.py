@@ -160,13 +160,13 @@ CITATION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--raw", type=Path, required=True, help="folder of the tables, patient.csv.gz, lab.csv.gz, ..."
+        "--raw", type=Path, required=True, help="Folder of the tables, patient.csv.gz, lab.csv.gz, ..."
     )
     parser.add_argument(
         "--observed-hours",
         type=float,
         default=24.0,
-        help="hours from admission to the unit that a record holds; the tasks are asked at their end (default: 24)",
+        help="Hours from admission to the unit that a record holds; the tasks are asked at their end (default: 24).",
     )
 
 

@@ -53,17 +53,17 @@ PROBLEM_OF = {name: problem for problem, names in LABEL_COLUMNS.items() for name
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "CSV (also .csv.gz) or Parquet"
     parser.add_argument(
-        "--events", type=Path, required=True, help=f"{kinds}: record_id, time (hours), variable, value"
+        "--events", type=Path, required=True, help=f"{kinds}: record_id, time (hours), variable, value."
     )
     parser.add_argument(
-        "--static", type=Path, help=f"{kinds}: record_id, one row per record; may hold patient_id and split"
+        "--static", type=Path, help=f"{kinds}: record_id, one row per record; may hold patient_id and split."
     )
     parser.add_argument(
         "--labels",
         nargs="+",
         default=(),
         metavar="[NAME=]FILE",
-        help=f"{kinds}, one per task: record_id, prediction_time (hours) and the label",
+        help=f"{kinds}, one per task: record_id, prediction_time (hours) and the label.",
     )
     parser.add_argument(
         "--fractions",
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=(0.8, 0.1, 0.1),
         metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="shares of the patients, unless the static table holds a split (default: 0.8 0.1 0.1)",
+        help="Shares of the patients, unless the static table holds a split (default: 0.8 0.1 0.1).",
     )
 
 

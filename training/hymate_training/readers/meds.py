@@ -77,18 +77,18 @@ CITATION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--raw", type=Path, required=True, help="the MEDS data set, which holds data/ and metadata/")
+    parser.add_argument("--raw", type=Path, required=True, help="The MEDS data set, which holds data/ and metadata/.")
     parser.add_argument(
-        "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="folders of label shards, one per task"
+        "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="Folders of label shards, one per task."
     )
     parser.add_argument(
-        "--min-subjects", type=int, default=10, help="drop codes that fewer training subjects have (default: 10)"
+        "--min-subjects", type=int, default=10, help="Drop codes that fewer training subjects have (default: 10)."
     )
     parser.add_argument(
-        "--shard", metavar="I/N", help="only the I-th of N parts of the shards; run without it afterwards to finish"
+        "--shard", metavar="I/N", help="Only the I-th of N parts of the shards; run without it afterwards to finish."
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="shards read at a time (default: one per processor)"
+        "--workers", type=int, default=os.cpu_count(), help="Shards read at a time (default: one per processor)."
     )
 
 

@@ -114,15 +114,15 @@ CITATION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--raw", type=Path, required=True, help="folder of the download, which holds hosp/ and icu/")
+    parser.add_argument("--raw", type=Path, required=True, help="Folder of the download, which holds hosp/ and icu/.")
     parser.add_argument(
-        "--min-stays", type=int, default=10, help="drop variables met in fewer training stays (default: 10)"
+        "--min-stays", type=int, default=10, help="Drop variables met in fewer training stays (default: 10)."
     )
     parser.add_argument(
         "--event-time",
         choices=("stored", "charted"),
         default="stored",
-        help="when a charted value counts: once it stands in the database, or at its chart time (default: stored)",
+        help="When a charted value counts: once it stands in the database, or at its chart time (default: stored).",
     )
 
 

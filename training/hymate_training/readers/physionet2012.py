@@ -166,7 +166,7 @@ HEADER = b"Time,Parameter,Value\n"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--raw", type=Path, required=True, help="folder of the download: set-?.tar.gz, .zip or set-?/, Outcomes-?.txt"
+        "--raw", type=Path, required=True, help="Folder of the download: set-?.tar.gz, .zip or set-?/, Outcomes-?.txt."
     )
 
 

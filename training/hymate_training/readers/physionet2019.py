@@ -124,19 +124,19 @@ def sepsis_onset(horizon_hours: int) -> TaskInfo:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--raw", type=Path, required=True, help="folder of the download: training_set?.zip or training_set?/"
+        "--raw", type=Path, required=True, help="Folder of the download: training_set?.zip or training_set?/."
     )
     parser.add_argument(
         "--split",
         choices=("hospital", "random"),
-        help="hospital: A is divided into train and validation (80/20) and B is the test split; random: all patients, "
-        "80/10/10 (default: hospital where both are there)",
+        help="Hospital: A is divided into train and validation (80/20) and B is the test split. Random: all patients, "
+        "80/10/10 (default: hospital where both are there).",
     )
     parser.add_argument(
         "--horizon-hours",
         type=int,
         default=0,
-        help="horizon of sepsis_onset, added to the six hours that the published label looks ahead (default: 0)",
+        help="Horizon of sepsis_onset, added to the six hours that the published label looks ahead (default: 0).",
     )
 
 

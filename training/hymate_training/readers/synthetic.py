@@ -193,7 +193,7 @@ UNIT_SHARES = (0.4, 0.3, 0.2, 0.1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-records", type=int, default=3000, help="stays to simulate (default: 3000)")
+    parser.add_argument("--num-records", type=int, default=3000, help="Stays to simulate (default: 3000).")
 
 
 def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overwrite: bool = False) -> DatasetInfo:
