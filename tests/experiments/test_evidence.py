@@ -13,7 +13,7 @@ from experiments.evidence.tables import TABLES, paired, read_results, write_page
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
-from hymate_training.data.prepared_folder import PreparedFolder, read_info, read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig
 
@@ -30,7 +30,11 @@ def fold_folder(synthetic_folder, folds, tmp_path_factory):
 
 def test_folds_partition_the_records_and_are_kept(synthetic_folder, folds, tmp_path):
     names = [name for fold in folds for name in fold]
-    own = [name for split in ("train", "validation") for name in read_records(synthetic_folder, split)["record_id"]]
+    own = [
+        name
+        for split in ("train", "validation")
+        for name in PreparedFolder(synthetic_folder).records(split)["record_id"]
+    ]
     assert sorted(names) == sorted(str(name) for name in own)
     assert len(folds) == NUM_FOLDS
     path = tmp_path / "folds.json"
@@ -41,13 +45,17 @@ def test_folds_partition_the_records_and_are_kept(synthetic_folder, folds, tmp_p
 
 
 def test_a_fold_is_the_test_split_and_fewer_labels_are_among_more(synthetic_folder, folds, fold_folder, tmp_path):
-    assert read_records(fold_folder, "test")["record_id"].to_pylist() == folds[1]
+    assert PreparedFolder(fold_folder).records("test")["record_id"].to_pylist() == folds[1]
     few = prepare_fold(synthetic_folder, folds, 1, 10, False, tmp_path / "few")
-    assert read_info(few).static_columns == ()
-    assert read_records(few, "train")["record_id"] == read_records(fold_folder, "train")["record_id"]
+    assert PreparedFolder(few).info.static_columns == ()
+    assert (
+        PreparedFolder(few).records("train")["record_id"] == PreparedFolder(fold_folder).records("train")["record_id"]
+    )
     for split in ("validation", "test"):
-        assert read_task(few, TASK, split).equals(read_task(fold_folder, TASK, split))
-    some, every = (set(read_task(folder, TASK, "train")["record_id"].to_pylist()) for folder in (few, fold_folder))
+        assert PreparedFolder(few).task(TASK, split).equals(PreparedFolder(fold_folder).task(TASK, split))
+    some, every = (
+        set(PreparedFolder(folder).task(TASK, "train")["record_id"].to_pylist()) for folder in (few, fold_folder)
+    )
     assert some < every
     assert len(some) == len(every) // 10
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hymate_training.data.prepared_folder import read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from hymate_training.publishing import push
 from tests.support.hub_client import ClientError
@@ -49,8 +49,8 @@ def test_pushed_folder_loads_as_it_was(hub, client, folder):
     local = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert {name: body for name, body in stored.items() if name != ".gitattributes"} == local
     for split in SPLITS:
-        assert client(load, REPO, TASK, split) == read_task(folder, TASK, split).to_pylist()
-    records = read_records(folder, "validation").to_pylist()
+        assert client(load, REPO, TASK, split) == PreparedFolder(folder).task(TASK, split).to_pylist()
+    records = PreparedFolder(folder).records("validation").to_pylist()
     assert client(load, REPO, "records", "validation") == records
     assert client(load, REPO, "records", "validation", True) == records
 
@@ -60,7 +60,7 @@ def test_private_data_set_asks_for_a_token(hub, client, folder):
     assert hub.repo(REPO, "datasets").private
     with pytest.raises(ClientError, match=f"{REPO}"):
         client(load, REPO, TASK, "test", False, False)
-    assert client(load, REPO, TASK, "test") == read_task(folder, TASK, "test").to_pylist()
+    assert client(load, REPO, TASK, "test") == PreparedFolder(folder).task(TASK, "test").to_pylist()
 
 
 def test_upload_that_breaks_off_shows_nothing(hub, client, folder):
