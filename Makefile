@@ -1,21 +1,24 @@
 # Every target sets up what it needs: a virtual environment with the versions of constraints.txt.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
 VENV := .venv
 CONSTRAINTS := constraints.txt
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO := runs/demo
 
-.PHONY: install demo test test-floor lint format bench evidence release docs sanitize aarch64 clean
+.PHONY: install demo test test-floor lint lint-workflows format bench evidence release docs wheel wheels sanitize \
+	aarch64 clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg setup.py pyproject.toml $(CONSTRAINTS) $(wildcard hymate_native/csrc/*)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint $(CONSTRAINTS) setuptools wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[dev]"
 	touch $@
 
-# Pretraining, fine-tuning and evaluation on simulated stays, from nothing to figures and plots in a few minutes.
+# Pretraining, fine-tuning and evaluation on simulated stays, from nothing to metrics, a report and a page about one
+# patient in a few minutes.
+DEMO_PATIENT := stay-0002872
 demo: install
 	rm -rf $(DEMO)
 	$(BIN)/hymate prepare synthetic --num-records 3000 --output $(DEMO)/data
@@ -25,7 +28,8 @@ demo: install
 	$(BIN)/hymate evaluate --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
 		--split test --output $(DEMO)/test.json
 	$(BIN)/hymate explain --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
-		--split test --num-records 60 --card --output $(DEMO)/report
+		--split test --num-records 60 --record-id $(DEMO_PATIENT) --card --output $(DEMO)/report
+	@echo "Open $(DEMO)/report/index.html, and $(DEMO)/report/patients/$(DEMO_PATIENT).html for one patient."
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
@@ -38,10 +42,19 @@ build/constraints-floor.txt: constraints-floor.txt constraints.txt
 	mkdir -p build
 	awk -F == '!pinned[$$1]++' $^ > $@
 
-lint: install
+lint: install lint-workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What runs elsewhere, against its schemas.
+lint-workflows: install
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml \
+		.github/ISSUE_TEMPLATE/feature.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/pre-commit validate-config
 
 format: install
 	$(BIN)/ruff format .
@@ -61,7 +74,20 @@ release: install
 
 # Into build/docs; any warning is an error.
 docs: install
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# A wheel for this machine, tested in an environment that has nothing else.
+wheel: install
+	rm -rf build/wheel dist
+	$(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv build/wheel
+	build/wheel/$(notdir $(BIN))/python -m pip install --quiet --constraint $(CONSTRAINTS) dist/*.whl
+	build/wheel/$(notdir $(BIN))/python tests/support/check_wheel.py
+
+# A wheel to publish, likewise; cibuildwheel builds Linux wheels in a container.
+wheels:
+	$(PYTHON) -m pip install --quiet cibuildwheel
+	$(PYTHON) -m cibuildwheel --output-dir dist
 
 # The kernels' own tests, without Python: under the address and undefined-behavior sanitizers, and on an emulated ARM.
 CHECK_FLAGS := -std=c++17 -fno-exceptions -fno-math-errno -fno-trapping-math -fno-signed-zeros -ffp-contract=fast \

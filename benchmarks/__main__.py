@@ -20,9 +20,11 @@ PACKAGES = ("hymate", "torch", "transformers", "mambapy")
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 PAGE_HEAD = """# Speed on CPUs
 
-Our scan, layer and model beside their peers, all measured in one run of `make bench`; this page is what
-`python -m benchmarks --write` made of one. Machines differ and are shared: compare within a table, and run it again.
-A dash stands for what would take a minute or more memory than the machine has.
+The scan, the layer and the whole model beside their peers, all measured in one run. `python -m benchmarks --write`
+wrote this page. Machines differ and are shared, so compare within a table, and run `make bench` on your own machine. A
+dash stands for what would take more than a minute, or more memory than the machine has. Shapes are batch x length x
+inner size x state size: S1 is 16 x 880 x 64 x 16, S2 16 x 880 x 128 x 16, S3 4 x 4096 x 128 x 16, S4
+1 x 32768 x 128 x 16 and S5 16 x 880 x 64 x 64.
 
 ![Seconds over the number of events, for inference and for a training step](images/speed.png)
 
@@ -90,7 +92,7 @@ def report(result: dict) -> str:
             titled_table("Selective scan", ("shape", "scan", *columns), scans),
             titled_table("Mamba layer (16 x 880, hidden 64, inner 128, state 16)", ("layer", *columns), mixers),
             titled_table("Whole model, batch 1", ("model", "events", *names), models),
-            titled_table("Ratios", ("figure", "value"), list(ratios(result).items())),
+            titled_table("Ratios", ("ratio", "value"), list(ratios(result).items())),
         ]
     )
 

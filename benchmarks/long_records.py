@@ -44,6 +44,7 @@ def measure(path: Path, window: tuple[int | None, int]) -> list[str]:
     config = HyMaTEConfig(
         num_variables=vocabulary * extractor.num_variables,
         num_static_features=len(extractor.static_feature_names),
+        time_scale=extractor.time_scale,
         num_labels=2,
     )
     model = HyMaTEForSequenceClassification(config)

@@ -1,6 +1,7 @@
 """Configuration of HyMaTE, a hybrid of Mamba and attention layers for electronic health records."""
 
 import math
+from dataclasses import field
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -38,19 +39,28 @@ class HyMaTEConfig(PreTrainedConfig):
         num_attention_heads (`int`, defaults to 4): Heads of the self-attention.
         intermediate_size (`int` or `"auto"`, defaults to `"auto"`): Width of the feed-forward part of an attention
             layer; `"auto"` is `2 * hidden_size`.
-        attention_axis (`"channel"` or `"event"`, defaults to `"channel"`): What a token is. `"channel"`: one token a
-            variable observed in the record, pooled from its events. `"event"`: one token an event, as in STraTS.
+        attention_axis (`"channel"` or `"event"`, defaults to `"channel"`): What a token is. `"channel"`: one token per
+            variable observed in the record, pooled from its events. `"event"`: one token per event, as in STraTS,
+            which can be asked at the time of the last event alone.
         num_pooling_queries (`int`, defaults to 4): Queries that pool a variable's events into its token, each filling
             its own part of the token.
-        num_statistic_bins (`int`, defaults to 0): Add summary statistics of a variable's values (first, last,
-            extremes, means, deviation, number, times) to its token, each through a piecewise-linear function of so
-            many bins; 0 leaves these hand-made features out. Needs `attention_axis="channel"`.
+        num_statistic_bins (`int`, defaults to 0): Add summary statistics of a variable's values and times up to the
+            prediction time (first, last, extremes, means, deviations, changes, how often and how long ago) to its
+            token, each through a piecewise-linear function of so many bins; 0 leaves these hand-made features out.
+            Needs `attention_axis="channel"`.
+        half_lives (`list[float]`, defaults to `[3.0, 12.0]`): Hours after which an event counts half in the decayed
+            means and counts among those statistics.
+        time_scale (`float`, defaults to 1.0): Hours that one unit of `times` stands for, as in the feature extractor.
         hidden_act (`str`, defaults to `"silu"`): Activation in the Mamba layers.
         hidden_dropout (`float`, defaults to 0.1): Dropout on the residual branches.
         attention_dropout (`float`, defaults to 0.1): Dropout on attention weights.
         classifier_dropout (`float` or `None`, defaults to `None`): Dropout before a head; `None` is `hidden_dropout`.
         rms_norm_eps (`float`, defaults to 1e-5): Epsilon of the RMS norms.
         initializer_range (`float`, defaults to 0.5): Standard deviation of initial embeddings.
+        forecast_horizons (`list[float]`, defaults to `[2.0]`): Hours after a prediction time in which pretraining
+            forecasts each variable.
+        measured_weight (`float`, defaults to 0.2): Weight, in the pretraining loss, of whether a variable is measured
+            at all, beside what its next value is.
         pos_weight (`float`, `list[float]` or `None`, defaults to `None`): Weight of positives in the classification
             loss: a number for binary tasks and for all labels of a multilabel task, or one weight a class
             (`single_label_classification`) or label (`multi_label_classification`).
@@ -71,6 +81,9 @@ class HyMaTEConfig(PreTrainedConfig):
         "pooler_output",
         "channel_hidden_state",
         "channel_ids",
+        "channel_counts",
+        "channel_last_values",
+        "measured_logits",
         "event_weights",
         "channel_weights",
         "hidden_states",
@@ -97,12 +110,16 @@ class HyMaTEConfig(PreTrainedConfig):
     attention_axis: Literal["channel", "event"] = "channel"
     num_pooling_queries: int = 4
     num_statistic_bins: int = 0
+    half_lives: list[float | int] = field(default_factory=lambda: [3.0, 12.0])
+    time_scale: float | int = 1.0
     hidden_act: str = "silu"
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     classifier_dropout: float | int | None = None
     rms_norm_eps: float | int = 1e-5
     initializer_range: float | int = 0.5
+    forecast_horizons: list[float | int] = field(default_factory=lambda: [2.0])
+    measured_weight: float | int = 0.2
     pos_weight: float | int | list[float | int] | None = None
     label_mean: float | int = 0.0
     label_deviation: float | int = 1.0
@@ -163,6 +180,14 @@ class HyMaTEConfig(PreTrainedConfig):
                 f"attention_axis is {self.attention_axis!r}: choose 'channel', or 0 bins"
             )
 
+    def validate_times(self):
+        for name in ("half_lives", "forecast_horizons"):
+            hours = getattr(self, name)
+            if not hours or not all(0 < hour < math.inf for hour in hours):
+                raise ValueError(f"{name} must be a list of positive hours, got {hours}")
+        if not 0 < self.time_scale < math.inf:
+            raise ValueError(f"time_scale must be a positive number of hours, got {self.time_scale}")
+
     def validate_rates(self):
         for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
             rate = getattr(self, name)
@@ -171,6 +196,8 @@ class HyMaTEConfig(PreTrainedConfig):
         for name in ("label_deviation", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.measured_weight < math.inf:
+            raise ValueError(f"measured_weight must not be negative, got {self.measured_weight}")
         if not 0 < self.time_step_min <= self.time_step_max:
             raise ValueError(
                 f"time_step_min ({self.time_step_min}) must be positive and at most time_step_max "

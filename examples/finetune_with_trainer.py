@@ -30,6 +30,7 @@ def make_model(extractor: HyMaTEFeatureExtractor, task: TaskInfo) -> HyMaTEForSe
     config = HyMaTEConfig(
         num_variables=extractor.num_variables,
         num_static_features=len(extractor.static_feature_names),
+        time_scale=extractor.time_scale,
         hidden_size=32,
         id2label=dict(enumerate(task.label_names)),
         label2id={name: index for index, name in enumerate(task.label_names)},
@@ -106,7 +107,7 @@ def main():
     trainer = make_trainer(
         make_model(extractor, task),
         extractor,
-        folder,
+        data,
         task,
         args.output,
         num_train_epochs=args.epochs,

@@ -1,5 +1,5 @@
 """Every public source that is at hand from its download to a figure: prepared, fine-tuned, evaluated, each by the
-command a user has for it. Writes the figures into docs/data.md.
+command a user has for it. Writes the metrics into docs/data.md.
 
     python -m experiments.data_runs --data ../shared/data --output runs/data
 
@@ -15,9 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.data_sources import SOURCES, Source, prepare, write_block
+from experiments.data_sources import SOURCES, Source, markdown, prepare, write_block
 from hymate_training.evaluation.metrics import metric_titles
-from hymate_training.files import markdown_table
 from hymate_training.fitting.state import STATE_FOLDER
 from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE
 
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
     parser.add_argument("--output", type=Path, required=True, help="folder of the prepared data and the runs")
     args = parser.parse_args()
-    table = [["source", "task", "trained on", f"{SPLIT} split", "figures, 95 % intervals", "what it shows"]]
+    table = [["source", "task", "trained on", f"{SPLIT} split", "metrics, 95 % intervals", "what it shows"]]
     commands = []
     for source in SOURCES:
         raw = args.data / source.folder
@@ -63,7 +62,7 @@ def main() -> None:
             raise SystemExit(f"{source.reader}: {raw} is missing")
         commands += run(source, raw, args.output / source.reader)
         table.append(row(source, args.output / source.reader))
-    write_block("runs", "\n".join(["```", *commands, "```", "", markdown_table(table)]))
+    write_block("runs", "\n".join(["```", *commands, "```", "", *markdown(table)]))
 
 
 def run(source: Source, raw: Path, folder: Path) -> list[str]:

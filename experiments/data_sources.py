@@ -15,9 +15,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure import replace_page
 from hymate_training.data.card import summary_tables
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.files import markdown_table, write_file
+from hymate_training.data.schema import DatasetInfo
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "data.md"
@@ -83,9 +84,9 @@ def prepare(source: Source, raw: Path, output: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def describe(source: Source, folder: PreparedFolder, seconds: float, mebibytes: float) -> list[str]:
+def describe(source: Source, folder: Path, info: DatasetInfo, seconds: float, mebibytes: float) -> list[str]:
     """The generated part of a source's section: what it holds, and its three tables."""
-    info, tables = folder.info, summary_tables(folder)
+    tables = summary_tables(folder, info)
     static = ", ".join(f"`{column.name}`" for column in info.static_columns) or "none"
     names = [f"`{name}`" for name in info.variables]
     variables = ", ".join(names) if len(names) <= 50 else f"{', '.join(names[:8])} and {len(names) - 8:,} more"
@@ -100,8 +101,13 @@ def describe(source: Source, folder: PreparedFolder, seconds: float, mebibytes: 
     ]
     for rows in tables.values():
         if len(rows) > 1:
-            lines += [markdown_table(rows), ""]
+            lines += [*markdown(rows), ""]
     return [*lines, f"Prepared in {seconds:.1f} s with {mebibytes:,.0f} MiB of memory at its peak."]
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return [head, "|" + "---|" * len(rows[0]), *body]
 
 
 def write_block(name: str, text: str) -> None:
@@ -110,7 +116,7 @@ def write_block(name: str, text: str) -> None:
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(page):
         raise SystemExit(f"{PAGE} lacks the comments <!-- begin {name} --> and <!-- end {name} -->")
-    write_file(PAGE, pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page))
+    replace_page(PAGE, pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from experiments.data_sources import write_block
+from experiments.data_sources import markdown, write_block
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
@@ -30,7 +30,7 @@ from hymate_training.evaluation.evaluation import alarm_gains
 from hymate_training.evaluation.metrics import format_report, paired_difference, report
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.utility import add_utility, best_threshold
-from hymate_training.files import markdown_table, write_json
+from hymate_training.files import write_json
 from hymate_training.inference.checkpoints import load_checkpoint
 from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEFeatureExtractor
@@ -89,7 +89,7 @@ def table(split: str, result: dict[str, Any]) -> list[str]:
         cells.append(["difference", *(_cell(d["difference"], d["interval"], "+") if d else "" for d in shown)])
     sizes = next(iter(result["models"].values()))
     size = f"{sizes['n']:,} hours of {sizes['num_records']:,} patients, {sizes['positives']:,} of them positive"
-    return [f"{split.capitalize()} split: {size}; 95 % intervals.", "", markdown_table(cells)]
+    return [f"{split.capitalize()} split: {size}; 95 % intervals.", "", *markdown(cells)]
 
 
 def _cell(value: float, interval: list[float], sign: str = "") -> str:

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from configuration_hymate import HyMaTEConfig
     from hymate_training.data.prepared_folder import PreparedFolder
     from hymate_training.evaluation.evaluation import evaluate
+    from hymate_training.explanations.report import build_report
     from hymate_training.fitting.finetuning import FinetuneOptions, finetune
     from hymate_training.fitting.pretraining import PretrainOptions, pretrain
     from hymate_training.inference.checkpoints import load_checkpoint
     from hymate_training.inference.prediction import predict
+    from hymate_training.publishing.push import push
     from modeling_hymate import (
         Events,
         HyMaTEFeatureExtractor,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         HyMaTEForSequenceClassification,
         HyMaTEModel,
         HyMaTEPipeline,
+        Stream,
     )
 
     __version__: str
@@ -48,12 +51,15 @@ __all__ = [
     "HyMaTEPipeline",
     "PreparedFolder",
     "PretrainOptions",
+    "Stream",
     "__version__",
+    "build_report",
     "evaluate",
     "finetune",
     "load_checkpoint",
     "predict",
     "pretrain",
+    "push",
 ]
 
 _HOMES = {
@@ -65,7 +71,10 @@ _HOMES = {
         "HyMaTEForSequenceClassification",
         "HyMaTEModel",
         "HyMaTEPipeline",
+        "Stream",
     ),
+    "hymate_training.explanations.report": ("build_report",),
+    "hymate_training.publishing.push": ("push",),
     "hymate_training.data.prepared_folder": ("PreparedFolder",),
     "hymate_training.evaluation.evaluation": ("evaluate",),
     "hymate_training.fitting.finetuning": ("FinetuneOptions", "finetune"),
@@ -74,7 +83,7 @@ _HOMES = {
     "hymate_training.inference.prediction": ("predict",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_EXTRAS: dict[str, str] = {}  # of names that need more than `hymate[train]`
+_EXTRAS = {"build_report": "train,explain"}  # of names that need more than `hymate[train]`
 # where transformers looks models, feature extractors and pipelines up
 _REGISTRIES = (
     "transformers.models.auto.configuration_auto",

@@ -24,6 +24,8 @@ from .modeling_hymate import (
 )
 from .pipeline_hymate import TASK, HyMaTEPipeline
 from .scan import selective_scan
+from .stream import Stream
+from .streaming import StreamState
 
 AutoConfig.register("hymate", HyMaTEConfig, exist_ok=True)
 AutoModel.register(HyMaTEConfig, HyMaTEModel, exist_ok=True)
@@ -53,5 +55,7 @@ __all__ = [
     "HyMaTEModelOutput",
     "HyMaTEPipeline",
     "HyMaTEPreTrainedModel",
+    "Stream",
+    "StreamState",
     "selective_scan",
 ]

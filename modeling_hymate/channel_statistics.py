@@ -1,28 +1,39 @@
-"""Summary statistics of a variable's values in its token: what a table of hand-made features would hold."""
+"""Summary statistics of a variable's values and times in its token: what a table of hand-made features would hold."""
+
+import math
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
-from .attention import ChannelIndex
 from .configuration_hymate import HyMaTEConfig
+from .running_quantities import HALF_LIFE_QUANTITIES, QUANTITIES
 
-STATISTICS = ("first", "last", "min", "max", "mean", "early_mean", "deviation", "count", "first_time", "last_time")
+OF_VALUES = (
+    *("first", "last", "min", "max", "mean", "mean_change", "last_change", "decayed_mean"),
+    *("deviation", "change_deviation"),
+)
+OF_TIMES = ("count", "since_first", "since_last", "recent_count", "rate")
 BOUND = 2.5  # the outer knots; statistics are on about the scale of standardized values
 LIMIT = 4.0  # what lies further out counts as this far out
 
 
 class HyMaTEChannelStatistics(nn.Module):
-    """Embeds `STATISTICS` of each variable's numbers, each by a piecewise-linear function of the variable's own.
+    """Embeds statistics of each variable, each by a piecewise-linear function of the variable's own.
 
     Such a function has a learned vector at each of `num_statistic_bins + 1` knots between -2.5 and 2.5, between which
     it interpolates, and beyond which it goes on in a straight line (Gorishniy et al., arXiv 2203.05556, section 3.2).
+    Statistics of values need a number, those of times an event.
     """
 
     def __init__(self, config: HyMaTEConfig):
         super().__init__()
         self.num_bins = config.num_statistic_bins
-        self.num_functions = config.num_variables * len(STATISTICS)
+        self.time_scale = float(config.time_scale)
+        names = (*OF_VALUES, *OF_TIMES)
+        num_statistics = len(names) + (len(config.half_lives) - 1) * len(HALF_LIFE_QUANTITIES)
+        self.num_functions = config.num_variables * num_statistics
         # one matrix, and no nn.Embedding, so that it has weight decay
         self.knots = nn.Parameter(torch.empty(self.num_functions * (self.num_bins + 1), config.hidden_size))
 
@@ -34,73 +45,119 @@ class HyMaTEChannelStatistics(nn.Module):
         noise = 0.04 * torch.randn(self.num_functions, self.num_bins + 1, slopes.shape[2], device=knots.device)
         init.copy_(self.knots, (knots * slopes + noise).flatten(0, 1))
 
-    def forward(
-        self, values: torch.Tensor, times: torch.Tensor, value_mask: torch.Tensor, channels: ChannelIndex
-    ) -> torch.Tensor:
-        """Arguments (batch, length), events in time order; returns (batch, channels, hidden_size), zero for channels
-        without a number."""
-        statistics, present = channel_statistics(values, times, value_mask, channels)  # (batch, channels, statistics)
-        batch, num_channels, num_statistics = statistics.shape
-        place = (statistics.clamp(-LIMIT, LIMIT) + BOUND) * (self.num_bins / (2 * BOUND))
-        lower = place.detach().floor().clamp(0, self.num_bins - 1)
-        share = place - lower
-        functions = channels.channel_ids.clamp(min=0).unsqueeze(-1) * num_statistics
-        functions = functions + torch.arange(num_statistics, device=values.device)
-        rows = functions * (self.num_bins + 1) + lower.long()
-        weights = torch.stack([1 - share, share], -1) * present[..., None, None]
-        embeds = nn.functional.embedding_bag(
-            torch.stack([rows, rows + 1], -1).view(batch * num_channels, -1),
-            self.knots,
-            per_sample_weights=weights.view(batch * num_channels, -1).to(self.knots.dtype),
-            mode="sum",
-        )
-        return embeds.view(batch, num_channels, -1)
+    def forward(self, quantities: torch.Tensor, channel_ids: torch.Tensor) -> torch.Tensor:
+        """Quantities of `running_quantities`, `(batch, predictions, channels, quantities)`, and the variable of each
+        channel, `(batch, channels)` -> `(batch, predictions, channels, hidden_size)`, zero where there is nothing."""
+        statistics, present = channel_statistics(quantities, self.time_scale)
+        return piecewise_linear(statistics, present, channel_ids, self.knots, self.num_bins)
 
 
-def channel_statistics(
-    values: torch.Tensor, times: torch.Tensor, value_mask: torch.Tensor, channels: ChannelIndex
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`STATISTICS` of the numbers of each channel, brought to about the scale of standardized values.
+def split_quantities(quantities: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The quantities by name, `(...)`; those with half-lives `(..., half_lives)`."""
+    fixed, decaying = quantities.tensor_split([len(QUANTITIES)], -1)
+    named = dict(zip(QUANTITIES, fixed.unbind(-1), strict=True))
+    return named | dict(zip(HALF_LIFE_QUANTITIES, decaying.chunk(len(HALF_LIFE_QUANTITIES), -1), strict=True))
+
+
+def channel_statistics(quantities: torch.Tensor, time_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Running quantities brought to about the scale of standardized values, between -4 and 4.
 
     Args:
-        values: standardized, `(batch, length)`, events in time order.
-        times: scaled, `(batch, length)`.
-        value_mask: true at events that carry a number, `(batch, length)`.
-        channels: which event belongs where.
+        quantities: of `running_quantities`, `(..., quantities)`.
+        time_scale: hours in one unit of their times.
 
     Returns:
-        `(batch, channels, statistics)` in float32, and `(batch, channels)`, true where there is any number.
+        `(..., statistics)` in float32, those of values and then those of times, and a boolean tensor of that shape,
+        true where there is a number or an event to describe.
     """
-    mask = value_mask & channels.mask
-    values = values.float().masked_fill(~mask, 0)
-    times = times.float()
-    batch, length = values.shape
-    position = torch.arange(length, device=values.device).expand(batch, -1)
-    end = times.masked_fill(~channels.mask, -torch.inf).amax(1, keepdim=True)
-    early = mask & (times <= end / 2)
-
-    counts, totals, squares, early_counts, early_totals = channels.sum(
-        torch.stack([mask.float(), values, values.square(), early.float(), values.masked_fill(~early, 0)], -1)
-    ).unbind(-1)
-    present = counts > 0
-    counts_or_one = counts.clamp(min=1)
-    mean = totals / counts_or_one
+    half_lives = (quantities.shape[-1] - len(QUANTITIES)) // len(HALF_LIFE_QUANTITIES)
+    place = {name: [at] for at, name in enumerate(QUANTITIES)}
+    for at, name in enumerate(HALF_LIFE_QUANTITIES):
+        place[name] = list(range(len(QUANTITIES) + at * half_lives, len(QUANTITIES) + (at + 1) * half_lives))
+    plain = [at for name in OF_VALUES if name in place for at in place[name]]
+    squared = [*place["variance"], *place["change_variance"]]
+    counted = [at for name in OF_TIMES if name in place for at in place[name]]
+    order = torch.tensor([*plain, *squared, *counted], device=quantities.device)
+    parts = quantities.index_select(-1, order).split([len(plain), len(squared), len(counted)], -1)
+    hours = 2 * BOUND / math.log1p(time_scale)
+    # per column: the unit of what is counted, then factor and shift of what comes of it
+    units = quantities.new_tensor([1, time_scale, time_scale, *[1] * half_lives])
+    factors = [*[1] * len(plain), 2, 2, 1, hours, hours, *[1] * half_lives, 1]
+    shifts = [*[0] * len(plain), *[-BOUND] * (2 + len(counted)), 0]
     # the square root's slope is infinite at 0, where a variable was measured once
-    variance = (squares / counts_or_one - mean.square()).clamp(min=1e-6)
-    first_at = channels.extreme(position.masked_fill(~mask, length), "amin").clamp(0, length - 1)
-    last_at = channels.extreme(position.masked_fill(~mask, -1), "amax").clamp(0, length - 1)
-    first, last = values.gather(1, first_at), values.gather(1, last_at)
-    statistics = {
-        "first": first,
-        "last": last,
-        "min": channels.extreme(values.masked_fill(~mask, torch.inf), "amin"),
-        "max": channels.extreme(values.masked_fill(~mask, -torch.inf), "amax"),
-        "mean": mean,
-        "early_mean": torch.where(early_counts > 0, early_totals / early_counts.clamp(min=1), first),
-        "deviation": 2 * variance.sqrt() - BOUND,
-        "count": counts.log1p() - BOUND,
-        "first_time": 2 * BOUND * times.gather(1, first_at) - BOUND,
-        "last_time": 2 * BOUND * times.gather(1, last_at) - BOUND,
-    }
-    stacked = torch.stack([statistics[name] for name in STATISTICS], -1)
-    return stacked.masked_fill(~present.unsqueeze(-1), 0), present
+    deviations = parts[1].clamp(min=1e-6).sqrt()
+    logarithms = (parts[2].clamp(min=0) * units).log1p()
+    rate = logarithms[..., :1] - logarithms[..., 1:2]
+    statistics = torch.cat([parts[0], deviations, logarithms, rate], -1)
+    statistics = torch.addcmul(quantities.new_tensor(shifts), statistics, quantities.new_tensor(factors))
+    num_values = len(plain) + len(squared)
+    needed = [*place["numbers"] * num_values, *place["count"] * (len(counted) + 1)]
+    present = quantities.index_select(-1, torch.tensor(needed, device=quantities.device)) > 0
+    return statistics.clamp(-LIMIT, LIMIT), present
+
+
+def piecewise_linear(
+    statistics: torch.Tensor, present: torch.Tensor, channel_ids: torch.Tensor, knots: torch.Tensor, num_bins: int
+) -> torch.Tensor:
+    """Sums the piecewise-linear functions of each channel's statistics.
+
+    Args:
+        statistics: `(batch, predictions, channels, statistics)`.
+        present: which of them count, of the same shape.
+        channel_ids: variable of each channel, `(batch, channels)`; -1 is padding.
+        knots: vectors at the knots, `(variables * statistics * (num_bins + 1), hidden_size)`, in that order.
+        num_bins: number of bins between the knots at -2.5 and 2.5.
+
+    Returns:
+        `(batch, predictions, channels, hidden_size)`, in the data type of `knots`.
+    """
+    num_statistics = statistics.shape[-1]
+    place = (statistics + BOUND) * (num_bins / (2 * BOUND))
+    lower = place.detach().floor().clamp(0, num_bins - 1)
+    upper_weight = (place - lower) * present
+    weights = torch.stack([present.float() - upper_weight, upper_weight], -1).flatten(-2).to(knots.dtype)
+    first_knot = channel_ids.clamp(min=0).unsqueeze(-1) * num_statistics
+    first_knot = (first_knot + torch.arange(num_statistics, device=knots.device)) * (num_bins + 1)
+    rows = first_knot.unsqueeze(1) + lower.long()
+    rows = torch.stack([rows, rows + 1], -1).flatten(-2)
+    rows, weights = rows.flatten(0, -2), weights.flatten(0, -2)
+    is_trained = torch.is_grad_enabled() and knots.requires_grad and not weights.requires_grad
+    if is_trained and knots.device.type == "cpu" and not torch.compiler.is_compiling():
+        variables = channel_ids.unsqueeze(1).expand(statistics.shape[:-1]).flatten()
+        embeds = _SumOfKnots.apply(rows, weights, knots, variables, num_statistics * (num_bins + 1))
+    else:
+        embeds = _sum_of_knots(rows, weights, knots)
+    return embeds.view(*statistics.shape[:-1], -1)
+
+
+def _sum_of_knots(rows: torch.Tensor, weights: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
+    return nn.functional.embedding_bag(rows, knots, per_sample_weights=weights, mode="sum")
+
+
+class _SumOfKnots(torch.autograd.Function):
+    """A sum of weighted rows whose gradient is one matrix product per variable: on CPUs the gradient of embedding_bag
+    takes fifty times as long as its forward pass."""
+
+    @staticmethod
+    def forward(ctx, rows, weights, knots, variables, knots_per_variable):
+        ctx.save_for_backward(rows, weights, variables)
+        ctx.knots_per_variable, ctx.num_knots = knots_per_variable, len(knots)
+        return _sum_of_knots(rows, weights, knots)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, weights, variables = ctx.saved_tensors
+        width = ctx.knots_per_variable
+        present, order = variables.sort()
+        rows, weights, grad = rows[order], weights[order], grad[order]
+        dense = grad.new_zeros(len(rows), width).scatter_(1, rows % width, weights)
+        grad_knots = grad.new_zeros(ctx.num_knots // width, width, grad.shape[1])
+        start = 0
+        found, counts = present.unique_consecutive(return_counts=True)
+        for variable, count in zip(found.tolist(), counts.tolist(), strict=True):
+            if variable >= 0:
+                chosen = slice(start, start + count)
+                torch.mm(dense[chosen].t(), grad[chosen], out=grad_knots[variable])
+            start += count
+        return None, None, grad_knots.flatten(0, 1), None, None

@@ -10,11 +10,25 @@ from .dropout import FeatureDropout
 
 
 class ScalarEmbedding(nn.Sequential):
-    """Embeds numbers: 1 -> ceil(sqrt(hidden_size)) -> hidden_size with tanh between."""
+    """Embeds numbers: num_inputs -> ceil(sqrt(hidden_size)) -> hidden_size with tanh between."""
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, num_inputs: int = 1):
         width = math.ceil(math.sqrt(hidden_size))
-        super().__init__(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, hidden_size, bias=False))
+        super().__init__(nn.Linear(num_inputs, width), nn.Tanh(), nn.Linear(width, hidden_size, bias=False))
+
+
+class HyMaTEPredictionTimeEmbedding(nn.Module):
+    """Embeds the time at which a record is asked, as a share of `time_scale` and as the logarithm of its hours."""
+
+    def __init__(self, config: HyMaTEConfig):
+        super().__init__()
+        self.time_scale = float(config.time_scale)
+        self.layers = ScalarEmbedding(config.hidden_size, 2)
+
+    def forward(self, prediction_times: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(batch, predictions) -> (batch, predictions, hidden_size)"""
+        hours = prediction_times.clamp(min=0) * self.time_scale
+        return self.layers(torch.stack([prediction_times, hours.log1p()], -1).to(dtype))
 
 
 class HyMaTEEmbedding(nn.Module):
@@ -59,4 +73,4 @@ class HyMaTEStaticEmbedding(nn.Module):
 
     def forward(self, static_values: torch.Tensor) -> torch.Tensor:
         """(batch, num_static_features) -> (batch, hidden_size)"""
-        return self.layers(static_values.to(next(self.parameters()).dtype))
+        return self.layers(static_values)

@@ -92,6 +92,7 @@ def parse_events(
     static: Any = None,
     static_columns: Sequence[str] = (),
     unknown_variables: Literal["error", "ignore"] = "error",
+    allow_empty: bool = False,
 ) -> Events:
     """Reads records in clinical units into flat arrays, each record's events in time order.
 
@@ -108,10 +109,12 @@ def parse_events(
             static columns, or without `record_id` in the order of the records.
         static_columns: names of the static columns to read; one that is nowhere given is missing for all.
         unknown_variables: `"error"` or `"ignore"`, which drops such events and counts them in `Events.ignored`.
+        allow_empty: accept records without events.
 
     Raises:
         ValueError: for a missing column, an unknown variable, a value that is no number, a time that is negative or
-            no number, and a record without events; the message names the column, the row and the record.
+            no number, and unless allowed a record without events; the message names the column, the row and the
+            record.
     """
     if unknown_variables not in ("error", "ignore"):
         raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
@@ -134,7 +137,7 @@ def parse_events(
     known = variable_ids >= 0
     rows, times, values, variable_ids = rows[known], times[known], values[known], variable_ids[known]
     counts = np.bincount(rows, minlength=len(lengths))
-    if (counts == 0).any():
+    if (counts == 0).any() and not allow_empty:
         empty = record_ids[int(np.argmin(counts))]
         reason = " left: all of its variables are unknown" if ignored else ""
         raise ValueError(f"record {empty!r} has no events{reason}")

@@ -1,5 +1,6 @@
 """Feature extractor: records in clinical units -> standardized, padded tensors, and back."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -22,8 +23,9 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
 
     A value is clipped to its variable's range in the training records (their 0.1 and 99.9 percentiles), put on a
     logarithmic scale where that plainly cut the variable's skew there, and standardized. Times are divided by
-    `time_scale`. Static columns are standardized or one-hot encoded, each with an indicator that it is missing.
-    Usually made by `fit`, saved beside the model as `preprocessor_config.json`.
+    `time_scale`, a power of two where `fit` chose it, so that this rounds nothing and an event is at or before a
+    prediction time in the model just where it is in hours. Static columns are standardized or one-hot encoded, each
+    with an indicator that it is missing. Usually made by `fit`, saved beside the model as `preprocessor_config.json`.
 
     Args:
         variables (`list[str]`): Names of the variables; their positions are the variable ids.
@@ -40,7 +42,10 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             of them by default.
     """
 
-    model_input_names = ["values", "times", "variable_ids", "attention_mask", "value_mask", "static_values"]  # noqa: RUF012 - transformers' own convention
+    model_input_names = [  # noqa: RUF012 - transformers' own convention
+        *("values", "times", "variable_ids", "attention_mask", "value_mask", "static_values"),
+        *("prediction_times", "prediction_mask"),
+    ]
 
     def __init__(
         self,
@@ -116,8 +121,9 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             {"name": name, "categories": [str(category) for category in found]}
             for name, found in categorical_columns.items()
         ]
-        scale = float(np.percentile(records.times, TIME_SCALE_PERCENTILE)) if len(records.times) else 0.0
-        return cls(variables, **statistics, static_columns=columns, time_scale=scale or 1.0, **kwargs)
+        longest = float(np.percentile(records.times, TIME_SCALE_PERCENTILE)) if len(records.times) else 0.0
+        scale = 2.0 ** math.ceil(math.log2(longest)) if longest else 1.0
+        return cls(variables, **statistics, static_columns=columns, time_scale=scale, **kwargs)
 
     @property
     def num_variables(self) -> int:
@@ -139,6 +145,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         static: Any = None,
         max_events: int | None = None,
         return_tensors: Literal["pt", "np"] = "pt",
+        prediction_times: Sequence | np.ndarray | None = None,
     ) -> BatchFeature:
         """Encodes one record or many.
 
@@ -150,28 +157,79 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
                 order of the records.
             max_events: keep the latest events of longer records; the feature extractor's own `max_events` by default.
             return_tensors: `"pt"` or `"np"`.
+            prediction_times: hours at which the records are asked, in any order: one list for all records, or one list
+                for each, in the order in which they come back. Events after a record's last are left out. Times of
+                events and predictions are compared in float32, as the model does.
 
         Returns:
             The arguments of a model's `forward`: `values`, `times`, `variable_ids`, `attention_mask`, `value_mask`,
-            all `(batch, length)`, and `static_values` `(batch, num_static_features)` where there are any. Records
+            all `(batch, length)`; `static_values` `(batch, num_static_features)` where there are any; with prediction
+            times `prediction_times` `(batch, predictions)`, and where their number differs `prediction_mask`. Records
             come in the order of their first event in `records`.
 
         Raises:
             ValueError: for a missing column, an unknown variable, a value that is no number, a time that is negative
-                or no number, an unknown category and a record without events; the message names what and where.
+                or no number, an unknown category, and without prediction times a record without events; the message
+                names what and where.
         """
-        events = self.parse(records, static)
-        return self.encode(self.shorten(events, max_events), return_tensors)
+        events = self.parse(records, static, allow_empty=prediction_times is not None)
+        if prediction_times is not None:
+            events = self.until(events, prediction_times)
+        return self.encode(self.shorten(events, max_events), return_tensors, prediction_times)
+
+    def until(self, events: Events, prediction_times: Sequence | np.ndarray) -> Events:
+        """The events at or before each record's last prediction time; argument as in `__call__`."""
+        hours, mask = self.parse_prediction_times(prediction_times, events.record_ids)
+        last = hours.max(1, where=mask, initial=0).astype(np.float32)
+        return events.select(events.times.astype(np.float32) <= last[events.rows])
+
+    def parse_prediction_times(
+        self, prediction_times: Sequence | np.ndarray, record_ids: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Hours at which each record is asked, padded with 0, and which are real, both `(records, predictions)`;
+        argument as in `__call__`.
+
+        Raises:
+            ValueError: for another number of lists than records, an empty list, and a time that is negative or no
+                finite number.
+        """
+        given = list(prediction_times)
+        nested = [isinstance(item, Sequence | np.ndarray) and not isinstance(item, str) for item in given]
+        if any(nested) and len(given) != len(record_ids):
+            raise ValueError(
+                f"prediction_times must be one list of hours, or one for each of the {len(record_ids)} records: "
+                f"got {len(given)}"
+            )
+        lists = given if any(nested) else [given] * len(record_ids)
+        for record_id, hours in zip(record_ids, lists, strict=True):
+            try:
+                numbers = np.asarray(hours, dtype=np.float64)
+            except (TypeError, ValueError):
+                numbers = np.array(np.nan)
+            if numbers.ndim != 1 or not len(numbers):
+                raise ValueError(f"prediction_times of record {record_id!r} must be a list of hours, got {hours!r}")
+            bad = ~(np.isfinite(numbers) & (numbers >= 0))
+            if bad.any():
+                raise ValueError(
+                    f"prediction_times of record {record_id!r}: {numbers[bad][0]} is not a finite number of hours "
+                    "since the record's start, not negative"
+                )
+        lengths = np.array([len(hours) for hours in lists])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        times = np.zeros(mask.shape)
+        times[mask] = np.concatenate([np.asarray(hours, dtype=np.float64) for hours in lists])
+        return times, mask
 
     def shorten(self, events: Events, max_events: int | None = None) -> Events:
         """The latest events of longer records: `max_events`, or as many as the feature extractor says."""
         limit = self.max_events if max_events is None else max_events
         return events if limit is None else events.latest(limit)
 
-    def parse(self, records: Any, static: Any = None) -> Events:
-        """Reads and checks records, still in clinical units; arguments as in `__call__`."""
+    def parse(self, records: Any, static: Any = None, allow_empty: bool = False) -> Events:
+        """Reads and checks records, still in clinical units; arguments as in `__call__`. `allow_empty` accepts records
+        without events, of which a model can speak at a prediction time."""
         names = [column["name"] for column in self.static_columns]
-        events = parse_events(records, self.variables, static, names, self.unknown_variables)
+        events = parse_events(records, self.variables, static, names, self.unknown_variables, allow_empty)
         if events.ignored:
             logger.warning(
                 "dropped %d events of %d unknown variables: %s",
@@ -181,8 +239,13 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             )
         return events
 
-    def encode(self, events: Events, return_tensors: Literal["pt", "np"] = "pt") -> BatchFeature:
-        """Standardizes and pads events that were already read; see `__call__` for what comes back."""
+    def encode(
+        self,
+        events: Events,
+        return_tensors: Literal["pt", "np"] = "pt",
+        prediction_times: Sequence | np.ndarray | None = None,
+    ) -> BatchFeature:
+        """Standardizes and pads events that were already read; see `__call__` for arguments and what comes back."""
         if return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}")
         standardized = self.standardize(events.variable_ids, events.values)
@@ -202,6 +265,11 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             features[name].ravel()[places] = column
         if self.static_columns:
             features["static_values"] = self.encode_static(events.static, len(events))
+        if prediction_times is not None:
+            hours, real = self.parse_prediction_times(prediction_times, events.record_ids)
+            features["prediction_times"] = (hours / self.time_scale).astype(np.float32)
+            if not real.all():
+                features["prediction_mask"] = real
         ordered = {name: features[name] for name in self.model_input_names if name in features}
         if return_tensors == "pt":
             return BatchFeature({name: torch.from_numpy(array) for name, array in ordered.items()})

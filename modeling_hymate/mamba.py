@@ -96,6 +96,30 @@ class HyMaTEMixer(nn.Module):
         states = cast(torch.Tensor, selective_scan(states, delta, A, B, C, self.D, gate, delta_bias, lengths=lengths))
         return self.out_proj(states)
 
+    def advance(
+        self, hidden_states: torch.Tensor, lengths: torch.Tensor, inputs: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mixes further events of records of which only this is known: the last inputs of the convolution, `(batch,
+        inner, conv_kernel - 1)`, and the state of the scan, `(batch, inner, state)`.
+
+        Returns:
+            As `forward`, and both as they are afterwards.
+        """
+        config = self.config
+        states, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
+        window = torch.cat([inputs, states.transpose(1, 2)], -1)
+        last = lengths.view(-1, 1, 1) + torch.arange(config.conv_kernel - 1, device=lengths.device)
+        inputs = window.gather(2, last.expand(-1, window.shape[1], -1))
+        states = self.act(self.conv1d(window).transpose(1, 2))
+        time_step, B, C = self.x_proj(states).split(
+            [config.time_step_rank, config.state_size, config.state_size], dim=-1
+        )
+        delta, A = self.dt_proj(time_step), -torch.exp(self.A_log.float())
+        mixed, state = selective_scan(
+            states, delta, A, B, C, self.D, gate, lengths=lengths, initial_state=state, return_final_state=True
+        )
+        return self.out_proj(mixed), inputs, state
+
     def _convolution_is_native(self) -> bool:
         return _is_plain(self.conv1d) and self.config.conv_kernel <= hymate_native.MAX_KERNEL
 
@@ -129,3 +153,10 @@ class HyMaTEMambaLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return hidden_states + self.dropout(self.mixer(self.norm(hidden_states), lengths))
+
+    def advance(
+        self, hidden_states: torch.Tensor, lengths: torch.Tensor, inputs: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `HyMaTEMixer.advance`."""
+        mixed, inputs, state = self.mixer.advance(self.norm(hidden_states), lengths, inputs, state)
+        return hidden_states + mixed, inputs, state

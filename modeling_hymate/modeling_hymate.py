@@ -2,86 +2,47 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import (
-    ChannelIndex,
-    HyMaTEAttention,
-    HyMaTEAttentionLayer,
-    HyMaTEChannelPooling,
-    HyMaTEFusionAttention,
-)
-from .channel_statistics import HyMaTEChannelStatistics
+from .attention import HyMaTEAttention, HyMaTEAttentionLayer, HyMaTEFusionAttention
+from .channel_statistics import HyMaTEChannelStatistics, split_quantities
+from .channel_tokens import ChannelIndex, HyMaTEChannelTokens
 from .configuration_hymate import HyMaTEConfig
-from .embedding import HyMaTEEmbedding, HyMaTEStaticEmbedding
+from .embedding import HyMaTEEmbedding, HyMaTEPredictionTimeEmbedding, HyMaTEStaticEmbedding
+from .forecast import HyMaTEForecastHead, forecast_loss
+from .inputs import (
+    as_mask,
+    check_events,
+    check_static,
+    is_readable,
+    refuse_unknown,
+    sort_events,
+    sort_predictions,
+)
+from .losses import is_regression, label_loss
 from .mamba import HyMaTEMambaLayer, HyMaTEMixer
+from .outputs import (
+    HyMaTEForPreTrainingOutput,
+    HyMaTEForSequenceClassificationOutput,
+    HyMaTEModelOutput,
+)
+from .running_quantities import running_quantities
+from .streaming import StreamState, advance_stream, new_stream, observed_quantities
 
-
-@dataclass
-class HyMaTEModelOutput(ModelOutput):
-    """Output of the encoder.
-
-    Attributes:
-        last_hidden_state: contextual events in the order they were handed in, `(batch, length, hidden_size)`; zeros
-            at masked events.
-        pooler_output: the patient representation, `(batch, config.pooler_size)`.
-        channel_hidden_state: one token a variable observed in the record, `(batch, channels, hidden_size)`; with
-            `attention_axis="event"` the weighted mean of that variable's events.
-        channel_ids: the variable of each channel, `(batch, channels)`; -1 is padding. A compiled or exported model
-            pads to the most channels that there can be.
-        event_weights: share of each event in the pooled vector, `(batch, length)`; a record's shares sum to one.
-        channel_weights: share of each variable, `(batch, channels)`; a record's shares sum to one.
-        hidden_states: with `output_hidden_states`, the embedded events and the output of each Mamba layer, each like
-            `last_hidden_state`.
-        attentions: with `output_attentions` and the eager attention implementation, the weights of each attention
-            layer, `(batch, heads, tokens, tokens)`: between channels, or between events in time order.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    channel_hidden_state: torch.Tensor | None = None
-    channel_ids: torch.Tensor | None = None
-    event_weights: torch.Tensor | None = None
-    channel_weights: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class HyMaTEHeadOutput(ModelOutput):
-    """What a head adds to the encoder's output, ahead of it."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-
-
-@dataclass
-class HyMaTEForPreTrainingOutput(HyMaTEModelOutput, HyMaTEHeadOutput):
-    """Output of forecast pretraining: the fields of `HyMaTEModelOutput` and
-
-    Attributes:
-        loss: mean squared error over the forecast values that were measured; present with `forecast_values`.
-        logits: forecast of each variable's next value in standardized units, `(batch, num_variables)`.
-    """
-
-
-@dataclass
-class HyMaTEForSequenceClassificationOutput(HyMaTEModelOutput, HyMaTEHeadOutput):
-    """Output of record classification: the fields of `HyMaTEModelOutput` and
-
-    Attributes:
-        loss: present with `labels`.
-        logits: scores before softmax or sigmoid, or the regressed numbers, `(batch, num_labels)`.
-    """
+FORWARD_ARGUMENTS = (
+    *("values", "times", "variable_ids", "attention_mask", "value_mask", "static_values", "prediction_times"),
+    *("prediction_mask", "max_channels", "output_event_weights", "output_channel_hidden_state"),
+)
+# elements of all tokens that are held at a time: those of more prediction times are made one part after the other
+TOKEN_BUDGET = 2**22
 
 
 # Which class of a saved folder's code serves which Auto class. All are written whatever head is saved, so that a
@@ -122,6 +83,8 @@ class HyMaTEPreTrainedModel(PreTrainedModel):
             module.init_weights()
         elif isinstance(module, HyMaTEEmbedding):
             init.normal_(module.missing_value, std=self.config.initializer_range)
+        elif isinstance(module, HyMaTEForecastHead):
+            init.ones_(module.carried_share)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the folder also holds the code, so that it loads where this package is missing."""
@@ -141,11 +104,12 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         super().__init__(config)
         self.embedding = HyMaTEEmbedding(config)
         self.mamba_layers = nn.ModuleList(HyMaTEMambaLayer(config) for _ in range(config.num_mamba_layers))
-        self.channel_pooling = HyMaTEChannelPooling(config) if config.attention_axis == "channel" else None
-        self.channel_statistics = HyMaTEChannelStatistics(config) if config.num_statistic_bins else None
+        self.channel_tokens: Any = HyMaTEChannelTokens(config) if config.attention_axis == "channel" else None
         self.attention_layers = nn.ModuleList(HyMaTEAttentionLayer(config) for _ in range(config.num_attention_layers))
         self.fusion = HyMaTEFusionAttention(config)
+        self.prediction_time_embedding = HyMaTEPredictionTimeEmbedding(config)
         self.static_embedding = HyMaTEStaticEmbedding(config) if config.num_static_features else None
+        self.half_lives = [float(hours) / config.time_scale for hours in config.half_lives]
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -164,10 +128,15 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         value_mask: torch.Tensor | None = None,
         static_values: torch.Tensor | None = None,
+        prediction_times: torch.Tensor | None = None,
+        prediction_mask: torch.Tensor | None = None,
+        max_channels: int | None = None,
+        output_event_weights: bool | None = None,
+        output_channel_hidden_state: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> HyMaTEModelOutput:
-        """Encodes a batch of records.
+        """Encodes a batch of records, once or at many prediction times.
 
         Args:
             values: standardized values, `(batch, length)`; where there is no number, anything.
@@ -178,130 +147,269 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
                 is not NaN.
             static_values: standardized static features, `(batch, num_static_features)`; required if the
                 configuration has any.
+            prediction_times: scaled times, `(batch, predictions)`, in any order. What is said at each rests on the
+                events at or before it alone, and equals what is said of a record that ends there. Where absent, a
+                record is asked once, at the time of its last event.
+            prediction_mask: 1 or true at real prediction times, `(batch, predictions)`; all real where absent.
+            max_channels: a bound to the number of variables observed in any record, which spares a GPU the wait for
+                it; more variables than that are an error that is not noticed.
+            output_event_weights: return `event_weights`; by default where no prediction times are given.
+            output_channel_hidden_state: return `channel_hidden_state`; by default where no prediction times are given,
+                for many of which it takes most of the memory.
             output_hidden_states: return the hidden states of all layers.
 
         Raises:
-            ValueError: for shapes that do not fit, and on CPUs also for variable ids out of range and for times or
-                values that are not finite.
+            ValueError: for shapes that do not fit, prediction times with `attention_axis="event"`, and on CPUs also
+                for variable ids out of range, masks that hold other numbers than 0 and 1, and times or values that
+                are not finite.
+            TypeError: for an argument of another name.
         """
-        mask = torch.ones_like(values, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        has_value = ~values.isnan() if value_mask is None else value_mask.bool()
-        self._check_inputs(values, times, variable_ids, mask, has_value, static_values)
-        # whatever stands at masked events goes, so that not even a NaN there can reach the others
-        values = values.masked_fill(~(mask & has_value), 0)
-        times = times.masked_fill(~mask, 0)
-        variable_ids = variable_ids.long().masked_fill(~mask, 0)
-
-        order = canonical_order(values.masked_fill(~has_value, math.inf), times, variable_ids, mask)
-        values, times, variable_ids, mask, has_value = (
-            tensor.gather(1, order) for tensor in (values, times, variable_ids, mask, has_value)
-        )
-        back = order.argsort(1)
-        lengths = mask.sum(1)
-
-        def in_given_order(states):
-            states = states.masked_fill(~mask.unsqueeze(-1), 0)
-            return states.gather(1, back.unsqueeze(-1).expand_as(states))
-
-        hidden_states = self.embedding(values, times, variable_ids, has_value)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        refuse_unknown(kwargs, FORWARD_ARGUMENTS)
+        mask = torch.ones_like(values, dtype=torch.bool)
+        mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
+        has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
+        check_events(values, times, variable_ids, mask, has_value, self.config)
+        check_static(static_values, values.shape[0], self.config)
+        if prediction_times is not None and self.channel_tokens is None:
+            raise ValueError(
+                "prediction_times needs attention_axis='channel': with 'event', a record can be asked at the time of "
+                "its last event alone"
+            )
+        events = sort_events(values, times, variable_ids, mask, has_value)
+        asked = sort_predictions(prediction_times, prediction_mask, events)
+        hidden_states = self.embedding(events.values, events.times, events.variable_ids, events.has_value)
         all_hidden_states = [hidden_states]
+        lengths = events.lengths
         for layer in self.mamba_layers:
             hidden_states = layer(hidden_states, lengths)
             all_hidden_states.append(hidden_states)
-
-        channels = ChannelIndex(variable_ids, mask, self.config.num_variables)
-        if self.channel_pooling is not None:
-            tokens, weights_inside = self.channel_pooling(hidden_states, channels, self.embedding.variable_embedding)
-            token_mask = channels.channel_ids >= 0
-            if self.channel_statistics is not None:
-                tokens = tokens + self.channel_statistics(values, times, has_value, channels)
-        else:
-            tokens, token_mask = hidden_states, mask
-        if len(self.attention_layers):
-            attention_mask = create_bidirectional_mask(self.config, tokens, token_mask)
-            for layer in self.attention_layers:
-                tokens = layer(tokens, attention_mask, **kwargs)
-        pooled, token_weights = self.fusion(tokens, token_mask)
-
-        if self.channel_pooling is not None:
-            event_weights = channels.gather(token_weights.unsqueeze(-1)).squeeze(-1) * weights_inside
-            channel_weights, channel_states = token_weights, tokens
-        else:
-            event_weights = token_weights
-            weighted = channels.sum(torch.cat([tokens * event_weights.unsqueeze(-1), event_weights.unsqueeze(-1)], -1))
-            channel_states, channel_weights = weighted[..., :-1], weighted[..., -1]
-            tiny = torch.finfo(channel_weights.dtype).tiny
-            channel_states = (channel_states / channel_weights.clamp(min=tiny).unsqueeze(-1)).to(tokens.dtype)
-        if self.static_embedding is not None:
-            pooled = torch.cat([pooled, self.static_embedding(static_values).to(pooled.dtype)], dim=-1)
+        channels = ChannelIndex(events.variable_ids, events.mask, self.config.num_variables, max_channels)
+        optional = {"event_weights": output_event_weights, "channel_hidden_state": output_channel_hidden_state}
+        wanted = [
+            name for name, asked_for in optional.items() if (asked.is_single if asked_for is None else asked_for)
+        ]
+        encode = self._encode_events if self.channel_tokens is None else self._encode_channels
+        found = encode(hidden_states, events, asked, channels, wanted, **kwargs)
+        found["pooler_output"] = self._with_context(found["pooler_output"], asked.times, self._static(static_values))
+        found = {name: asked.in_given_order(tensor) for name, tensor in found.items()}
+        if "event_weights" in wanted:
+            found["event_weights"] = events.in_given_order(found["event_weights"].movedim(-1, 1)).movedim(1, -1)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         return HyMaTEModelOutput(
-            last_hidden_state=in_given_order(hidden_states),
-            pooler_output=pooled,
-            channel_hidden_state=channel_states.masked_fill((channels.channel_ids < 0).unsqueeze(-1), 0),
+            last_hidden_state=events.in_given_order(hidden_states),
             channel_ids=channels.channel_ids,
-            event_weights=event_weights.gather(1, back),
-            channel_weights=channel_weights,
-            hidden_states=tuple(map(in_given_order, all_hidden_states)) if output_hidden_states else None,
+            hidden_states=tuple(map(events.in_given_order, all_hidden_states)) if output_hidden_states else None,
+            **found,
         )
 
-    def _check_inputs(self, values, times, variable_ids, mask, has_value, static_values):
-        if values.dim() != 2 or 0 in values.shape:
-            raise ValueError(f"values must be (batch, length), both at least 1, got {tuple(values.shape)}")
-        tensors = {"times": times, "variable_ids": variable_ids, "attention_mask": mask, "value_mask": has_value}
-        for name, tensor in tensors.items():
-            if tensor.shape != values.shape:
-                raise ValueError(f"{name} must have the shape of values, {tuple(values.shape)}: {tuple(tensor.shape)}")
-        if variable_ids.is_floating_point():
-            raise ValueError(f"variable_ids must be integers, got {variable_ids.dtype}")
-        num_static = self.config.num_static_features
-        if num_static and static_values is None:
-            raise ValueError(f"static_values is required: the configuration has num_static_features={num_static}")
-        if not num_static and static_values is not None and static_values.shape[-1]:
-            raise ValueError("static_values was given, but the configuration has num_static_features=0")
-        if num_static and static_values.shape != (values.shape[0], num_static):
-            expected = (values.shape[0], num_static)
-            raise ValueError(f"static_values must have shape {expected}, got {tuple(static_values.shape)}")
-        if values.device.type != "cpu" or torch.compiler.is_compiling():
-            return  # the checks below read the data, which would stall a GPU and break a graph
-        ids = variable_ids[mask]
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.num_variables:
-            raise ValueError(
-                f"variable_ids must lie in [0, {self.config.num_variables}), got {int(ids.min())} to {int(ids.max())}"
-            )
-        if not times[mask].isfinite().all():
-            raise ValueError("times must be finite at every event that attention_mask keeps")
-        if not values[mask & has_value].isfinite().all():
-            raise ValueError("values must be finite at every event that attention_mask and value_mask keep")
-        if num_static and not static_values.isfinite().all():
-            raise ValueError("static_values must be finite: missing ones are 0, with an indicator beside them")
+    def start_stream(self, static_values: torch.Tensor | None = None, batch_size: int | None = None) -> StreamState:
+        """The state of records that have no events yet; `stream` feeds them.
+
+        Args:
+            static_values: standardized static features, `(batch, num_static_features)`; required if the configuration
+                has any.
+            batch_size: number of records, where there are no static features; 1 by default.
+
+        Raises:
+            ValueError: for static features that do not fit, and with `attention_axis="event"`.
+        """
+        if self.channel_tokens is None:
+            raise ValueError("a stream needs attention_axis='channel': with 'event', each event needs all others")
+        if static_values is not None and static_values.shape[-1]:
+            batch = len(static_values)
+        else:
+            batch = 1 if batch_size is None else batch_size
+        check_static(static_values, batch, self.config)
+        with torch.inference_mode():
+            return new_stream(self, batch, self._static(static_values))
+
+    def stream(
+        self,
+        state: StreamState,
+        values: torch.Tensor | None = None,
+        times: torch.Tensor | None = None,
+        variable_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        value_mask: torch.Tensor | None = None,
+        prediction_time: torch.Tensor | None = None,
+    ) -> tuple[HyMaTEModelOutput, StreamState]:
+        """Feeds further events, any number at a time, and encodes the records as of then.
+
+        The outputs are those of `forward` for all events so far, at a cost and with a state that do not grow with
+        their number. Events of one time stamp may come in any order and in different calls: the answer is that for
+        their canonical order, for which the state keeps the events of its latest time stamp.
+
+        Args:
+            state: of `start_stream`, or of the last call. It stays as it is, so that one can go back to it.
+            values, times, variable_ids, attention_mask, value_mask: events as in `forward`, `(batch, length)`, in any
+                order; absent altogether to ask again at a later time.
+            prediction_time: scaled time at which each record is asked, `(batch,)`, no earlier than its last event; by
+                default that of its last event.
+
+        Returns:
+            Outputs as of `forward` without prediction times, without those that belong to events; and the new state.
+
+        Raises:
+            ValueError: as `forward`; for an event that is older than the latest of its record; for a prediction time
+                that is older; and in training mode.
+        """
+        if self.training:
+            raise ValueError("a stream is for inference: call model.eval() first")
+        with torch.inference_mode():
+            if values is not None:
+                if times is None or variable_ids is None:
+                    raise ValueError("values, times and variable_ids must be given together")
+                mask = torch.ones_like(values, dtype=torch.bool)
+                mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
+                has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
+                check_events(values, times, variable_ids, mask, has_value, self.config)
+                state = advance_stream(self, state, values, times, variable_ids, mask, has_value)
+            return self._encode_stream(state, prediction_time), state
+
+    def _static(self, static_values: torch.Tensor | None) -> torch.Tensor | None:
+        if self.static_embedding is None or static_values is None:
+            return None
+        return self.static_embedding(static_values.to(self.embedding.missing_value.dtype))
+
+    def _with_context(self, pooled, times, static_embeds):
+        """Adds the prediction times `(batch, predictions)` to the pooled tokens, and puts the demographics behind."""
+        pooled = pooled + self.prediction_time_embedding(times, pooled.dtype).to(pooled.dtype)
+        if static_embeds is None:
+            return pooled
+        static_embeds = static_embeds.to(pooled.dtype).unsqueeze(1).expand(-1, pooled.shape[1], -1)
+        return torch.cat([pooled, static_embeds], -1)
+
+    def _mix_tokens(self, tokens, mask, **kwargs):
+        """Attention and fusion of (..., tokens, hidden_size), boolean (..., tokens) -> tokens, pooled, weights."""
+        shape = tokens.shape
+        tokens, mask = tokens.flatten(0, -3), mask.flatten(0, -2)
+        if len(self.attention_layers):
+            attention_mask = create_bidirectional_mask(self.config, tokens, mask)
+            for layer in self.attention_layers:
+                tokens = layer(tokens, attention_mask, **kwargs)
+        pooled, weights = self.fusion(tokens, mask)
+        return tokens.view(shape), pooled.view(*shape[:-2], -1), weights.view(shape[:-1])
+
+    def _encode_channels(self, hidden_states, events, asked, channels, wanted, **kwargs):
+        """What is said of channels at the prediction times, some of them at a time."""
+        parts, scores = self.channel_tokens.project(hidden_states)
+        batch, predictions = asked.times.shape
+        at_a_time = predictions
+        if predictions > 1 and not torch.compiler.is_compiling():
+            tokens = batch * channels.channel_ids.shape[1] * self.config.hidden_size
+            # each part goes through all events again, which must not become most of the work
+            at_a_time = max(1, max(TOKEN_BUDGET, hidden_states.numel()) // tokens)
+        found = [
+            self._encode_channels_at(times, parts, scores, events, channels, wanted, **kwargs)
+            for times in asked.times.split(at_a_time, 1)
+        ]
+        if len(found) == 1:
+            return found[0]
+        return {name: torch.cat([part[name] for part in found], 1) for name in found[0]}
+
+    def _encode_channels_at(self, times, parts, scores, events, channels, wanted, **kwargs):
+        num_channels = channels.channel_ids.shape[1]
+        pooled, totals, quantities = running_quantities(
+            parts,
+            scores,
+            events.values,
+            events.times,
+            events.has_value,
+            channels.slots,
+            times,
+            num_channels,
+            self.half_lives,
+        )
+        found = self._encode_quantities(pooled, quantities, channels.channel_ids, wanted, **kwargs)
+        if "event_weights" in wanted:
+            shares = found["channel_weights"].unsqueeze(-1) / totals.clamp(min=torch.finfo(totals.dtype).tiny)
+            shares = channels.gather(shares.movedim(-1, 2))  # (batch, predictions, queries, length)
+            weights = torch.einsum("bpql,blq->bpl", shares, scores.exp()) / scores.shape[-1]
+            found["event_weights"] = weights.masked_fill(events.times.unsqueeze(1) > times.unsqueeze(2), 0)
+        return found
+
+    def _encode_quantities(self, pooled, quantities, channel_ids, wanted=("channel_hidden_state",), **kwargs):
+        """Running quantities `(batch, predictions, channels, ...)` -> what is said of channels and records."""
+        named = split_quantities(quantities)
+        mask = (named["count"] > 0) & (channel_ids >= 0).unsqueeze(1)
+        tokens = self.channel_tokens(pooled, quantities, channel_ids, self.embedding.variable_embedding)
+        tokens, pooled, weights = self._mix_tokens(tokens, mask, **kwargs)
+        found = {
+            "pooler_output": pooled,
+            "channel_counts": named["count"],
+            "channel_last_values": named["last"],
+            "channel_weights": weights,
+        }
+        if "channel_hidden_state" in wanted:
+            found["channel_hidden_state"] = tokens.masked_fill(~mask.unsqueeze(-1), 0)
+        return found
+
+    def _encode_events(self, hidden_states, events, asked, channels, wanted, **kwargs):
+        """What is said of channels and records where tokens are events, at the time of the last."""
+        tokens, pooled, weights = self._mix_tokens(hidden_states, events.mask, **kwargs)
+        weighted = channels.sum(torch.cat([tokens * weights.unsqueeze(-1), weights.unsqueeze(-1)], -1))
+        states, channel_weights = weighted[..., :-1], weighted[..., -1]
+        tiny = torch.finfo(channel_weights.dtype).tiny
+        states = (states / channel_weights.clamp(min=tiny).unsqueeze(-1)).to(tokens.dtype)
+        found = {
+            "pooler_output": pooled,
+            "channel_hidden_state": states.masked_fill((channels.channel_ids < 0).unsqueeze(-1), 0),
+            "channel_counts": channels.sum(events.mask.float().unsqueeze(-1)).squeeze(-1),
+            "channel_last_values": channels.last(events.values, events.has_value),
+            "channel_weights": channel_weights,
+        }
+        if "event_weights" in wanted:
+            found["event_weights"] = weights
+        return {name: tensor.unsqueeze(1) for name, tensor in found.items()}
+
+    def _encode_stream(self, state: StreamState, prediction_time: torch.Tensor | None) -> HyMaTEModelOutput:
+        now = state.current.last_time if prediction_time is None else prediction_time.float()
+        if prediction_time is not None:
+            if now.shape != state.current.last_time.shape:
+                raise ValueError(f"prediction_time must be ({len(state.current.last_time)},), got {tuple(now.shape)}")
+            early = ~(now >= state.current.last_time) & (state.current.num_events > 0)
+            if is_readable(now) and (early.any() or not now.isfinite().all()):
+                raise ValueError("prediction_time must be finite, and no earlier than the latest event of its record")
+        pooled, quantities, channel_ids = observed_quantities(state.current, now, self)
+        dtype = self.embedding.missing_value.dtype
+        found = self._encode_quantities(pooled.to(dtype), quantities, channel_ids)
+        found["pooler_output"] = self._with_context(found["pooler_output"], now.unsqueeze(1), state.static_embeds)
+        return HyMaTEModelOutput(
+            channel_ids=channel_ids, **{name: tensor.squeeze(1) for name, tensor in found.items()}
+        )
 
 
-def canonical_order(
-    values: torch.Tensor, times: torch.Tensor, variable_ids: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    """Sorts events by time, then variable, then value (infinite where there is none); masked events last.
+class HyMaTEHeadModel(HyMaTEPreTrainedModel):
+    """An encoder `hymate` with a head."""
 
-    All (batch, length); returns indices.
-    """
-    by_value = values.argsort(dim=1, stable=True)
-    # Times as integers of the same order, in the upper half of one key: flipping the lower 31 bits of negative
-    # floats makes their bit patterns ascend; adding 0.0 turns -0.0 into 0.0.
-    bits = (times.float() + 0.0).contiguous().view(torch.int32)
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    keys = (bits << 32 | variable_ids).masked_fill(~mask, torch.iinfo(torch.int64).max)
-    return by_value.gather(1, keys.gather(1, by_value).argsort(dim=1, stable=True))
+    output_class: type[HyMaTEModelOutput]
+
+    def head(self, outputs: HyMaTEModelOutput) -> dict[str, Any]:
+        """What the head adds to the encoder's outputs, by the names of the fields."""
+        raise NotImplementedError
+
+    def start_stream(self, static_values: torch.Tensor | None = None, batch_size: int | None = None) -> StreamState:
+        """See `HyMaTEModel.start_stream`."""
+        return self.hymate.start_stream(static_values, batch_size)
+
+    def stream(self, state: StreamState, *args, **kwargs) -> tuple[Any, StreamState]:
+        """See `HyMaTEModel.stream`; the outputs are those of this model's `forward`, with `logits (batch, ...)`."""
+        outputs, state = self.hymate.stream(state, *args, **kwargs)
+        with torch.inference_mode():
+            return self.output_class(**self.head(outputs), **outputs), state
 
 
-class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
-    """HyMaTE with a forecast head: the value each variable takes next (STraTS, section 4.2)."""
+class HyMaTEForPreTraining(HyMaTEHeadModel):
+    """HyMaTE with a forecast head: what each variable does next (STraTS, section 4.2)."""
+
+    output_class = HyMaTEForPreTrainingOutput
 
     def __init__(self, config: HyMaTEConfig):
         super().__init__(config)
         self.hymate = HyMaTEModel(config)
         self.dropout = head_dropout(config)
-        self.forecast = nn.Linear(config.pooler_size, config.num_variables)
+        self.forecast = HyMaTEForecastHead(config)
         self.post_init()
 
     @can_return_tuple
@@ -313,46 +421,69 @@ class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         value_mask: torch.Tensor | None = None,
         static_values: torch.Tensor | None = None,
+        prediction_times: torch.Tensor | None = None,
+        prediction_mask: torch.Tensor | None = None,
         forecast_values: torch.Tensor | None = None,
         forecast_mask: torch.Tensor | None = None,
+        measured_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> HyMaTEForPreTrainingOutput:
         """Arguments as `HyMaTEModel.forward`, and
 
         Args:
-            forecast_values: standardized values to be forecast, `(batch, num_variables)`.
-            forecast_mask: 1 or true where a variable was measured in the forecast window, `(batch, num_variables)`.
-                A batch without any has loss 0.
+            forecast_values: the first value of each variable after the prediction time and within each horizon,
+                standardized, `(batch, [predictions,] horizons, num_variables)`; `predictions` is there where
+                prediction times are given.
+            forecast_mask: 1 or true where there is one, of the same shape. Padded predictions count nowhere.
+            measured_mask: 1 or true where the variable has any event in that time, with a number or without, of the
+                same shape; `forecast_mask` by default.
 
         Raises:
-            ValueError: if only one of the two is given, or their shape does not fit.
+            ValueError: if only one of the first two is given, or a shape does not fit.
         """
         if (forecast_values is None) != (forecast_mask is None):
             raise ValueError("forecast_values and forecast_mask must be given together")
-        outputs = self.hymate(values, times, variable_ids, attention_mask, value_mask, static_values, **kwargs)
-        logits = self.forecast(self.dropout(outputs.pooler_output))
+        if measured_mask is not None and forecast_mask is None:
+            raise ValueError("measured_mask was given without forecast_values and forecast_mask")
+        asked = {"prediction_times": prediction_times, "prediction_mask": prediction_mask}
+        kwargs = kwargs | {"return_dict": True, "output_channel_hidden_state": True}
+        inputs = (values, times, variable_ids, attention_mask, value_mask, static_values)
+        outputs = self.hymate(*inputs, **asked, **kwargs)
+        forecast = self.head(outputs)
         loss = None
         if forecast_values is not None and forecast_mask is not None:
-            for name, tensor in {"forecast_values": forecast_values, "forecast_mask": forecast_mask}.items():
-                if tensor.shape != logits.shape:
-                    raise ValueError(f"{name} must have shape {tuple(logits.shape)}, got {tuple(tensor.shape)}")
-            mask = forecast_mask.bool()
-            readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
-            if readable and not forecast_values[mask].isfinite().all():
-                raise ValueError("forecast_values must be finite wherever forecast_mask is set")
-            errors = (logits.float() - forecast_values.float()).masked_fill(~mask, 0)
-            loss = errors.square().sum() / mask.sum().clamp(min=1)
-        return HyMaTEForPreTrainingOutput(loss=loss, logits=logits, **outputs)
+            loss = forecast_loss(
+                forecast["logits"],
+                forecast["measured_logits"],
+                forecast_values,
+                forecast_mask,
+                measured_mask,
+                prediction_mask,
+                self.config.measured_weight,
+            )
+        return HyMaTEForPreTrainingOutput(loss=loss, **forecast, **outputs)
+
+    def head(self, outputs: HyMaTEModelOutput) -> dict[str, Any]:
+        logits, measured_logits = self.forecast(
+            self.dropout(outputs.pooler_output),
+            outputs.channel_hidden_state,
+            outputs.channel_ids,
+            outputs.channel_counts,
+            outputs.channel_last_values,
+        )
+        return {"logits": logits, "measured_logits": measured_logits}
 
 
-class HyMaTEForSequenceClassification(HyMaTEPreTrainedModel):
-    """HyMaTE with a linear head for a label of the whole record: binary, multiclass, multilabel or a number.
+class HyMaTEForSequenceClassification(HyMaTEHeadModel):
+    """HyMaTE with a linear head for a label of a record at a time: binary, multiclass, multilabel or a number.
 
     `config.problem_type` chooses the loss: cross-entropy (`"single_label_classification"`, binary tasks have two
-    labels), binary cross-entropy a label (`"multi_label_classification"`) or squared error (`"regression"`). Where it
-    is `None` it follows from the labels as in transformers: one output is a regression, integer labels name a class,
-    floating labels are multilabel.
+    labels), binary cross-entropy of each label (`"multi_label_classification"`) or squared error (`"regression"`).
+    Where it is `None` it follows from the labels as in transformers: one output is a regression, integer labels name a
+    class, floating labels are multilabel.
     """
+
+    output_class = HyMaTEForSequenceClassificationOutput
 
     def __init__(self, config: HyMaTEConfig):
         super().__init__(config)
@@ -371,6 +502,8 @@ class HyMaTEForSequenceClassification(HyMaTEPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         value_mask: torch.Tensor | None = None,
         static_values: torch.Tensor | None = None,
+        prediction_times: torch.Tensor | None = None,
+        prediction_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> HyMaTEForSequenceClassificationOutput:
@@ -378,74 +511,36 @@ class HyMaTEForSequenceClassification(HyMaTEPreTrainedModel):
 
         Args:
             labels: `(batch,)` class indices, `(batch, num_labels)` zeros and ones, or `(batch,)` or
-                `(batch, num_labels)` numbers, by `config.problem_type`.
+                `(batch, num_labels)` numbers, by `config.problem_type`; with prediction times a dimension
+                `predictions` comes after the batch. The loss is the mean over all real predictions; what stands at
+                padded ones is not looked at.
 
         Raises:
             ValueError: for labels whose shape, and on CPUs also whose values, do not fit the problem type.
         """
-        outputs = self.hymate(values, times, variable_ids, attention_mask, value_mask, static_values, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output))
-        if self._is_regression:
-            logits = logits.float() * self.config.label_deviation + self.config.label_mean
-        loss = None if labels is None else self._loss(logits.float(), labels)
+        asked = {"prediction_times": prediction_times, "prediction_mask": prediction_mask}
+        kwargs = kwargs | {"return_dict": True}
+        inputs = (values, times, variable_ids, attention_mask, value_mask, static_values)
+        outputs = self.hymate(*inputs, **asked, **kwargs)
+        logits = self.head(outputs)["logits"]
+        loss = None if labels is None else label_loss(logits.float(), labels, prediction_mask, self.config)
         return HyMaTEForSequenceClassificationOutput(loss=loss, logits=logits, **outputs)
 
-    @property
-    def _is_regression(self) -> bool:
-        problem_type = self.config.problem_type
-        return problem_type == "regression" or (problem_type is None and self.num_labels == 1)
+    def head(self, outputs: HyMaTEModelOutput) -> dict[str, Any]:
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        if is_regression(self.config):
+            logits = logits.float() * self.config.label_deviation + self.config.label_mean
+        return {"logits": logits}
 
     def predictions(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the logits say, `(batch, num_labels)` in float32: probabilities of the classes (which sum to one) or
-        of each label, at the configuration's temperature, or the regressed numbers."""
+        """What the logits say, of their shape in float32: probabilities of the classes (which sum to one) or of each
+        label, at the configuration's temperature, or the regressed numbers."""
         logits = logits.float()
-        if self._is_regression:
+        if is_regression(self.config):
             return logits
         calibrated = logits / self.config.temperature
         multilabel = self.config.problem_type == "multi_label_classification"
         return calibrated.sigmoid() if multilabel else calibrated.softmax(-1)
-
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        problem_type = "regression" if self._is_regression else self.config.problem_type
-        if problem_type is None:
-            whole = not labels.is_floating_point()
-            problem_type = "single_label_classification" if whole else "multi_label_classification"
-        expected = (len(logits),) if problem_type == "single_label_classification" else tuple(logits.shape)
-        if self.num_labels == 1 and labels.dim() == 1:
-            labels = labels.unsqueeze(-1)
-        if tuple(labels.shape) != expected:
-            raise ValueError(f"labels for {problem_type} must have shape {expected}, got {tuple(labels.shape)}")
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            _check_labels(labels, problem_type, self.num_labels)
-        if problem_type == "regression":
-            return F.mse_loss(logits, labels.float()) / self.config.label_deviation**2
-        weight = self._positive_weight(problem_type, logits.device)
-        if problem_type == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weight)
-        losses = F.cross_entropy(logits, labels.long(), reduction="none")
-        # Averaged over records, not over their weights, so that the size of a batch does not change its gradient.
-        return (losses if weight is None else losses * weight[labels.long()]).mean()
-
-    def _positive_weight(self, problem_type: str, device: torch.device) -> torch.Tensor | None:
-        weight = self.config.pos_weight
-        if weight is None:
-            return None
-        if not isinstance(weight, list):
-            weight = [1.0, weight] if problem_type == "single_label_classification" else [weight] * self.num_labels
-        return torch.tensor(weight, dtype=torch.float32, device=device)
-
-
-def _check_labels(labels: torch.Tensor, problem_type: str, num_labels: int):
-    labels = labels.double()
-    if problem_type == "regression":
-        bad, rule = ~labels.isfinite(), "finite numbers"
-    elif problem_type == "single_label_classification":
-        bad = (labels < 0) | (labels >= num_labels) | (labels != labels.floor())
-        rule = f"whole numbers in [0, {num_labels})"
-    else:
-        bad, rule = ~((labels >= 0) & (labels <= 1)), "numbers from 0 to 1"
-    if bad.any():
-        raise ValueError(f"labels for {problem_type} must be {rule}, got {labels[bad][0].item():g}")
 
 
 def head_dropout(config: HyMaTEConfig) -> nn.Dropout:

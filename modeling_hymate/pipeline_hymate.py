@@ -1,11 +1,15 @@
 """Pipeline from records in clinical units to labels and what they rest on."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
+
+from .stream import Stream
 
 TASK = "ehr-classification"
 BATCH_SIZE = 32
@@ -30,6 +34,9 @@ class HyMaTEPipeline(Pipeline):
       where the event carries no number) and `weight`; the weights of all of a record's events sum to one;
     - `top_variables`: the variables with the largest weights, each `variable`, `weight` and `num_events`.
 
+    With `prediction_times`, each record's result is a list of such dicts, one for each time, which is their
+    `prediction_time`; each rests on the events at or before its time alone.
+
     Weights are the model's attention: where it looked, which is not the same as what caused the outcome.
     """
 
@@ -47,6 +54,12 @@ class HyMaTEPipeline(Pipeline):
             )
         if self.feature_extractor is None:
             raise ValueError(f"{TASK} needs the model's feature extractor: pass feature_extractor=")
+        scale = self.model.config.time_scale
+        if self.feature_extractor.time_scale != scale:
+            raise ValueError(
+                f"the feature extractor's time_scale is {self.feature_extractor.time_scale}, but the model's is "
+                f"{scale}: they do not belong together"
+            )
 
     def __call__(self, records: Any, static: Any = None, **kwargs) -> dict[str, Any] | list[dict[str, Any]] | Iterator:
         """Labels one record or many.
@@ -59,6 +72,8 @@ class HyMaTEPipeline(Pipeline):
                 order of the records.
             top_k (`int` or `None`, defaults to 5): how many events and variables to return; `None` returns all.
             max_events (`int`, *optional*): keep the latest events of longer records; as in training by default.
+            prediction_times (*optional*): hours at which each record is asked: one list for all records, or one list
+                for each. By default a record is asked once, at the time of its last event.
             batch_size (`int`, defaults to 32): records at a time.
             num_workers (`int`, *optional*): processes that prepare a generator's or data set's records.
 
@@ -74,14 +89,25 @@ class HyMaTEPipeline(Pipeline):
         if isinstance(records, Iterator | Dataset):
             if static is not None:
                 raise ValueError("static cannot be given beside a generator or data set: put it into the records")
-            lazy = records if isinstance(records, Dataset) else _Stream(records)
+            lazy = records if isinstance(records, Dataset) else _Records(records)
             return super().__call__(lazy, **kwargs)
-        events = self.feature_extractor.parse(records, static)
+        times = kwargs.pop("prediction_times", self._preprocess_params.get("prediction_times"))
+        events = self.feature_extractor.parse(records, static, allow_empty=times is not None)
         order = np.argsort(events.lengths, kind="stable")  # equal lengths together: less padding
-        results = super().__call__([events.take(order[at : at + 1]) for at in range(len(order))], **kwargs)
+        parsed = [_Parsed(events.take(order[at : at + 1])) for at in range(len(order))]
+        if times is not None:
+            hours, real = self.feature_extractor.parse_prediction_times(times, events.record_ids)
+            for item, row in zip(parsed, order, strict=True):
+                item.prediction_times = hours[row][real[row]]
+        results = super().__call__(parsed, **kwargs)
         if _is_one_record(records):
             return results[0]
         return [results[at] for at in np.argsort(order)]
+
+    def stream(self, static: Mapping[str, Any] | None = None, **options) -> Stream:
+        """Follows a new patient event by event; arguments as of `Stream`, but for the model and its feature extractor,
+        which are this pipeline's."""
+        return Stream(self.model, self.feature_extractor, static, **options)
 
     def _sanitize_parameters(self, **parameters):
         postprocess = {}
@@ -90,41 +116,68 @@ class HyMaTEPipeline(Pipeline):
             if top_k is not None and top_k < 1:
                 raise ValueError(f"top_k must be at least 1, or None for all, got {top_k}")
             postprocess["top_k"] = top_k
-        preprocess = {"max_events": parameters.pop("max_events")} if "max_events" in parameters else {}
+        names = ("max_events", "prediction_times")
+        preprocess = {name: parameters.pop(name) for name in names if name in parameters}
         if parameters:
-            raise ValueError(f"{TASK} has no parameter {next(iter(parameters))!r}; it has top_k and max_events")
+            name = next(iter(parameters))
+            raise ValueError(f"{TASK} has no parameter {name!r}; it has top_k, {' and '.join(names)}")
         return preprocess, {}, postprocess
 
-    def preprocess(self, record: Any, max_events: int | None = None) -> dict[str, Any]:
-        # not by class: loaded from a folder, the feature extractor has its own copy of events.py
-        is_parsed = hasattr(record, "variable_ids")
-        events = record if is_parsed else self.feature_extractor.parse([record])
-        events = self.feature_extractor.shorten(events, max_events)
-        return {**self.feature_extractor.encode(events), "events": events}
+    def preprocess(
+        self, record: Any, max_events: int | None = None, prediction_times: Sequence | np.ndarray | None = None
+    ) -> dict[str, Any]:
+        extractor = self.feature_extractor
+        if isinstance(record, _Parsed):
+            events, prediction_times = record.events, record.prediction_times
+        else:
+            events = extractor.parse([record], allow_empty=prediction_times is not None)
+        if prediction_times is None:
+            events = extractor.shorten(events, max_events)
+            return {**extractor.encode(events), "parsed": _Parsed(events)}
+        events = extractor.shorten(extractor.until(events, prediction_times), max_events)
+        hours, mask = extractor.parse_prediction_times(prediction_times, events.record_ids)
+        features = extractor.encode(events, prediction_times=hours)
+        # always there, since records are padded to the same number of times here
+        features["prediction_mask"] = torch.from_numpy(mask)
+        return {**features, "parsed": _Parsed(events, hours[0])}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        outputs = self.model(**{name: item for name, item in inputs.items() if name != "events"})
+        features = {name: item for name, item in inputs.items() if name != "parsed"}
+        outputs = self.model(**features, output_event_weights=True)
         return {
             "predictions": self.model.predictions(outputs.logits),
             "event_weights": outputs.event_weights.float(),
             "channel_ids": outputs.channel_ids,
             "channel_weights": outputs.channel_weights.float(),
-            "events": inputs["events"],
+            "channel_counts": outputs.channel_counts,
+            "parsed": inputs["parsed"],
         }
 
-    def postprocess(self, outputs: dict[str, Any], top_k: int | None = 5) -> dict[str, Any]:
-        events = outputs["events"]
-        config = self.model.config
-        predicted = outputs["predictions"][0].tolist()
+    def postprocess(self, outputs: dict[str, Any], top_k: int | None = 5) -> dict[str, Any] | list[dict[str, Any]]:
+        events, hours = outputs["parsed"].events, outputs["parsed"].prediction_times
+        channel_ids = outputs["channel_ids"][0].numpy()
+        names = ("predictions", "event_weights", "channel_weights", "channel_counts")
+        found = {name: outputs[name][0] for name in names}
+        if hours is None:
+            return self._result(events, channel_ids, top_k, **found)
+        results = []
+        for place, time in enumerate(hours.tolist()):
+            seen = events.select(events.times.astype(np.float32) <= np.float32(time))
+            result = self._result(seen, channel_ids, top_k, **{name: found[name][place] for name in names})
+            results.append({"record_id": result.pop("record_id"), "prediction_time": time} | result)
+        return results
+
+    def _result(self, events, channel_ids, top_k, predictions, event_weights, channel_weights, channel_counts) -> dict:
+        """What was found out from the events of one record."""
+        config, variables = self.model.config, self.feature_extractor.variables
+        predicted = predictions.tolist()
         names = [config.id2label[index] for index in range(len(predicted))]
         result: dict[str, Any] = {"record_id": events.record_ids[0]}
         if config.problem_type != "regression" or len(names) == 1:
             best = int(np.argmax(predicted))
             result |= {"label": names[best], "score": predicted[best]}
         result["scores"] = dict(zip(names, predicted, strict=True))
-
-        variables = self.feature_extractor.variables
-        weights = outputs["event_weights"][0, : len(events.times)].numpy()
+        weights = event_weights[: len(events.times)].numpy()
         result["top_events"] = [
             {
                 "time": float(events.times[at]),
@@ -134,22 +187,28 @@ class HyMaTEPipeline(Pipeline):
             }
             for at in np.argsort(-weights, kind="stable")[:top_k]
         ]
-        known = outputs["channel_ids"][0] >= 0
-        channels = outputs["channel_ids"][0][known].numpy()
-        shares = outputs["channel_weights"][0][known].numpy()
-        counts = np.bincount(events.variable_ids, minlength=len(variables))
+        observed = np.flatnonzero(channel_counts.numpy() > 0)
+        shares = channel_weights.numpy()[observed]
         result["top_variables"] = [
             {
-                "variable": variables[channels[at]],
+                "variable": variables[channel_ids[observed[at]]],
                 "weight": float(shares[at]),
-                "num_events": int(counts[channels[at]]),
+                "num_events": int(channel_counts[observed[at]]),
             }
             for at in np.argsort(-shares, kind="stable")[:top_k]
         ]
         return result
 
 
-class _Stream(IterableDataset):
+@dataclass
+class _Parsed:
+    """The events of one record that were read already, and when it is asked."""
+
+    events: Any
+    prediction_times: np.ndarray | None = None
+
+
+class _Records(IterableDataset):
     """An iterator's records as a data set: transformers before 5.14 reads a generator to its end before it starts."""
 
     def __init__(self, records: Iterator):
@@ -164,7 +223,7 @@ def _is_one_record(records: Any) -> bool:
     if isinstance(records, Mapping):
         if isinstance(records.get("record_id"), Sequence | np.ndarray) and not isinstance(records["record_id"], str):
             return False  # flat columns of several records
-        first = next(iter(records["time"]))
+        first = next(iter(records["time"]), None)
         return isinstance(first, str) or not isinstance(first, Sequence | np.ndarray)
     return hasattr(records, "columns") and "record_id" not in records.columns
 

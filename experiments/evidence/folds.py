@@ -9,7 +9,6 @@ import polars as pl
 
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.writer import PreparedFolderWriter
-from hymate_training.files import write_file
 
 NUM_FOLDS = 5
 SEED = 0
@@ -28,7 +27,8 @@ def assign_folds(prepared: Path, output: Path) -> list[list[str]]:
     if not output.is_file():
         order = np.random.default_rng(SEED).permutation(len(record_ids))
         folds = [sorted(record_ids[at] for at in part) for part in np.array_split(order, NUM_FOLDS)]
-        write_file(output, json.dumps({"seed": SEED, "folds": folds}) + "\n")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"seed": SEED, "folds": folds}) + "\n")
     folds = json.loads(output.read_text())["folds"]
     if sorted(record_id for fold in folds for record_id in fold) != record_ids:
         raise ValueError(f"{output} lists other records than {prepared} holds: prepare sets b and c with seed 0")

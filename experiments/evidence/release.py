@@ -8,12 +8,11 @@ one seed, chosen in advance. The card's figures are those of the validation spli
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 from experiments.evidence import baselines
 from experiments.evidence.folds import TASK
-from experiments.evidence.tables import cross_validation, read_results
+from experiments.evidence.tables import card_notes, read_results
 from experiments.evidence.units import hymate
 from hymate_training.data.examples import labels_array
 from hymate_training.data.prepared_folder import PreparedFolder
@@ -21,7 +20,8 @@ from hymate_training.evaluation.metrics import report
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.files import write_file, write_json, writing_folder
 from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE
-from hymate_training.publishing.cards import CROSS_VALIDATION_FILE, write_model_card
+from hymate_training.publishing.cards import write_model_card
+from hymate_training.publishing.privacy import NOTES_FILE
 from hymate_training.publishing.push import plan_push
 from hymate_training.readers import READERS
 
@@ -58,17 +58,17 @@ def main() -> None:
         for name, predict in COMPARED.items()
     }
     write_json(mortality / EVALUATION_FILE, evaluation)
-    write_file(mortality / CROSS_VALIDATION_FILE, cross_validation(read_results(RESULTS)) + "\n")
+    write_file(mortality / NOTES_FILE, card_notes(read_results(RESULTS)) + "\n")
     for folder in (pretrained, mortality):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)
 
 
 def release(folder: Path, place: Path) -> None:
-    """Copies what `hymate push` would upload of a checkpoint; `place` holds the old files or the new ones."""
+    """Writes what `hymate push` would upload, except the code; `place` holds either the old files or the new ones."""
+    plan = plan_push(folder)
     with writing_folder(place) as incoming:
-        for name in plan_push(folder).uploaded:
-            shutil.copy(folder / name, incoming / name)
+        plan.write(incoming)
 
 
 if __name__ == "__main__":

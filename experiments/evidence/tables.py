@@ -10,7 +10,7 @@ from benchmarks.measure import titled_table
 from experiments.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
 from experiments.evidence.units import FIGURES
 from hymate_training.evaluation.metrics import METRICS, percentile_interval
-from hymate_training.files import write_file
+from hymate_training.files import markdown_table, write_file
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 SHOWN = ("auroc", "auprc", "log_loss", "brier", "expected_calibration_error")
@@ -60,7 +60,7 @@ def main_table(results: Results) -> str:
             seconds = [unit["seconds"] for unit in units.values()]
             shown = [mean_with_interval(units, figure) for figure in SHOWN]
             rows.append([model.title, len(units), *shown, f"{np.median(seconds):.0f}"])
-    header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds a fold")
+    header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds per fold")
     return titled_table("Models", header, rows)
 
 
@@ -76,7 +76,7 @@ def difference_table(results: Results, reference: str) -> str:
         *(f"{METRICS['binary'][figure]}, difference" for figure in FIGURES),
         "folds won (AUROC)",
     )
-    return titled_table(f"{MODELS[reference].title} less another model", header, rows)
+    return titled_table(f"{MODELS[reference].title} minus another model", header, rows)
 
 
 def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
@@ -111,15 +111,21 @@ def findings(results: Results) -> str:
     )
 
 
-def cross_validation(results: Results) -> str:
-    """The section of a released model's card: the models' table and the findings."""
+def card_notes(results: Results) -> str:
+    """What the card of a released model says about cross-validation: the recipe beside its baselines."""
+    figures = ("auroc", "auprc")
+    rows = [
+        [MODELS[name].title, *(mean_with_interval(results[name, 100], figure) for figure in figures)]
+        for name in ("hymate", "xgboost", "logistic_regression", "gru_d")
+        if (name, 100) in results
+    ]
+    folds = len(results["hymate", 100])
     return "\n\n".join(
         [
-            "### Cross-validation of the recipe",
-            "Five folds over sets b and c, one seed a fold; `make evidence` in the project's repository. Means over "
-            "folds, 95 % intervals from resampled patients. What is said to be trained shortly had 20 epochs.",
-            main_table(results).split("\n\n", 1)[1],
-            findings(results),
+            f"The same recipe in {folds}-fold cross-validation over sets b and c, one seed per fold. Means over "
+            "folds, with 95% intervals from resampled patients.",
+            markdown_table([("model", *(METRICS["binary"][figure] for figure in figures)), *rows]),
+            "Ablations, fewer labels and paired differences are in the project's documentation, on the page Evidence.",
         ]
     )
 

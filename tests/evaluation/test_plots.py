@@ -6,8 +6,9 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy import stats
+from sklearn.metrics import confusion_matrix
 
-from hymate_training.evaluation.metrics import calibration_bins, compute_metrics
+from hymate_training.evaluation.metrics import SMALLEST_GROUP, calibration_bins, compute_metrics
 from hymate_training.evaluation.plots import (
     confusion_figure,
     label_roc_figure,
@@ -121,15 +122,16 @@ def test_wilson_interval_agrees_with_scipy():
         assert np.ravel(interval) == pytest.approx([expected.low, expected.high], abs=1e-9)
 
 
-def test_confusion_matrix_counts_every_row():
+def test_confusion_matrix_counts_every_row_but_those_of_small_cells():
     labels, predictions = make("multiclass")
-    figure = confusion_figure(
-        LabeledPredictions("multiclass", labels, predictions, label_names=["home", "ward", "died"])
-    )
-    counts = [int(text.get_text().split("\n")[0].replace(",", "")) for text in figure.axes[0].texts]
-    assert sum(counts) == len(labels)
-    assert counts[1] == ((labels == 0) & (predictions.argmax(axis=1) == 1)).sum()
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["home", "ward", "died"]
+    names = ["home", "ward", "died"]
+    sample = LabeledPredictions("multiclass", np.tile(labels, 3), np.tile(predictions, (3, 1)), label_names=names)
+    figure = confusion_figure(sample)
+    shown = [text.get_text().split("\n")[0] for text in figure.axes[0].texts]
+    expected = 3 * confusion_matrix(labels, predictions.argmax(axis=1)).ravel()
+    assert shown == [f"<{SMALLEST_GROUP}" if 0 < count < SMALLEST_GROUP else str(count) for count in expected]
+    assert {text[0] for text in shown} > {"<"}
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == names
 
 
 def test_each_label_has_its_curve():
@@ -138,6 +140,8 @@ def test_each_label_has_its_curve():
     figure = label_roc_figure(
         LabeledPredictions("multilabel", labels, predictions, label_names=["sepsis", "shock", "stroke"])
     )
+    odd = LabeledPredictions("multilabel", labels, predictions, label_names=["$a$ b$", r"\frac{", "c" * 99])
+    label_roc_figure(odd).draw_without_rendering()  # no formulas
     assert "shock, one class only" in texts(figure)
     auroc = compute_metrics(LabeledPredictions("binary", labels[:, 2], predictions[:, 2]))["auroc"]
     assert f"stroke, {auroc:.3f} (15 pos.)" in texts(figure)
@@ -145,16 +149,18 @@ def test_each_label_has_its_curve():
 
 def test_regression_draws_counts_not_rows():
     labels, predictions = make("regression")
-    counts = (
-        predicted_versus_true_figure(LabeledPredictions("regression", labels, predictions))
-        .axes[0]
-        .collections[0]
-        .get_array()
-    )
-    assert counts.sum() == len(labels)
-    predicted_versus_true_figure(
-        LabeledPredictions("regression", [3.0, 3.0], [3.0, 3.0])
-    )  # a single point still has axes
+    figure = predicted_versus_true_figure(LabeledPredictions("regression", labels, predictions))
+    counts = figure.axes[0].collections[0].get_array()
+    assert counts.min() >= SMALLEST_GROUP
+    hidden = f"({len(labels) - counts.sum():.0f} in hexagons of fewer than {SMALLEST_GROUP})"
+    assert hidden in figure.axes[1].get_ylabel()
+
+
+@pytest.mark.filterwarnings("error")
+def test_regression_of_few_rows_has_axes_and_shows_none():
+    figure = predicted_versus_true_figure(LabeledPredictions("regression", [3.0, 3.0], [3.0, 3.0]))
+    figure.draw_without_rendering()
+    assert not len(figure.axes[0].collections[0].get_array())
 
 
 def test_pyplot_is_left_alone(tmp_path):

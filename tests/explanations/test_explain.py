@@ -7,6 +7,7 @@ import torch
 
 from hymate_training.explanations.attribution import METHODS, Explainer, channel_attentions, explain, risk_trajectory
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate.running_quantities import HALF_LIFE_QUANTITIES, QUANTITIES
 from tests.support.helpers import close, make_model
 
 VARIABLES = ("heart_rate", "lactate", "glucose", "diagnosis")
@@ -118,10 +119,13 @@ def test_integrated_gradients_sum_to_the_difference_of_scores(settings, events, 
         return module.variable_embedding.weight.mean(0) + value + module.time_embedding(times.unsqueeze(-1))
 
     handles = [embedding.register_forward_hook(without_content)]
-    if model.hymate.channel_statistics is not None:
+    if settings.get("num_statistic_bins"):
+        occurrence = ("count", "since_first", "since_last", "numbers")
+        names = [*QUANTITIES, *np.repeat(HALF_LIFE_QUANTITIES, len(model.config.half_lives))]
+        kept = torch.tensor([name in (*occurrence, "recent_count") for name in names])
         handles.append(
-            model.hymate.channel_statistics.register_forward_pre_hook(
-                lambda _, arguments: (torch.zeros_like(arguments[0]), *arguments[1:])
+            model.hymate.channel_tokens.statistics.register_forward_pre_hook(
+                lambda _, arguments: (arguments[0] * kept, *arguments[1:])
             )
         )
     baseline = log_odds(model, extractor, events)
@@ -249,3 +253,31 @@ def test_trajectory_is_the_prediction_from_the_events_until_then(events, extract
     thinned = risk_trajectory(explainer, extractor.parse(record), max_times=4).predictions
     assert thinned.height == 4
     assert thinned["time"][-1] == record["time"].max()
+
+
+def test_an_explanation_shows_itself_in_a_notebook(events, extractor):
+    many = explain(classifier(), extractor, events)._repr_html_()
+    assert many.startswith('<div class="scroll"')
+    assert "5 records, by attention" in many
+    assert many.count("<tr>") == 1 + len(VARIABLES)
+    record = events.filter(record_id="r0")
+    one = explain(classifier(), extractor, record, method="occlusion")._repr_html_()
+    assert "record r0, by occlusion" in one
+    assert one.count("<tr>") == 1 + 8 < 1 + record.height
+    hostile = events.filter(record_id="r1").with_columns(record_id=pl.lit("<script>"))
+    assert "<script>" not in explain(classifier(), extractor, hostile)._repr_html_()
+
+
+def test_progress_bars_are_quiet_where_the_output_is_no_terminal(events, extractor, capfd):
+    explain(classifier(), extractor, events, method="occlusion", progress=True)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_single_label_is_a_probability_at_the_models_temperature(events, extractor):
+    model = classifier(
+        num_labels=1, problem_type="multi_label_classification", id2label={0: "sepsis"}, temperature=3.0
+    )
+    with torch.no_grad():
+        expected = model.predictions(model(**extractor(events)).logits)[:, 0]
+    found = explain(model, extractor, events).records
+    close(torch.tensor(found["prediction"].to_numpy()).float(), expected)

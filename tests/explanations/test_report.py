@@ -12,43 +12,28 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from markupsafe import Markup
 from matplotlib.image import imread
 
 from hymate_training.cli.main import main
-from hymate_training.data.collation import fit_feature_extractor, read_events
-from hymate_training.data.prepared_folder import read_info
-from hymate_training.explanations.attribution import METHODS
+from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.explanations import figures
+from hymate_training.explanations.attribution import METHODS, Explanation, Trajectory
 from hymate_training.explanations.figures import cluster_order
-from hymate_training.explanations.report import table_html
+from hymate_training.explanations.markup import table_html
+from hymate_training.explanations.pictures import Picture
+from hymate_training.files import locked
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.publishing.push import plan_push
-from modeling_hymate import HyMaTEForSequenceClassification
-from tests.support.helpers import perturbed, tiny_config
 
 TASK = "in_hospital_mortality"
 PATIENT = "stay-0000005"
+MAX_EVENTS = 8
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(synthetic_folder, tmp_path_factory) -> Path:
-    """An untrained classifier of the simulated stays."""
-    folder = tmp_path_factory.mktemp("classifier")
-    extractor = fit_feature_extractor(synthetic_folder)
-    config = tiny_config(
-        num_variables=extractor.num_variables,
-        num_static_features=len(extractor.static_feature_names),
-        num_labels=2,
-        id2label={0: "survived", 1: "died"},
-        problem_type="single_label_classification",
-    )
-    perturbed(HyMaTEForSequenceClassification(config)).save_pretrained(folder)
-    extractor.save_pretrained(folder)
-    return folder
-
-
 def explain(checkpoint: Path, output: Path, *arguments: object) -> int:
-    options = ["--window-hours", "48", "--max-events", "16", "--seed", "1"]
+    options = ["--window-hours", "48", "--max-events", str(MAX_EVENTS), "--seed", "1"]
     return main(["explain", "--checkpoint", str(checkpoint), "--output", str(output), *options, *map(str, arguments)])
 
 
@@ -57,11 +42,27 @@ def data(synthetic_folder) -> list[object]:
     return ["--data", synthetic_folder, "--task", TASK, "--split", "train", "--num-records", 90]
 
 
+def undrawn(picture: Picture, folder: Path) -> Markup:
+    """A picture's text and numbers: drawing it takes most of a report's time."""
+    return table_html(picture.table, picture.text)
+
+
 @pytest.fixture(scope="module")
 def report(checkpoint, data, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("explained") / "report"
     assert explain(checkpoint, output, *data, "--record-id", PATIENT) == 0
     return output
+
+
+@pytest.fixture(scope="module")
+def carded(checkpoint, data, tmp_path_factory) -> tuple[Path, Path]:
+    """A report on ten records, undrawn, and the checkpoint whose card tells of it."""
+    folder = tmp_path_factory.mktemp("carded")
+    copy = Path(shutil.copytree(checkpoint, folder / checkpoint.name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Picture, "save", undrawn)
+        assert explain(copy, folder / "report", *data[:-1], 10, "--card") == 0
+    return folder / "report", copy
 
 
 class Page(HTMLParser):
@@ -117,24 +118,31 @@ def test_figures_are_files_too(report):
         assert (report / "figures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
-def test_the_cohort_page_tells_nothing_of_single_patients(report, checkpoint, data, tmp_path, synthetic_folder):
-    """And the report without patient pages is, but for the link, the same again."""
-    again = tmp_path / "again"
-    assert explain(checkpoint, again, *data) == 0
-    assert not (again / "patients").exists()
-    shared = [path for path in again.rglob("*") if path.is_file() and path.name != "index.html"]
-    assert {path.relative_to(again) for path in shared} == {
-        path.relative_to(report)
-        for path in report.rglob("*")
-        if path.is_file() and path.name != "index.html" and "patients" not in path.parts
-    }
-    for path in shared:
-        assert path.read_bytes() == (report / path.relative_to(again)).read_bytes(), path.name
-    record_ids = read_events(synthetic_folder, "train", read_info(synthetic_folder).variables).record_ids
-    for text in (path.read_text() for path in again.rglob("*") if path.suffix in (".html", ".json")):
-        assert not [name for name in record_ids if name in text]
-    with_patient = (report / "index.html").read_text()
-    assert [name for name in record_ids if name in with_patient] == [PATIENT]
+def test_the_cohort_page_tells_nothing_of_single_patients(report, synthetic_folder):
+    """But for the link to the page that was asked for."""
+    record_ids = PreparedFolder(synthetic_folder).events("train").record_ids
+    texts = {name: (report / name).read_text() for name in ("index.html", "explanation.json")}
+    named = {name: [record_id for record_id in record_ids if record_id in text] for name, text in texts.items()}
+    assert named == {"index.html": [PATIENT], "explanation.json": []}
+
+
+def test_patient_pages_change_nothing_of_the_cohorts(checkpoint, data, carded, tmp_path, monkeypatch):
+    monkeypatch.setattr(Picture, "save", undrawn)
+    assert explain(checkpoint, tmp_path / "report", *data[:-1], 10, "--record-id", PATIENT) == 0
+    assert not (carded[0] / "patients").exists()
+    content = [(folder / "explanation.json").read_bytes() for folder in (tmp_path / "report", carded[0])]
+    assert content[0] == content[1]
+
+
+def test_the_same_figure_gives_the_same_files(tmp_path):
+    def drawn(folder: Path) -> dict[str, bytes]:
+        folder.mkdir()
+        estimates = tuple(np.array([share, share / 2]) for share in (0.3, 0.2, 0.4))
+        figure = figures.shares_figure(["lactate", "glucose"], {"attention": {"all": estimates}})
+        Picture("shares", figure, "Shares.", [("variable", "share"), ("lactate", 0.3)]).save(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    assert drawn(tmp_path / "first") == drawn(tmp_path / "second")
 
 
 def test_figures_in_json_agree_with_the_page(report):
@@ -155,27 +163,23 @@ def test_figures_in_json_agree_with_the_page(report):
     }
 
 
-def test_the_model_card_says_whether_explanations_are_faithful(checkpoint, data, report, tmp_path):
-    folder = shutil.copytree(checkpoint, tmp_path / "copy")
-    few = [*data[:-1], 10]
-    assert explain(folder, tmp_path / "report", *few, "--card") == 0
+def test_the_model_card_says_whether_explanations_are_faithful(checkpoint, carded, tmp_path):
+    report, folder = carded
     card = (folder / "README.md").read_text()
-    content = json.loads((tmp_path / "report" / "explanation.json").read_text())
+    content = json.loads((report / "explanation.json").read_text())
     for method, verdict in content["verdicts"].items():
         assert f"**{METHODS[method].capitalize()}: {verdict}.**" in card
         area = content["perturbation"]["insertion"][method]["over_random"]["mean"] * content["scale"]
         assert f"{area:+.2f} [" in card
     assert "for 10 records: in hospital mortality, train split of synthetic ICU stays" in card
-    plan = plan_push(folder)
-    assert "faithfulness.json" in plan.left
-    assert "README.md" in plan.uploaded
+    assert {"faithfulness.json", "README.md"} <= set(plan_push(folder).uploaded)
     assert "faithful" not in write_model_card(shutil.copytree(checkpoint, tmp_path / "plain")).read_text()
 
 
 def test_patient_page_holds_the_record(report, synthetic_folder):
-    info = read_info(synthetic_folder)
-    events = read_events(synthetic_folder, "train", info.variables)
-    record = events.take(np.array([events.record_ids.index(PATIENT)])).latest(16)
+    folder = PreparedFolder(synthetic_folder)
+    info, events = folder.info, folder.events("train")
+    record = events.take(np.array([events.record_ids.index(PATIENT)])).latest(MAX_EVENTS)
     text = (report / "patients" / f"{PATIENT}.html").read_text()
     table = text[text.index("All events and their") :]
     assert table.count("<tr>") == 1 + len(record.times)
@@ -185,9 +189,10 @@ def test_patient_page_holds_the_record(report, synthetic_folder):
     assert "confidential" in text
 
 
-def test_events_of_a_file(checkpoint, synthetic_folder, tmp_path):
+def test_events_of_a_file(checkpoint, synthetic_folder, tmp_path, monkeypatch):
     """Fewer records than a cohort needs: patient pages only. Their ids may be anything."""
-    info = read_info(synthetic_folder)
+    monkeypatch.setattr(Picture, "save", undrawn)
+    info = PreparedFolder(synthetic_folder).info
     names = ["a/<b>", "a_<b>"]
     frame = pl.DataFrame(
         {
@@ -217,13 +222,82 @@ def test_mistakes_leave_everything_as_it_was(report, checkpoint, data, tmp_path,
     assert "'nobody' is not among the 140 records" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in report.rglob("*") if path.is_file()} == before
     (tmp_path / "thesis.txt").write_text("x")
-    assert explain(checkpoint, tmp_path, *data) == 2
-    assert "holds something else than a report" in capsys.readouterr().err
-    assert explain(checkpoint, tmp_path / "new", *data[:2]) == 2
-    assert "--data needs --task" in capsys.readouterr().err
-    assert explain(checkpoint, tmp_path / "new", *data, "--label", "cured") == 2
-    assert "it predicts survived, died" in capsys.readouterr().err
+    for arguments, message in (
+        (data[:2], "--data needs --task"),
+        ([*data, "--label", "cured"], "it predicts survived, died"),
+        ([*data, "--window-hours", "0"], "window_hours must be positive"),
+        ([*data, "--num-records", "0"], "num_records must be at least 1"),
+        ([*data[:-1], "9"], "could tell about a single one"),
+        ([*data[:-1], "9", "--card"], "a model card needs at least 10 records"),
+    ):
+        assert explain(checkpoint, tmp_path / "new", *arguments) == 2
+        assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis.txt"]
+
+
+def test_outputs_that_would_destroy_something_are_refused(
+    report, checkpoint, data, synthetic_folder, tmp_path, capsys
+):
+    """The user's own files, the checkpoint, the data, and what lies around or within them."""
+    (tmp_path / "thesis.txt").write_text("x")
+    shutil.copytree(report, tmp_path / "annotated")
+    (tmp_path / "annotated" / "figures" / "mine.txt").write_text("x")
+    (tmp_path / "link").symlink_to(checkpoint)
+    for output, message in (
+        (tmp_path, "holds something else than a report (annotated/"),
+        (tmp_path / "annotated", "holds something else than a report (figures/mine.txt)"),
+        (tmp_path / "thesis.txt", "is a file"),
+        (checkpoint, "lies where the model or the records are read from"),
+        (checkpoint / "report", "lies where the model or the records are read from"),
+        (tmp_path / "link", "lies where the model or the records are read from"),
+        (synthetic_folder, "lies where the model or the records are read from"),
+        (synthetic_folder.parent, "which the report reads"),
+    ):
+        assert explain(checkpoint, output, *data) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_second_run_into_a_folder_is_refused_while_the_first_writes(checkpoint, data, tmp_path, capsys):
+    with locked(tmp_path / "report"):
+        assert explain(checkpoint, tmp_path / "report", *data) == 2
+    assert "another process is writing to" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+ODD_NAMES = ["$", "cost$ of $care", r"\frac{1}{2}$", "a" * 300, "<b>&amp;", "_hidden", "two\nlines", "血圧", "%d {0}"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # of a script that the usual font lacks
+def test_names_of_any_kind_can_be_drawn():
+    """Dollar signs start no formula, and names of any length leave room for the data."""
+    ones = np.ones(len(ODD_NAMES)) / len(ODD_NAMES)
+    units = {name: "$/l" for name in ODD_NAMES}
+    events = pl.DataFrame(
+        {
+            "record_id": "r",
+            "time": np.arange(len(ODD_NAMES)) / 2,
+            "variable": ODD_NAMES,
+            "value": ones,
+            "attribution": ones,
+        }
+    )
+    variables = events.select("record_id", "variable", "attribution", events=1)
+    explanation = Explanation("occlusion", "$a$ b$", events, events, variables, events)
+    responses = pl.DataFrame({"variable": ODD_NAMES * 2, "value": 1.0, "attribution": 1.0, "low": 0.0, "high": 2.0})
+    pairs = pl.DataFrame(
+        {"variable": ODD_NAMES, "attended": ODD_NAMES[::-1], "ratio": 1.0, "records": 20, "weight": 0.1}
+    )
+    moves = pl.DataFrame({"time": [1.0], "variable": ["$"], "value": [1.0], "change": [0.1]})
+    trajectory = Trajectory(pl.DataFrame({"time": [0.0, 1.0], "prediction": [0.1, 0.2]}), moves)
+    shares = {"attention": {name: (ones, ones, ones) for name in ODD_NAMES}}
+    for figure in (
+        figures.shares_figure(ODD_NAMES, shares, ["$"]),
+        figures.timeline_figure(explanation, units),
+        figures.responses_figure(responses, units),
+        figures.attention_map_figure(pairs),
+        figures.trajectory_figure(trajectory, "$a$ b$", True),
+    ):
+        figure.draw_without_rendering()
 
 
 def test_clusters_stand_together():

@@ -1,4 +1,4 @@
-"""Statistics in the tokens: against a loop over events, and their piecewise-linear functions."""
+"""Statistics in the tokens: what they say of running quantities, and their piecewise-linear functions."""
 
 import math
 
@@ -6,65 +6,92 @@ import pytest
 import torch
 
 from modeling_hymate import HyMaTEForSequenceClassification
-from modeling_hymate.attention import ChannelIndex
-from modeling_hymate.channel_statistics import BOUND, STATISTICS, HyMaTEChannelStatistics, channel_statistics
+from modeling_hymate.channel_statistics import (
+    BOUND,
+    OF_TIMES,
+    OF_VALUES,
+    HyMaTEChannelStatistics,
+    channel_statistics,
+    piecewise_linear,
+)
+from modeling_hymate.running_quantities import HALF_LIFE_QUANTITIES, QUANTITIES
 from tests.support.helpers import close, make_model, random_batch, tiny_config
 
 
-def sorted_batch(seed: int = 0):
-    """Values, times in ascending order, mask of numbers and the channels of a few random records."""
-    inputs = random_batch(tiny_config(), batch=4, length=40, seed=seed)
-    times = inputs["times"].sort(1).values
-    mask = inputs["attention_mask"]
-    channels = ChannelIndex(inputs["variable_ids"], mask, 6)
-    return inputs["values"], times, inputs["value_mask"], channels, inputs["variable_ids"], mask
+def test_statistics_are_on_about_one_scale():
+    found = dict.fromkeys(QUANTITIES, 0.0) | {"count": 9, "since_first": 0.75, "since_last": 0.25, "numbers": 4}
+    found |= {"first": -1.5, "last": 0.5, "min": -2.0, "max": 9.0, "mean": 0.1, "variance": 0.25}
+    found |= {"mean_change": 0.4, "last_change": -0.3, "change_variance": 1.0, "decayed_mean": 0.2}
+    row = torch.tensor([*(found[name] for name in QUANTITIES), 0.2, 0.3, 5.0, 1.0])
+    names = [name for name in (*OF_VALUES, *OF_TIMES) for _ in range(1 + (name in HALF_LIFE_QUANTITIES))]
+    statistics, present = channel_statistics(torch.stack([row, 0 * row]), time_scale=64.0)
+    hours = 2 * BOUND / math.log1p(64)
+    expected = {name: [found[name]] for name in ("first", "last", "min", "mean", "mean_change", "last_change")} | {
+        "max": [4.0],  # as far out as anything counts
+        "deviation": [1 - BOUND],
+        "change_deviation": [2 - BOUND],
+        "decayed_mean": [0.2, 0.3],
+        "count": [math.log(10) - BOUND],
+        "since_first": [hours * math.log(49) - BOUND],
+        "since_last": [hours * math.log(17) - BOUND],
+        "rate": [math.log(10 / 49)],
+        "recent_count": [math.log(6) - BOUND, math.log(2) - BOUND],
+    }
+    for name, value in expected.items():
+        chosen = torch.tensor([other == name for other in names])
+        close(statistics[0][chosen], torch.tensor(value))
+    assert present[0].all()
+    assert not present[1].any()
+    only_times = row.clone()
+    only_times[QUANTITIES.index("numbers")] = 0
+    assert channel_statistics(only_times, 64.0)[1].tolist() == [name in OF_TIMES for name in names]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_statistics_are_those_of_a_loop_over_events(seed):
-    values, times, value_mask, channels, variable_ids, mask = sorted_batch(seed)
-    found, present = channel_statistics(values, times, value_mask, channels)
-    for row in range(len(values)):
-        half = times[row][mask[row]].max() / 2
-        for slot, variable in enumerate(channels.channel_ids[row].tolist()):
-            chosen = mask[row] & value_mask[row] & (variable_ids[row] == variable)
-            numbers, when = values[row][chosen], times[row][chosen]
-            assert present[row, slot] == (len(numbers) > 0)
-            if not len(numbers):
-                assert (found[row, slot] == 0).all()
-                continue
-            early = numbers[when <= half]
-            expected = {
-                "first": numbers[0],
-                "last": numbers[-1],
-                "min": numbers.min(),
-                "max": numbers.max(),
-                "mean": numbers.mean(),
-                "early_mean": early.mean() if len(early) else numbers[0],
-                "deviation": 2 * numbers.var(correction=0).clamp(min=1e-6).sqrt() - BOUND,
-                "count": math.log1p(len(numbers)) - BOUND,
-                "first_time": 2 * BOUND * when[0] - BOUND,
-                "last_time": 2 * BOUND * when[-1] - BOUND,
-            }
-            close(found[row, slot], torch.tensor([float(expected[name]) for name in STATISTICS]), 1e-4)
+def random_statistics(seed: int = 0, variables: int = 6, statistics: int = 5, bins: int = 4):
+    generator = torch.Generator().manual_seed(seed)
+    numbers = 8 * torch.rand(2, 3, 4, statistics, generator=generator) - 4
+    present = torch.rand(numbers.shape, generator=generator) < 0.8
+    channel_ids = torch.tensor([[0, 2, 5, -1], [1, 2, 3, 5]])
+    present &= (channel_ids >= 0)[:, None, :, None]
+    knots = torch.randn(variables * statistics * (bins + 1), 16, generator=generator)
+    return numbers, present, channel_ids, knots, bins
 
 
-def test_functions_pass_through_their_knots_and_are_straight_between():
-    values, times, value_mask, channels, *_ = sorted_batch()
+def by_definition(numbers, present, channel_ids, knots, bins):
+    at = torch.linspace(-BOUND, BOUND, bins + 1)
+    vectors = knots.view(-1, numbers.shape[-1], bins + 1, knots.shape[1])
+    found = torch.zeros(*numbers.shape[:-1], knots.shape[1])
+    for row, prediction, slot, index in present.nonzero().tolist():
+        value = numbers[row, prediction, slot, index]
+        left = min(bins - 1, max(0, int((value >= at).sum()) - 1))
+        share = (value - at[left]) / (at[left + 1] - at[left])
+        ends = vectors[channel_ids[row, slot], index, left : left + 2]
+        found[row, prediction, slot] = found[row, prediction, slot] + (1 - share) * ends[0] + share * ends[1]
+    return found
+
+
+@pytest.mark.parametrize("of_inputs", [False, True])
+def test_functions_pass_through_their_knots_and_are_straight_between(of_inputs):
+    """Outputs and gradients, also where explanations ask for those of the statistics."""
+    numbers, present, channel_ids, knots, bins = random_statistics()
+    leaves = [knots.requires_grad_(), *([numbers.requires_grad_()] if of_inputs else [])]
+    found = piecewise_linear(numbers, present, channel_ids, knots, bins)
+    expected = by_definition(numbers, present, channel_ids, knots, bins)
+    close(found, expected, 1e-4)
+    weights = torch.randn_like(found)
+    for one, other in zip(
+        *(torch.autograd.grad((outputs * weights).sum(), leaves) for outputs in (found, expected)), strict=True
+    ):
+        close(one, other, 1e-4)
+
+
+def test_functions_begin_as_nearly_straight_lines():
+    torch.manual_seed(0)
     layer = HyMaTEChannelStatistics(tiny_config(num_statistic_bins=4))
     layer.init_weights()
-    statistics, present = channel_statistics(values, times, value_mask, channels)
-    found = layer(values, times, value_mask, channels)
-    knots = layer.knots.view(6, len(STATISTICS), 5, -1)
-    at = torch.linspace(-BOUND, BOUND, 5)
-    row, slot = present.nonzero()[0].tolist()
-    expected = torch.zeros(16)
-    for index, value in enumerate(statistics[row, slot].clamp(-4, 4).tolist()):
-        vectors = knots[channels.channel_ids[row, slot], index]
-        left = min(3, max(0, int((torch.tensor(value) >= at).sum()) - 1))
-        share = (value - at[left]) / (at[left + 1] - at[left])
-        expected = expected + (1 - share) * vectors[left] + share * vectors[left + 1]
-    close(found[row, slot], expected, 1e-4)
+    slopes = layer.knots.view(layer.num_functions, 5, -1).diff(dim=1)
+    assert slopes.std(1).mean() < 2 * slopes.mean(1).abs().mean()
+    assert 0.1 < layer.knots.abs().mean() < 0.3
 
 
 def test_gradients_reach_every_value_and_stay_finite():

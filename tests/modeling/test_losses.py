@@ -138,26 +138,32 @@ def test_labels_of_other_kinds():
 
 
 def test_pretraining_loss():
-    model = make_model(HyMaTEForPreTraining)
+    model = make_model(HyMaTEForPreTraining, forecast_horizons=[2, 24], measured_weight=0.5)
     inputs = random_batch(model.config)
-    values = torch.randn(3, 6)
-    mask = torch.zeros(3, 6)
-    measured = [(0, 1), (0, 5), (2, 3)]
+    values = torch.randn(3, 2, 6)
+    mask = torch.zeros(3, 2, 6)
+    measured = [(0, 0, 1), (0, 1, 5), (2, 0, 3)]
     for place in measured:
         mask[place] = 1
     values[1] = math.nan  # nothing was measured there
     outputs = model(**inputs, forecast_values=values, forecast_mask=mask)
-    assert outputs.logits.shape == (3, 6)
+    assert outputs.logits.shape == outputs.measured_logits.shape == (3, 2, 6)
     by_hand = sum((outputs.logits[place] - values[place]) ** 2 for place in measured) / 3
+    chances = outputs.measured_logits.sigmoid()
+    by_hand = by_hand - 0.5 * (mask * chances.log() + (1 - mask) * (1 - chances).log()).mean()
     close(outputs.loss, by_hand)
+    everything = model(**inputs, forecast_values=values, forecast_mask=mask, measured_mask=torch.ones(3, 2, 6)).loss
+    close(everything - outputs.loss, -0.5 * ((1 - mask) * (chances / (1 - chances)).log()).mean())
     for name, gradient in gradients_of(model, outputs.loss).items():
         assert gradient.isfinite().all(), name
-    nothing = model(**inputs, forecast_values=values, forecast_mask=torch.zeros(3, 6)).loss
-    assert nothing == 0
+    nothing = model(**inputs, forecast_values=values, forecast_mask=torch.zeros(3, 2, 6)).loss
+    close(nothing, -0.5 * (1 - chances).log().mean())
     nothing.backward()
     with pytest.raises(ValueError, match="forecast_values and forecast_mask must be given together"):
         model(**inputs, forecast_values=values)
-    with pytest.raises(ValueError, match=r"forecast_mask must have shape \(3, 6\), got \(3, 5\)"):
-        model(**inputs, forecast_values=values, forecast_mask=mask[:, :5])
+    with pytest.raises(ValueError, match=r"forecast_mask must have shape \(3, 2, 6\), got \(3, 1, 6\)"):
+        model(**inputs, forecast_values=values, forecast_mask=mask[:, :1])
     with pytest.raises(ValueError, match="forecast_values must be finite"):
-        model(**inputs, forecast_values=values, forecast_mask=torch.ones(3, 6))
+        model(**inputs, forecast_values=values, forecast_mask=torch.ones(3, 2, 6))
+    with pytest.raises(ValueError, match="measured_mask was given without"):
+        model(**inputs, measured_mask=mask)

@@ -248,7 +248,10 @@ def test_event_tokens_of_a_channel_average_to_it(axis):
     else:
         # the pooled vector is the weighted mean of the normalized tokens
         tokens = model.fusion.norm(outputs.channel_hidden_state)
-        close((tokens * outputs.channel_weights.unsqueeze(-1)).sum(1), outputs.pooler_output[:, :16])
+        pooled = (tokens * outputs.channel_weights.unsqueeze(-1)).sum(1)
+        last = inputs["times"].masked_fill(~inputs["attention_mask"], -math.inf).amax(1, keepdim=True)
+        asked = model.prediction_time_embedding(last, torch.float32).squeeze(1)
+        close(pooled + asked, outputs.pooler_output[:, :16])
 
 
 @ablations
@@ -323,7 +326,7 @@ def test_tuples_hold_what_the_outputs_hold(head):
     model = make_model(head)
     inputs = random_batch(model.config)
     if head is HyMaTEForPreTraining:
-        inputs |= {"forecast_values": torch.zeros(3, 6), "forecast_mask": torch.ones(3, 6)}
+        inputs |= {"forecast_values": torch.zeros(3, 1, 6), "forecast_mask": torch.ones(3, 1, 6)}
     if head is HyMaTEForSequenceClassification:
         inputs |= {"labels": torch.tensor([0, 1, 1])}
     outputs, values = model(**inputs), model(**inputs, return_dict=False)

@@ -32,6 +32,7 @@ def extractor() -> HyMaTEFeatureExtractor:
 def make(extractor):
     def make_pipeline(**config):
         settings = {"num_variables": 3, "num_static_features": 2, "problem_type": "single_label_classification"}
+        settings["time_scale"] = extractor.time_scale
         model = perturbed(HyMaTEForSequenceClassification(tiny_config(**settings | config)))
         return pipeline("ehr-classification", model=model, feature_extractor=extractor, device="cpu")
 
@@ -173,7 +174,7 @@ def test_regression_answers_in_the_labels_unit(make, extractor):
 def test_saved_pipeline_opens_again(classify, tmp_path):
     classify.save_pretrained(tmp_path / "saved")
     again = pipeline("ehr-classification", model=str(tmp_path / "saved"), device="cpu")
-    assert again(FRAME, STATIC) == classify(FRAME, STATIC)
+    assert_same(again(FRAME, STATIC), classify(FRAME, STATIC))
 
 
 def test_mistakes_are_named(classify, extractor):
@@ -211,3 +212,40 @@ def assert_same(found: list[dict], expected: list[dict]):
                 for result in (one, other)
             ]
             assert keys[0] == keys[1]
+
+
+def test_records_are_asked_at_many_times(classify):
+    """Each answer is that for the record cut at its time, also where that has no events."""
+    times = [[0.5, 6.0, 40.0], [1.0], [30.0, 2.0]]
+    found = classify(FRAME, STATIC, prediction_times=times, top_k=None)
+    ids = FRAME["record_id"].unique().tolist()
+    for record_id, hours, answers in zip(ids, times, found, strict=True):
+        assert [answer["prediction_time"] for answer in answers] == hours
+        for hour, answer in zip(hours, answers, strict=True):
+            assert answer["record_id"] == record_id
+            seen = FRAME[(FRAME["record_id"] == record_id) & (FRAME["time"] <= hour)]
+            assert len(answer["top_events"]) == len(seen)
+            assert sum(event["weight"] for event in answer["top_events"]) == pytest.approx(float(len(seen) > 0))
+            counts = {found["variable"]: found["num_events"] for found in answer["top_variables"]}
+            assert counts == seen["variable"].value_counts().to_dict()
+            if len(seen):
+                static = STATIC[STATIC["record_id"] == record_id]
+                (alone,) = classify(seen, static, prediction_times=[hour], top_k=None)
+                assert_same(alone, [answer])
+    for batch_size in (1, 3):
+        again = classify(FRAME, STATIC, prediction_times=times, top_k=None, batch_size=batch_size)
+        for answers, expected in zip(again, found, strict=True):
+            assert_same(answers, expected)
+    (nothing,) = classify({"time": [], "variable": [], "value": []}, {"Age": 50.0}, prediction_times=[3.0])
+    assert nothing["top_events"] == nothing["top_variables"] == []
+    with pytest.raises(ValueError, match=r"prediction_times of record '.': -1.0 is not a finite number of hours"):
+        classify(FRAME, STATIC, prediction_times=[-1])
+
+
+def test_a_patient_is_followed(classify):
+    record = FRAME[FRAME["record_id"] == "a"].sort_values("time")
+    stream = classify.stream(static={"Age": 40.0})
+    for event in record[["time", "variable", "value"]].to_dict("records"):
+        answer = stream.add(event)
+    (expected,) = classify(record, STATIC[:1])
+    assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-5)

@@ -33,15 +33,23 @@ from tests.support.helpers import perturbed, tiny_config
 CODE = {
     "attention.py",
     "channel_statistics.py",
+    "channel_tokens.py",
     "configuration_hymate.py",
     "dropout.py",
     "embedding.py",
     "events.py",
     "feature_extraction_hymate.py",
+    "forecast.py",
+    "inputs.py",
+    "losses.py",
     "mamba.py",
     "modeling_hymate.py",
+    "outputs.py",
     "pipeline_hymate.py",
+    "running_quantities.py",
     "scan.py",
+    "stream.py",
+    "streaming.py",
 }
 RECORDS = [
     {"time": [0.0, 1.5, 1.5, 30.0], "variable": ["HR", "GCS", "HR", "Ward"], "value": [88, 15, 91.5, None], "Age": 71},
@@ -60,6 +68,7 @@ def config(extractor: HyMaTEFeatureExtractor) -> HyMaTEConfig:
     return tiny_config(
         num_variables=extractor.num_variables,
         num_static_features=len(extractor.static_feature_names),
+        time_scale=extractor.time_scale,
         id2label={0: "survived", 1: "died"},
         problem_type="single_label_classification",
     )

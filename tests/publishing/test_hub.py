@@ -4,21 +4,16 @@ Clients run in a process of their own, one for the whole file, since huggingface
 once, when it is imported.
 """
 
-import argparse
-import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.helpers import tiny_config
-from tests.support.hub_server import OWNER, TOKEN, HubServer, card_session
+from tests.support.hub_client import ClientError
+from tests.support.hub_server import OWNER
 
 REPO = f"{OWNER}/model"
 RECORDS = [
@@ -26,67 +21,6 @@ RECORDS = [
     {"time": [1.0], "variable": ["HR"], "value": [120.0], "Age": None},
 ]
 DISK_LIMIT = 20_000  # bytes
-README = """---
-license: apache-2.0
-library_name: transformers
----
-# A model
-"""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server) -> HubServer:
-    """The server, empty."""
-    server.repos.clear()
-    server.blobs.clear()
-    server.requests.clear()
-    return server
-
-
-@pytest.fixture(scope="module")
-def pool(server, tmp_path_factory) -> Iterator[ProcessPoolExecutor]:
-    settings = {
-        "HF_ENDPOINT": server.url,
-        "HF_TOKEN": TOKEN,
-        "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HYMATE_SCAN_BACKEND": "chunked",
-        "NO_PROXY": "127.0.0.1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        with ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare_client) as executor:
-            executor.submit(os.getpid).result(timeout=120)
-            yield executor
-
-
-@pytest.fixture
-def client(pool, tmp_path) -> Callable[..., Any]:
-    """`client(function, *arguments)` runs one of this file's functions in the client's process.
-
-    The function's first argument is a cache folder of this test's own. What it raises comes back as a ClientError.
-    """
-
-    def call(function: Callable, *arguments):
-        outcome = pool.submit(attempt, function, tmp_path / "cache", *arguments).result(timeout=120)
-        if "error" in outcome:
-            raise ClientError(outcome["error"])
-        return outcome["result"]
-
-    return call
-
-
-class ClientError(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -99,26 +33,10 @@ def folder(pool, tmp_path_factory) -> Path:
 # ------------------------------------------------------------------------------------------- in the client's process
 
 
-def prepare_client():
-    import time  # noqa: PLC0415 - of that process
-
-    import huggingface_hub.repocard  # noqa: PLC0415 - likewise, and only now that the environment is set
-
-    assert os.environ["HF_ENDPOINT"] == huggingface_hub.constants.ENDPOINT
-    huggingface_hub.repocard.get_session = card_session(huggingface_hub.constants.ENDPOINT)
-    time.sleep = lambda seconds: None  # between the client's own retries
-
-
-def attempt(function: Callable, *arguments) -> dict[str, Any]:
-    try:
-        return {"result": function(*arguments)}
-    except Exception as error:  # many of the client's exceptions cannot be sent back
-        return {"error": f"{type(error).__name__}: {error}"}
-
-
 def save_checkpoint(path: Path, seed: int):
     import torch  # noqa: PLC0415
 
+    from hymate_training.publishing.cards import write_model_card  # noqa: PLC0415
     from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification  # noqa: PLC0415
 
     torch.manual_seed(seed)
@@ -126,7 +44,7 @@ def save_checkpoint(path: Path, seed: int):
     config = tiny_config(num_variables=2, num_static_features=2)
     HyMaTEForSequenceClassification(config).save_pretrained(path)
     extractor.save_pretrained(path)
-    (path / "README.md").write_text(README)
+    write_model_card(path)
 
 
 def names_in_checkpoint(cache: Path, place: str) -> list[str]:
@@ -161,12 +79,11 @@ def push_with_transformers(cache: Path, path: Path, repo: str, options: dict):
     ModelCard.load(path / "README.md").push_to_hub(repo)
 
 
-def push_with_command(cache: Path, path: Path, repo: str, *flags: str) -> str:
-    from hymate_training.publishing import push  # noqa: PLC0415
+def push_checkpoint(cache: Path, path: Path, repo: str, private: bool = False, dry_run: bool = False) -> str | None:
+    """Pushes, and returns the commit's address."""
+    from hymate_training.publishing.push import push  # noqa: PLC0415
 
-    parser = argparse.ArgumentParser()
-    push.add_arguments(parser)
-    return push.run(parser.parse_args(["--checkpoint", str(path), "--repo", repo, *flags]))
+    return push(repo, checkpoint=path, private=private, dry_run=dry_run).commit
 
 
 def create_tag(cache: Path, repo: str, tag: str):
@@ -211,28 +128,29 @@ def test_push_to_hub_and_back(hub, client, folder):
 
 
 def test_command_pushes_everything_in_one_commit(hub, client, folder):
-    printed = client(push_with_command, folder, REPO)
+    commit = client(push_checkpoint, folder, REPO)
     repo = hub.repo(REPO)
     assert [commit.title for commit in repo.commits] == ["initial commit", "Upload a HyMaTE checkpoint"]
     assert {path.name for path in folder.iterdir()} == set(repo.files()) - {".gitattributes"}
-    assert repo.commits[-1].oid in printed
+    assert f'place = "{REPO}"' in repo.files()["README.md"].decode()
+    assert repo.commits[-1].oid in commit
     assert not repo.private
     assert client(logits_of, REPO) == client(logits_of, str(folder))
 
 
 def test_commands_take_a_checkpoint_by_its_name(hub, client, folder):
-    client(push_with_command, folder, REPO)
+    client(push_checkpoint, folder, REPO)
     assert client(names_in_checkpoint, REPO) == sorted(path.name for path in folder.iterdir())
     with pytest.raises(ClientError, match=f"{OWNER}/absent is no folder, and not to be had from the Hub"):
         client(names_in_checkpoint, f"{OWNER}/absent")
 
 
 def test_revision_names_a_version(hub, client, folder, tmp_path):
-    client(push_with_command, folder, REPO)
+    client(push_checkpoint, folder, REPO)
     client(create_tag, REPO, "v1")
     newer = tmp_path / "newer"
     client(save_newer, newer)
-    client(push_with_command, newer, REPO)
+    client(push_checkpoint, newer, REPO)
     old, new = client(logits_of, str(folder)), client(logits_of, str(newer))
     assert old != new
     assert client(logits_of, REPO) == new
@@ -243,8 +161,9 @@ def test_revision_names_a_version(hub, client, folder, tmp_path):
 
 
 def test_private_repository_asks_for_a_token(hub, client, folder):
-    assert "(private)" in client(push_with_command, folder, REPO, "--private", "--dry-run")
-    client(push_with_command, folder, REPO, "--private")
+    assert client(push_checkpoint, folder, REPO, True, True) is None
+    assert not hub.repos
+    client(push_checkpoint, folder, REPO, True)
     assert hub.repo(REPO).private
     with pytest.raises(ClientError, match=r"is not a local folder and is not a valid model identifier[\s\S]*token"):
         client(logits_of, REPO, {"token": False})
@@ -260,10 +179,10 @@ def test_missing_repository(hub, client):
 
 
 def test_private_push_to_a_public_repository_is_refused(hub, client, folder):
-    client(push_with_command, folder, REPO)
+    client(push_checkpoint, folder, REPO)
     commits = len(hub.repo(REPO).commits)
     with pytest.raises(ClientError, match="ValueError: org/model exists and is public"):
-        client(push_with_command, folder, REPO, "--private")
+        client(push_checkpoint, folder, REPO, True)
     assert len(hub.repo(REPO).commits) == commits
 
 
@@ -273,10 +192,10 @@ def test_push_without_permission_says_how_to_log_in(hub, client, folder, status)
         hub.fault("POST", "/api/repos/create", status=status),
         pytest.raises(ClientError, match=r"ValueError: .*hf auth login.*HF_TOKEN"),
     ):
-        client(push_with_command, folder, REPO)
+        client(push_checkpoint, folder, REPO)
     assert not hub.repos
     with pytest.raises(ClientError, match=r"ValueError: .*write to someone/model"):
-        client(push_with_command, folder, "someone/model")
+        client(push_checkpoint, folder, "someone/model")
 
 
 @pytest.mark.parametrize(
@@ -296,32 +215,33 @@ def test_upload_that_breaks_off_shows_nothing(hub, client, folder, method, patte
         hub.fault(method, pattern, **how) as fault,
         pytest.raises(ClientError, match=r"ValueError: the upload to org/model failed \(.+\)\. Files appear"),
     ):
-        client(push_with_command, folder, REPO)
+        client(push_checkpoint, folder, REPO)
     assert fault.met
     for repo in hub.repos.values():
         assert set(repo.files()) == {".gitattributes"}
-    client(push_with_command, folder, REPO)
+    client(push_checkpoint, folder, REPO)
     assert set(hub.repo(REPO).files()) == {".gitattributes", *(path.name for path in folder.iterdir())}
 
 
 def test_card_with_wrong_metadata_is_refused_before_the_upload(hub, client, folder, tmp_path):
     spoiled = Path(shutil.copytree(folder, tmp_path / "spoiled"))
-    (spoiled / "README.md").write_text(README.replace("apache-2.0", "free as in beer"))
+    card = spoiled / "README.md"
+    card.write_text(card.read_text().replace("license: apache-2.0", "license: free-as-in-beer"))
     with pytest.raises(ClientError, match=r"(?s)ValueError: .*license"):
-        client(push_with_command, spoiled, REPO)
+        client(push_checkpoint, spoiled, REPO)
     assert len(hub.repo(REPO).commits) == 1
     assert not hub.blobs
 
 
 def test_download_that_breaks_off_once_is_resumed(hub, client, folder):
-    client(push_with_command, folder, REPO)
+    client(push_checkpoint, folder, REPO)
     with hub.fault("GET", "model.safetensors", cut_after=10_000, times=1) as fault:
         assert client(logits_of, REPO) == client(logits_of, str(folder))
     assert fault.met == 1
 
 
 def test_download_that_breaks_off_leaves_no_model_that_loads(hub, client, folder):
-    client(push_with_command, folder, REPO)
+    client(push_checkpoint, folder, REPO)
     with hub.fault("GET", "model.safetensors", cut_after=0), pytest.raises(ClientError, match=r"\S+: .*\S"):
         client(logits_of, REPO)
     with pytest.raises(ClientError, match=r"OSError: .*model\.safetensors"):
@@ -330,7 +250,7 @@ def test_download_that_breaks_off_leaves_no_model_that_loads(hub, client, folder
 
 
 def test_full_disk_leaves_no_model_that_loads(hub, client, folder):
-    client(push_with_command, folder, REPO)
+    client(push_checkpoint, folder, REPO)
     assert (folder / "model.safetensors").stat().st_size > DISK_LIMIT
     with pytest.raises(ClientError, match="File too large"):
         client(with_small_disk, REPO)

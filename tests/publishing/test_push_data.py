@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hymate_training.data.prepared_folder import read_records, read_task
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
 from hymate_training.publishing import push
-from tests.publishing.test_hub import ClientError, client, hub, pool, server  # noqa: F401 - fixtures: the loopback Hub and its client
+from tests.support.hub_client import ClientError
 from tests.support.hub_server import OWNER
 
 REPO = f"{OWNER}/stays"
@@ -25,12 +25,9 @@ def folder(synthetic_folder, tmp_path) -> Path:
 # ------------------------------------------------------------------------------------------- in the client's process
 
 
-def push_with_command(cache: Path, path: Path, repo: str, *flags: str) -> str:
-    import argparse  # noqa: PLC0415 - of the client's process
-
-    parser = argparse.ArgumentParser()
-    push.add_arguments(parser)
-    return push.run(parser.parse_args(["--data", str(path), "--repo", repo, *flags]))
+def push_folder(cache: Path, path: Path, repo: str, private: bool = False, acknowledged: bool = False) -> str | None:
+    """Pushes, and returns the commit's address."""
+    return push.push(repo, data=path, private=private, acknowledge_credentialed=acknowledged).commit
 
 
 def load(cache: Path, place: str, config: str, split: str, streaming: bool = False, token: bool | None = None) -> list:
@@ -42,35 +39,35 @@ def load(cache: Path, place: str, config: str, split: str, streaming: bool = Fal
 # ------------------------------------------------------------------------------------------------------- round trips
 
 
-def test_pushed_folder_loads_as_it_was(hub, client, folder):  # noqa: F811 - fixtures
-    printed = client(push_with_command, folder, REPO)
+def test_pushed_folder_loads_as_it_was(hub, client, folder):
+    commit = client(push_folder, folder, REPO)
     repo = hub.repo(REPO, "datasets")
     assert [commit.title for commit in repo.commits] == ["initial commit", "Upload a prepared data set"]
-    assert repo.commits[-1].oid in printed
+    assert repo.commits[-1].oid in commit
     assert not repo.private
     stored = repo.files()
     local = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert {name: body for name, body in stored.items() if name != ".gitattributes"} == local
     for split in SPLITS:
-        assert client(load, REPO, TASK, split) == read_task(folder, TASK, split).to_pylist()
-    records = read_records(folder, "validation").to_pylist()
+        assert client(load, REPO, TASK, split) == PreparedFolder(folder).task(TASK, split).to_pylist()
+    records = PreparedFolder(folder).records("validation").to_pylist()
     assert client(load, REPO, "records", "validation") == records
     assert client(load, REPO, "records", "validation", True) == records
 
 
-def test_private_data_set_asks_for_a_token(hub, client, folder):  # noqa: F811
-    client(push_with_command, folder, REPO, "--private")
+def test_private_data_set_asks_for_a_token(hub, client, folder):
+    client(push_folder, folder, REPO, True)
     assert hub.repo(REPO, "datasets").private
     with pytest.raises(ClientError, match=f"{REPO}"):
         client(load, REPO, TASK, "test", False, False)
-    assert client(load, REPO, TASK, "test") == read_task(folder, TASK, "test").to_pylist()
+    assert client(load, REPO, TASK, "test") == PreparedFolder(folder).task(TASK, "test").to_pylist()
 
 
-def test_upload_that_breaks_off_shows_nothing(hub, client, folder):  # noqa: F811
+def test_upload_that_breaks_off_shows_nothing(hub, client, folder):
     with hub.fault("PUT", "/lfs/", status=500), pytest.raises(ClientError, match="the upload to org/stays failed"):
-        client(push_with_command, folder, REPO)
+        client(push_folder, folder, REPO)
     assert set(hub.repo(REPO, "datasets").files()) == {".gitattributes"}
-    client(push_with_command, folder, REPO)
+    client(push_folder, folder, REPO)
     assert "metadata.json" in hub.repo(REPO, "datasets").files()
 
 
@@ -85,13 +82,13 @@ def describe_as(folder: Path, license_name: str = "apache-2.0", **extra):
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("given", [(), ("--private",), ("--acknowledge-credentialed",)])
-def test_credentialed_source_needs_both_flags(hub, client, folder, given):  # noqa: F811
+@pytest.mark.parametrize("given", [(False, False), (True, False), (False, True)])
+def test_credentialed_source_needs_both_flags(hub, client, folder, given):
     describe_as(folder, credentialed=True)
     with pytest.raises(ClientError, match=r"both --private and --acknowledge-credentialed"):
-        client(push_with_command, folder, REPO, *given)
+        client(push_folder, folder, REPO, *given)
     assert not hub.requests
-    client(push_with_command, folder, REPO, "--private", "--acknowledge-credentialed")
+    client(push_folder, folder, REPO, True, True)
     assert hub.repo(REPO, "datasets").private
 
 
@@ -123,3 +120,11 @@ def test_incomplete_folder_is_refused(folder, name):
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a prepared folder"):
         push.plan_data_push(tmp_path, private=False)
+
+
+def test_links_out_of_the_folder_are_refused(folder, tmp_path):
+    path = folder / "records" / "train-00001.parquet"
+    (tmp_path / "elsewhere.parquet").write_bytes(b"PAR1")
+    path.symlink_to(tmp_path / "elsewhere.parquet")
+    with pytest.raises(ValueError, match=r"train-00001\.parquet is a link that leads out"):
+        push.plan_data_push(folder, private=True)

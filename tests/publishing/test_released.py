@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification
+from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification, pipeline
 
 from hymate_training.cli.main import main
-from hymate_training.publishing.push import plan_push
+from hymate_training.publishing.push import package_code, plan_push
+from modeling_hymate import HyMaTEForSequenceClassification
 
 MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 MORTALITY = MODEL_CARDS / "hymate-physionet2012-mortality"
@@ -19,12 +20,15 @@ LARGEST = 2_000_000  # bytes
 
 
 @pytest.mark.parametrize("folder", [MORTALITY, PRETRAINED], ids=lambda folder: folder.name)
-def test_a_folder_holds_what_is_pushed_and_nothing_else(folder):
-    assert plan_push(folder).left == ()
+def test_a_folder_holds_what_is_pushed_and_nothing_else_but_the_code(folder):
+    plan = plan_push(folder)
+    assert plan.left == ()
+    assert set(plan.uploaded) == {path.name for path in folder.iterdir()} | set(package_code())
+    assert not list(folder.glob("*.py"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST
 
 
-def test_they_load_and_answer():
+def test_they_load_and_answer_without_trust_in_remote_code():
     extractor = AutoFeatureExtractor.from_pretrained(MORTALITY)
     inputs = extractor({"time": [0.5, 2.0, 30.0], "variable": ["HR", "GCS", "GCS"], "value": [92, 15, 6]})
     classifier, info = AutoModelForSequenceClassification.from_pretrained(MORTALITY, output_loading_info=True)
@@ -35,6 +39,14 @@ def test_they_load_and_answer():
         forecast = AutoModelForPreTraining.from_pretrained(PRETRAINED)(**inputs).logits
     torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
     assert forecast.isfinite().all()
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_the_pipeline_uses_the_installed_code(trust):
+    classify = pipeline("ehr-classification", model=str(MORTALITY), device="cpu", trust_remote_code=trust)
+    assert type(classify.model) is HyMaTEForSequenceClassification
+    answer = classify({"time": [0.5, 2.0], "variable": ["HR", "GCS"], "value": [92, 15]})
+    assert sum(answer["scores"].values()) == pytest.approx(1)
 
 
 def test_evaluation_reproduces_the_card(shared_data, tmp_path, capsys):

@@ -32,7 +32,9 @@ def main(folder: Path = FOLDER):
         config = tiny_config(
             num_variables=extractor.num_variables,
             num_static_features=len(extractor.static_feature_names),
+            time_scale=extractor.time_scale,
             num_mamba_layers=1,
+            num_statistic_bins=2,
             id2label={0: "survived", 1: "died"},
             problem_type="single_label_classification",
         )

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2 (Linux), RENAME_SWAP of renamex_np (macOS)
 AT_FDCWD = -100
 
@@ -73,6 +75,28 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
             replace_folder(incoming, path)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(output: str | Path) -> Iterator[None]:
+    """Keeps `output` to this process while the block runs; a process that is killed leaves nothing locked.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    output = _followed(Path(output))
+    with _parents_made(output):
+        lock = FileLock(output.with_name(f".{output.name[:48]}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(f"another process is writing to {output}: wait until it is done") from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows deletes no open file
+                Path(lock.lock_file).unlink()
+            lock.release()
 
 
 def replace_folder(new: Path, output: Path) -> None:

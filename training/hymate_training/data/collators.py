@@ -86,7 +86,8 @@ class ForecastCollator:
         cut_of_event = np.repeat(cuts, events.lengths)
         features = encode_events(self, events.select(events.times <= cut_of_event), examples)
         ahead = (events.times > cut_of_event) & (events.times <= cut_of_event + self.forecast_hours)
-        features["forecast_values"], features["forecast_mask"] = self._targets(events.select(ahead))
+        values, mask = self._targets(events.select(ahead))
+        features["forecast_values"], features["forecast_mask"] = values.unsqueeze(1), mask.unsqueeze(1)  # one horizon
         return features
 
     def _cuts(self, examples: Examples) -> np.ndarray:

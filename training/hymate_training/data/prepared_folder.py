@@ -219,26 +219,3 @@ def _static_array(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_floating(column.type):
         return column.to_numpy()  # NaN where unknown
     return np.array(column.to_pylist(), dtype=object)
-
-
-# ------------------------------------------------- by path: until every caller hands on a PreparedFolder, then deleted
-
-
-def read_info(folder: str | Path) -> DatasetInfo:
-    return PreparedFolder(folder).info
-
-
-def read_task(folder: str | Path, task: str, split: str) -> pa.Table:
-    return PreparedFolder(folder).task(task, split)
-
-
-def read_records(folder: str | Path, split: str) -> pa.Table:
-    return PreparedFolder(folder).records(split)
-
-
-def split_fingerprint(folder: str | Path, task: str, split: str) -> str:
-    return PreparedFolder(folder).split_fingerprint(task, split)
-
-
-def data_fingerprint(folder: str | Path) -> str:
-    return PreparedFolder(folder).fingerprint

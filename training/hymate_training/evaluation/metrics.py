@@ -41,6 +41,7 @@ METRICS: dict[str, dict[str, str]] = {
 }
 _RANKING = ("auroc", "auprc", "min_recall_precision")
 _WEIGHTS_AT_ONCE = 1_000_000  # weights held at a time: 8 MB, near the size of a cache
+SMALLEST_GROUP = 10  # records; numbers about fewer could tell about a single patient
 _PACKAGES = ("hymate", "torch", "transformers", "numpy", "scikit-learn")
 
 Interval = tuple[float, float]

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn import metrics as sklearn_metrics
 
-from hymate_training.evaluation.metrics import METRICS, calibration_bins, compute_metrics
+from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, calibration_bins, compute_metrics
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.files import writing_file
 
@@ -25,6 +25,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
 COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 TITLE_SIZE, LABEL_SIZE, TEXT_SIZE = 15, 13, 11
+LONGEST_TEXT = 48  # letters
 WILSON_Z = NormalDist().inv_cdf(0.975)
 
 
@@ -66,6 +67,12 @@ def _figures(sample: LabeledPredictions) -> dict[str, Figure]:
     else:
         figures["predicted_versus_true"] = predicted_versus_true_figure(sample)
     return figures
+
+
+def lettering(text: str) -> str:
+    """Text from the data as a figure takes it: short, in one line, and its dollar signs do not start a formula."""
+    line = " ".join(text.split())
+    return (line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "…").replace("$", r"\$")
 
 
 def _figure(title: str, width: float = 6.4, height: float = 6.4) -> Figure:
@@ -183,7 +190,7 @@ def confusion_figure(sample: LabeledPredictions) -> Figure:
     """Confusion matrix of a multiclass sample, by the most probable class; shades show row shares."""
     labels, predictions = sample.labels, sample.predictions
     classes = predictions.shape[1]
-    names = sample.label_names
+    names = list(map(lettering, sample.label_names))
     counts = sklearn_metrics.confusion_matrix(labels, predictions.argmax(axis=1), labels=np.arange(classes))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.9 * classes, 6.4, 14))
@@ -202,7 +209,7 @@ def confusion_figure(sample: LabeledPredictions) -> Figure:
             axes.text(
                 column,
                 row,
-                f"{counts[row, column]:,}\n{shares[row, column]:.0%}",
+                _cell_text(counts[row, column], shares[row, column]),
                 ha="center",
                 va="center",
                 fontsize=TEXT_SIZE,
@@ -211,10 +218,15 @@ def confusion_figure(sample: LabeledPredictions) -> Figure:
     return figure
 
 
+def _cell_text(count: int, share: float) -> str:
+    """A cell of a confusion matrix; small counts, which could tell about single patients, in words."""
+    return f"<{SMALLEST_GROUP}" if 0 < count < SMALLEST_GROUP else f"{count:,}\n{share:.0%}"
+
+
 def label_roc_figure(sample: LabeledPredictions) -> Figure:
     """ROC curve of each label of a multilabel sample; labels of one class only are named, not drawn."""
     labels, predictions = sample.labels, sample.predictions
-    names = sample.label_names
+    names = list(map(lettering, sample.label_names))
     styles = [(color, line) for line in LINE_STYLES for color in COLORS]
     columns = 1 + (len(names) - 1) // 18
     figure = _figure("ROC curve of each label", width=6.8 + 3.4 * columns)
@@ -228,7 +240,8 @@ def label_roc_figure(sample: LabeledPredictions) -> Figure:
             axes.plot([], [], color="none", label=f"{name}, one class only")
             continue
         false_positive_rate, recall, _ = sklearn_metrics.roc_curve(y, p)
-        title = f"{name}, {sklearn_metrics.roc_auc_score(y, p):.3f} ({y.sum():,} pos.)"
+        positives = f"{y.sum():,}" if y.sum() >= SMALLEST_GROUP else f"<{SMALLEST_GROUP}"
+        title = f"{name}, {sklearn_metrics.roc_auc_score(y, p):.3f} ({positives} pos.)"
         axes.plot(false_positive_rate, recall, color=color, linestyle=line, linewidth=1.6, label=title)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
     axes.legend(
@@ -243,7 +256,7 @@ def label_roc_figure(sample: LabeledPredictions) -> Figure:
 
 
 def predicted_versus_true_figure(sample: LabeledPredictions) -> Figure:
-    """Predicted against true numbers of a regression as counts in hexagons: no row is drawn on its own."""
+    """Predicted against true numbers of a regression: counts in hexagons that hold `SMALLEST_GROUP` rows or more."""
     labels, predictions = sample.labels, sample.predictions
     metrics = compute_metrics(sample)
     rows = f"{len(labels):,} rows"
@@ -256,15 +269,27 @@ def predicted_versus_true_figure(sample: LabeledPredictions) -> Figure:
     low, high = min(labels.min(), predictions.min()), max(labels.max(), predictions.max())
     margin = 0.02 * (high - low) or 1.0
     low, high = low - margin, high + margin
+    # coarse where there are few rows, so that most hexagons along the diagonal hold enough
+    gridsize = int(np.clip(len(labels) / (2 * SMALLEST_GROUP), 4, 32))
     image = axes.hexbin(
-        labels, predictions, gridsize=32, extent=(low, high, low, high), mincnt=1, bins="log", cmap="viridis"
+        labels,
+        predictions,
+        gridsize=gridsize,
+        extent=(low, high, low, high),
+        mincnt=SMALLEST_GROUP,
+        bins="log",
+        cmap="viridis",
     )
+    counts = np.asarray(image.get_array())
+    if not len(counts):
+        image.set_clim(SMALLEST_GROUP, 10 * SMALLEST_GROUP)
     axes.plot([low, high], [low, high], color=ORANGE, linestyle="--", linewidth=1.5, label="perfect prediction")
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
     axes.legend(loc="upper left", fontsize=TEXT_SIZE)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.set_label("rows in a hexagon", fontsize=LABEL_SIZE)
+    hidden = len(labels) - int(counts.sum())
+    bar.set_label(f"rows per hexagon ({hidden:,} in hexagons of fewer than {SMALLEST_GROUP})", fontsize=LABEL_SIZE)
     bar.ax.tick_params(labelsize=TEXT_SIZE)
     return figure

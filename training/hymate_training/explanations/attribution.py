@@ -1,8 +1,8 @@
 """Which events and variables a prediction rests on: the model's attention, integrated gradients and occlusion.
 
-What is explained is the score of one output: the log-odds of a class or label, or the regressed number. Attributions
-of the signed methods are in that unit, positive where something raises the score. Attention has no sign: its
-attributions are shares that sum to one a record.
+What is explained is the score of one output: the log-odds of the probability that the model predicts for a class or
+label, calibrated as that is, or the regressed number. Attributions of the signed methods are in that unit, positive
+where something raises the score. Attention has no sign: its attributions are shares that sum to one per record.
 """
 
 import contextlib
@@ -17,15 +17,22 @@ from captum.attr import IntegratedGradients
 from torch import nn
 from tqdm.auto import tqdm
 
+from hymate_training.explanations.markup import table_html
 from hymate_training.inference.prediction import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.embedding import HyMaTEEmbedding
-from modeling_hymate.modeling_hymate import canonical_order
+from modeling_hymate.inputs import canonical_order
 
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
 UNSIGNED = ("attention",)
 BATCH_SIZE = 64
 EVENTS_AT_ONCE = 1 << 19  # events of altered records that are held at a time
+SHOWN_ROWS = 8  # of an explanation in a notebook
+
+
+def progress_bar(label: str | None, iterable: Any = None, **options: Any) -> tqdm:
+    """A progress bar of that label on a terminal; none elsewhere, or where there is no label."""
+    return tqdm(iterable, desc=label, leave=False, disable=True if label is None else None, **options)
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,10 @@ class Explanation:
         method: one of `METHODS`.
         label: name of the output that is explained.
         records: `record_id`, `prediction` (probability or number), `score` (log-odds or number).
-        events: `record_id`, `time` (hours), `variable`, `value` (null: no number) and `attribution`, a row an event.
+        events: `record_id`, `time` (hours), `variable`, `value` (null: no number), `attribution`; one row per event.
         variables: `record_id`, `variable`, `events` (their number) and `attribution`: the sum over the events or, by
             occlusion, the effect of removing them all at once.
-        hours: `record_id`, `hour` (start), `hours` (width), `events`, `attribution`, likewise a window of time.
+        hours: `record_id`, `hour` (start), `hours` (width), `events`, `attribution`, likewise per window of time.
     """
 
     method: str
@@ -53,6 +60,27 @@ class Explanation:
     def signed(self) -> bool:
         """Whether attributions say in which direction they move the score."""
         return self.method not in UNSIGNED
+
+    def _repr_html_(self) -> str:
+        """A short table for notebooks: a record's leading events, or the leading variables over all records."""
+        unit = "attribution" if self.signed else "share of the attention"
+        size = pl.col("attribution").abs()
+        if self.records.height == 1:
+            prediction = self.records["prediction"][0]
+            title = f"{self.label}: {prediction:.4g}, record {self.records['record_id'][0]}, by {METHODS[self.method]}"
+            leading = self.events.sort(size, descending=True, maintain_order=True).head(SHOWN_ROWS)
+            rows = [
+                (f"{row['time']:.2f}", row["variable"], row["value"], row["attribution"])
+                for row in leading.iter_rows(named=True)
+            ]
+            return str(table_html([("hour", "variable", "value", unit), *rows], title))
+        title = f"{self.label}, {self.records.height:,} records, by {METHODS[self.method]}"
+        totals = self.variables.group_by("variable").agg(
+            records=pl.len(), mean=size.sum() / self.records.height, events=pl.col("events").sum()
+        )
+        leading = totals.sort("mean", "variable", descending=[True, False]).head(SHOWN_ROWS)
+        rows = [(row["variable"], row["records"], row["events"], row["mean"]) for row in leading.iter_rows(named=True)]
+        return str(table_html([("variable", "records", "events", f"mean size of the {unit}"), *rows], title))
 
 
 class Explainer:
@@ -76,7 +104,7 @@ class Explainer:
         batch_size: int = BATCH_SIZE,
     ):
         names = label_names(model)
-        classes = model.config.problem_type in ("single_label_classification", None) and len(names) > 1
+        classes = model.config.problem_type in {"single_label_classification", None} and len(names) > 1
         if label is None:
             if len(names) > 2 or (len(names) == 2 and not classes):
                 raise ValueError(f"name the label to be explained; the model predicts {', '.join(names)}")
@@ -91,15 +119,26 @@ class Explainer:
         self.batch_size = batch_size
         self._index = names.index(label)
         self._classes = classes
-        self._is_number = model.config.problem_type == "regression" or len(names) == 1
+        problem_type = model.config.problem_type
+        self._is_number = problem_type == "regression" or (problem_type is None and len(names) == 1)
 
     def score(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-odds of the label, or the number: (batch, num_labels) -> (batch,)."""
-        chosen = logits[:, self._index].float()
+        """Log-odds of the label's probability as the model predicts it, or the number.
+
+        Args:
+            logits: the model's, (batch, num_labels).
+
+        Returns:
+            (batch,).
+        """
+        logits = logits.float()
+        if not self._is_number:
+            logits = logits / self.model.config.temperature  # as in the model's own `predictions`
+        chosen = logits[:, self._index]
         if not self._classes:
             return chosen
         others = [index for index in range(logits.shape[1]) if index != self._index]
-        return chosen - logits[:, others].float().logsumexp(1)
+        return chosen - logits[:, others].logsumexp(1)
 
     def predictions(self, scores: np.ndarray) -> np.ndarray:
         """Scores -> probabilities of the label, or the numbers themselves."""
@@ -118,7 +157,7 @@ class Explainer:
         """Goes through the records, those of equal length together: yields their positions and the batch."""
         order = np.argsort(events.lengths, kind="stable")
         starts = range(0, len(order), batch_size or self.batch_size)
-        for start in tqdm(starts, desc=progress, unit="batch", disable=progress is None, leave=False):
+        for start in progress_bar(progress, starts, unit="batch"):
             rows = order[start : start + (batch_size or self.batch_size)]
             yield rows, events.take(rows)
 
@@ -157,7 +196,7 @@ def explain(
               mean in the training data and its variable's embedding into the mean over all variables (the number and
               the times of a variable's values, where tokens hold statistics, stay as they are); a record's
               attributions sum to the difference of the two ends' scores (Sundararajan et al., arXiv 1703.01365);
-            - `"occlusion"`: the score less that without some events. Events are removed by variable within a window
+            - `"occlusion"`: the score minus that without some events. Events are removed by variable within a window
               of hours and share the effect equally; `variables` and `hours` are removed as a whole.
         label: name of the output to be explained; see `Explainer`.
         window_hours: width of occlusion's windows.
@@ -194,7 +233,26 @@ def explain(
     return _frames(explainer, method, events, scores, attributions, variables, hours, window_hours)
 
 
-def check_events(events: Events):
+def explain_by_every_method(
+    explainer: Explainer, events: Events, *, window_hours: float = 6.0, progress: bool = False
+) -> dict[str, Explanation]:
+    """Explanations of the same records by all `METHODS`; arguments as for `explain`."""
+    return {
+        method: explain(
+            explainer.model,
+            explainer.extractor,
+            events,
+            method=method,
+            label=explainer.label,
+            window_hours=window_hours,
+            batch_size=explainer.batch_size,
+            progress=progress,
+        )
+        for method in METHODS
+    }
+
+
+def check_events(events: Events) -> None:
     """Raises ValueError naming the first record that has no events, or a name that two records share."""
     if (events.lengths == 0).any():
         raise ValueError(f"record {events.record_ids[int(np.argmin(events.lengths))]!r} has no events to explain")
@@ -223,7 +281,8 @@ def _attention(explainer: Explainer, events: Events, progress: str | None) -> np
 def _integrated_gradients(explainer: Explainer, events: Events, steps: int, progress: str | None) -> np.ndarray:
     embedding = explainer.model.hymate.embedding
     # values reach the score through the embedding, and where tokens hold statistics of them on a second way
-    has_statistics = explainer.model.hymate.channel_statistics is not None
+    channel_tokens = explainer.model.hymate.channel_tokens
+    has_statistics = channel_tokens is not None and channel_tokens.statistics is not None
     names: tuple[str, ...] = ()
 
     def score_of_inputs(embeds: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
@@ -304,7 +363,7 @@ def _removal_effects(
     # altered records are as long as the record, so chunks end where enough events are together
     chunk_of_group = np.cumsum(events.lengths[row_of_group]) // EVENTS_AT_ONCE
     chunks = np.split(np.arange(len(first)), np.flatnonzero(np.diff(chunk_of_group)) + 1)
-    with tqdm(total=len(first), desc=progress, unit="removal", disable=progress is None, leave=False) as bar:
+    with progress_bar(progress, total=len(first), unit="removal") as bar:
         for chunk in chunks:
             rows = row_of_group[chunk]
             altered = events.take(rows)
@@ -375,7 +434,7 @@ def channel_attentions(explainer: Explainer, events: Events, progress: str | Non
     """The self-attention between variables, averaged over layers, heads and the records that hold both.
 
     Returns:
-        A row a pair that some record holds: `variable`, `attended`, `weight` (share of the variable's attention),
+        One row per pair that some record holds: `variable`, `attended`, `weight` (share of the variable's attention),
         `ratio` (to an even spread over the record's tokens) and `records`; None for a model without attention layers.
     """
     model = explainer.model
@@ -421,7 +480,7 @@ class Trajectory:
         predictions: `record_id`, `time` (hours), `prediction` from the events until then, `change` since the time
             before (null at the first).
         movers: events at the times of the largest changes: `record_id`, `time`, `variable`, `value` and `change`, the
-            prediction at that time less that without the event; largest first.
+            prediction at that time minus that without the event; largest first.
     """
 
     predictions: pl.DataFrame
@@ -434,7 +493,7 @@ def risk_trajectory(explainer: Explainer, events: Events, max_times: int = 96, n
     Args:
         explainer: the model and the output that is followed.
         events: the records.
-        max_times: times a record; where it has more, evenly chosen ones, the last among them.
+        max_times: times per record; where it has more, evenly chosen ones, the last among them.
         num_steps: in how many of a record's steps, those of the largest change, to try its events one by one.
 
     Raises:

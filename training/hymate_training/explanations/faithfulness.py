@@ -19,10 +19,10 @@ import numpy as np
 import polars as pl
 import torch
 from scipy.stats import rankdata
-from tqdm.auto import tqdm
 
 from hymate_training.evaluation.metrics import percentile_interval
-from hymate_training.explanations.attribution import Explainer, Explanation, explain
+from hymate_training.explanations.attribution import METHODS, Explainer, Explanation, explain, progress_bar
+from hymate_training.explanations.markup import estimate
 from modeling_hymate import Events, HyMaTEForSequenceClassification
 
 FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 0.85, 1.0)
@@ -119,7 +119,7 @@ def perturbation_curves(
 
     curves: dict[str, dict[str, np.ndarray]] = {"deletion": {}, "insertion": {}}
     total = sum(len(places) for places in rankings.values()) * len(curves) * (len(FRACTIONS) - 2)
-    with tqdm(total=total, desc=progress, unit="curve point", disable=progress is None, leave=False) as bar:
+    with progress_bar(progress, total=total, unit="curve point") as bar:
         for name, repeats in rankings.items():
             for kind, by_name in curves.items():
                 moved = np.zeros((len(repeats), len(events), len(FRACTIONS)))
@@ -263,3 +263,89 @@ def driver_precision(shares: np.ndarray, variables: Sequence[str], drivers: Sequ
         "precision_by_chance": float(is_driver.mean()),
         "ranks": {name: place[name] for name in sorted(drivers, key=lambda name: place[name])},
     }
+
+
+# ---------------------------------------------------------------------------------------------------- the whole suite
+
+
+def assess(
+    explainer: Explainer,
+    events: Events,
+    explanations: Mapping[str, Explanation],
+    *,
+    drivers: Sequence[str] = (),
+    window_hours: float = 6.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """All that is measured about the explanations of a cohort: aggregates only, ready for JSON.
+
+    Args:
+        explainer: the model and the output that is explained.
+        events: the cohort's records.
+        explanations: method -> its explanation of these records.
+        drivers: variables that drive the outcome, where it was simulated.
+        window_hours: width of occlusion's windows, as for `explanations`.
+        seed: of random orders and resamples.
+        progress: show progress bars.
+
+    Returns:
+        `num_records`; `unit` and `scale` of the figures of the prediction; `verdicts` (method -> verdict);
+        `perturbation` (`summarize_curves`); `agreement`; `randomized_weights` (`randomization_check`); `drivers`
+        (method -> `driver_precision`); `variable_shares` (method -> variable -> mean with interval); `bootstrap`.
+    """
+    variables = explainer.extractor.variables
+    shares = {method: variable_shares(explanation, variables) for method, explanation in explanations.items()}
+    curves = perturbation_curves(explainer, events, explanations, seed, "faithfulness" if progress else None)
+    perturbation = summarize_curves(curves, seed)
+    options = {"window_hours": window_hours, "batch_size": explainer.batch_size, "progress": progress}
+    probability = explainer.predicts_probability
+    return {
+        "num_records": len(events),
+        "unit": "percentage points" if probability else f"in units of {explainer.label}",
+        "scale": 100.0 if probability else 1.0,
+        "verdicts": {method: verdict(perturbation, method) for method in explanations},
+        "perturbation": perturbation | {"random_rankings": RANDOM_RANKINGS},
+        "agreement": agreement(explanations, seed),
+        "randomized_weights": randomization_check(explainer, events, explanations, seed, **options),
+        "drivers": {method: driver_precision(found, variables, drivers, seed) for method, found in shares.items()}
+        if drivers
+        else {},
+        "variable_shares": {
+            method: {
+                variables[index]: mean_with_interval(found[:, index], seed)
+                for index in np.argsort(-found.mean(0), kind="stable")
+                if found[:, index].any()
+            }
+            for method, found in shares.items()
+        },
+        "bootstrap": {"resampled": "records", "num_samples": NUM_RESAMPLES, "seed": seed, "level": LEVEL},
+    }
+
+
+def findings(assessment: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What the deletion and insertion tests say of each method, in words: `method`, `verdict`, `ranking`, `areas`."""
+    summary, scale = assessment["perturbation"], assessment["scale"]
+    words = []
+    for method in assessment["verdicts"]:
+        outcomes = {kind: against_random(summary, method, kind) for kind in ("deletion", "insertion")}
+        if len(set(outcomes.values())) == 1:
+            ranking = f"ranks events {outcomes['deletion']} than a random order in both tests"
+        else:
+            ranking = (
+                f"ranks events {outcomes['deletion']} than a random order in the deletion test, "
+                f"{outcomes['insertion']} in the insertion test"
+            )
+        deletion, insertion = (
+            estimate(summary[kind][method]["over_random"], scale, sign=True) for kind in ("deletion", "insertion")
+        )
+        words.append(
+            {
+                "method": METHODS[method].capitalize(),
+                "verdict": assessment["verdicts"][method],
+                "ranking": ranking,
+                "areas": f"Area over that of a random order, {assessment['unit']}: {deletion} for deletion, "
+                f"{insertion} for insertion (95% intervals).",
+            }
+        )
+    return words

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from hymate_training.evaluation.plots import BLUE, COLORS, GREY, ORANGE
+from hymate_training.evaluation.plots import BLUE, COLORS, GREY, ORANGE, lettering
 from hymate_training.explanations.attribution import METHODS, UNSIGNED, Explanation, Trajectory
 from hymate_training.explanations.faithfulness import RANDOM
 
@@ -62,7 +62,7 @@ def _dress(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "b
 def shares_figure(
     names: Sequence[str], panels: Mapping[str, Mapping[str, Estimate]], marked: Collection[str] = ()
 ) -> Figure:
-    """Mean shares of variables with intervals: a panel a method, a color and marker a group of records.
+    """Mean shares of variables with intervals: one panel per method, one color and marker per group.
 
     `panels`: method -> group -> means and ends of the intervals, `(len(names),)` each. `marked` names carry a diamond.
     """
@@ -88,11 +88,11 @@ def shares_figure(
                 color=color,
                 markersize=4.5,
                 elinewidth=1.4,
-                label=group,
+                label=lettering(spoken(group)),
             )
         axes.set_xlim(0)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_yticks(row, [spoken(name) + (" ◆" if name in marked else "") for name in names])
+        axes.set_yticks(row, [lettering(spoken(name)) + (" ◆" if name in marked else "") for name in names])
     all_axes[0].set_ylim(len(names) - 0.5, -0.5)
     if len(groups) > 1:
         handles, labels = all_axes[0].get_legend_handles_labels()
@@ -112,7 +112,12 @@ def curves_figure(summary: Mapping[str, Any], unit: str, scale: float) -> Figure
         ("events removed, most important first", "events handed over, most important first"),
         strict=True,
     ):
-        _dress(axes, capitalized(kind), x=x, y=f"movement of the prediction\n({unit})" if kind == "deletion" else "")
+        _dress(
+            axes,
+            capitalized(kind),
+            x=x,
+            y=f"movement of the prediction\n({lettering(unit)})" if kind == "deletion" else "",
+        )
         for name, found in summary[kind].items():
             curve = {key: scale * np.array(values) for key, values in found["curve"].items()}
             color = METHOD_COLORS[name]
@@ -133,7 +138,7 @@ def curves_figure(summary: Mapping[str, Any], unit: str, scale: float) -> Figure
 
 
 def hours_figure(starts: Sequence[float], width: float, by_method: Mapping[str, Estimate]) -> Figure:
-    """Mean share of each window of hours, a line a method."""
+    """Mean share of each window of hours, one line per method."""
     figure = _figure(10.5, 3.4)
     axes = figure.add_subplot()
     _dress(axes, x="hours since the record's start", y="mean share of the window")
@@ -151,9 +156,9 @@ def hours_figure(starts: Sequence[float], width: float, by_method: Mapping[str, 
 
 
 def responses_figure(responses: pl.DataFrame, units: Mapping[str, str]) -> Figure:
-    """Mean attribution of an event by its value, a panel a variable.
+    """Mean attribution of an event by its value, one panel per variable.
 
-    `responses`: `variable`, `value` (median of the bin), `attribution`, `low`, `high`; a row a bin.
+    `responses`: `variable`, `value` (median of the bin), `attribution`, `low`, `high`; one row per bin.
     """
     names = responses["variable"].unique(maintain_order=True).to_list()
     columns = min(3, len(names))
@@ -163,7 +168,7 @@ def responses_figure(responses: pl.DataFrame, units: Mapping[str, str]) -> Figur
     for axes, name in zip(panels, names, strict=False):
         found = responses.filter(pl.col("variable") == name)
         value, mean = found["value"].to_numpy(), found["attribution"].to_numpy()
-        _dress(axes, spoken(name), x=units.get(name, ""))
+        _dress(axes, lettering(spoken(name)), x=lettering(units.get(name, "")))
         axes.axhline(0, color=GREY, linewidth=1)
         axes.fill_between(value, found["low"], found["high"], color=ORANGE, alpha=0.15, linewidth=0)
         axes.plot(value, mean, "o-", color=ORANGE, markersize=5)
@@ -194,7 +199,7 @@ def attention_map_figure(attentions: pl.DataFrame) -> Figure:
     at = [position[name] for name in shown["variable"]], [position[name] for name in shown["attended"]]
     matrix[at] = shown["ratio"].to_numpy()
     order = cluster_order(matrix)
-    labels = [spoken(names[index]) for index in order]
+    labels = [lettering(spoken(names[index])) for index in order]
     side = 2.6 + 0.2 * len(names)
     figure = _figure(max(6.5, side + 1.6), max(5.0, side))
     axes = figure.add_subplot()
@@ -247,9 +252,8 @@ def timeline_figure(explanation: Explanation, units: Mapping[str, str]) -> Figur
             zorder=2,
             clip_on=False,
         )
-        unit = units.get(name, "")
         axes.set_ylabel(
-            f"{spoken(name)}\n{unit}" if unit else spoken(name),
+            f"{lettering(spoken(name))}\n{lettering(units.get(name, ''))}".strip(),
             rotation=0,
             ha="right",
             va="center",
@@ -265,7 +269,7 @@ def timeline_figure(explanation: Explanation, units: Mapping[str, str]) -> Figur
     bar.set_label(
         "share of the attention"
         if explanation.method in UNSIGNED
-        else f"attribution: raises (+), lowers (-) {explanation.label}",
+        else f"attribution: raises (+), lowers (-) {lettering(spoken(explanation.label))}",
         fontsize=TEXT,
     )
     bar.ax.tick_params(labelsize=SMALL)
@@ -284,7 +288,9 @@ def trajectory_figure(trajectory: Trajectory, label: str, probability: bool) -> 
     _dress(
         axes,
         x="hours since the record's start",
-        y=f"predicted probability of\n{spoken(label)}" if probability else f"predicted {spoken(label)}",
+        y=f"predicted probability of\n{lettering(spoken(label))}"
+        if probability
+        else f"predicted {lettering(spoken(label))}",
     )
     axes.step(predictions["time"], predictions["prediction"], where="post", color=BLUE, linewidth=1.8)
     times, values = predictions["time"].to_numpy(), predictions["prediction"].to_numpy()

@@ -102,7 +102,8 @@ def pretrain(
         split: load_forecast(folder, split, extractor.variables, options.min_observed_hours)
         for split in ("train", "validation")
     }
-    model = HyMaTEForPreTraining(make_config(extractor, options.model))
+    fields = {"forecast_horizons": [options.forecast_hours], **options.model}
+    model = HyMaTEForPreTraining(make_config(extractor, fields))
     collator = partial(
         ForecastCollator,
         extractor,
@@ -159,7 +160,7 @@ def forecast_errors(
         arguments = {name: tensor.to(accelerator.device) for name, tensor in features.items()}
         forecast = model(**arguments).logits.float().cpu()
         mask, target = features["forecast_mask"], features["forecast_values"]
-        candidates = (forecast, last_values(features, target.shape[1]), torch.zeros_like(target))
+        candidates = (forecast, last_values(features, target.shape[2]).unsqueeze(1), torch.zeros_like(target))
         errors = [float((candidate - target)[mask].double().square().sum()) for candidate in candidates]
         sums += [*errors, int(mask.sum())]
     total = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device)).cpu().numpy()

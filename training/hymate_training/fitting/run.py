@@ -86,7 +86,11 @@ def make_config(extractor: HyMaTEFeatureExtractor, fields: dict[str, Any]) -> Hy
     Raises:
         ValueError: for fields that HyMaTEConfig does not have, or values it refuses.
     """
-    sizes = {"num_variables": extractor.num_variables, "num_static_features": len(extractor.static_feature_names)}
+    sizes = {
+        "num_variables": extractor.num_variables,
+        "num_static_features": len(extractor.static_feature_names),
+        "time_scale": extractor.time_scale,
+    }
     for name in fields:
         if name in sizes:
             raise ValueError(f"model options: {name} follows from the data and cannot be set")

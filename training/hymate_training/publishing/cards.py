@@ -5,8 +5,8 @@
 template `templates/model_card.md.j2`.
 """
 
+import html
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -18,17 +18,26 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from hymate_training.evaluation.metrics import METRICS, metric_titles
+from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
+from hymate_training.files import markdown_table, write_file
 from hymate_training.inference.checkpoints import RUN_FILE
+from hymate_training.publishing.privacy import (
+    FAITHFULNESS_FILE,
+    NOTES_FILE,
+    check_text,
+    is_small,
+    public_plots,
+    without_folders,
+)
+from hymate_training.publishing.schemas import read_json
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
 from modeling_hymate.feature_extraction_hymate import CLIP_PERCENTILES
 
 TEMPLATE = "model_card.md.j2"
 EVALUATION_FILES = "evaluation*.json"
-FAITHFULNESS_FILE = "faithfulness.json"  # what `hymate explain --card` found
-CROSS_VALIDATION_FILE = "cross_validation.md"  # what the author measured beyond the run's own splits
 # the line of the card's example that names the model; a push puts the repository's name there
 PLACE = re.compile(r'^place = ".*"  # the folder of this card$', re.MULTILINE)
+HEADER_EDIT = re.compile(r"(license|license_name|license_link|language|base_model): (?!\S*\d{5})[\w./:-]{1,100}")
 LICENSE = "apache-2.0"  # of the code and, unless you say otherwise in your repository, of the weights
 SHOWN_SUBGROUP_METRICS = {
     "binary": ("auroc", "auprc", "expected_calibration_error"),
@@ -36,7 +45,6 @@ SHOWN_SUBGROUP_METRICS = {
     "multilabel": ("auroc_macro", "auprc_macro"),
     "regression": ("mae", "rmse"),
 }
-SMALLEST_GROUP = 10  # records; figures of fewer could tell about a single patient
 SHOWN_SHARES = 10
 LISTED_VARIABLES = 200
 PIPELINE_TAGS = {"regression": "tabular-regression", None: "feature-extraction"}
@@ -69,9 +77,7 @@ def write_model_card(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     text = str(model_card(folder))
-    incoming = folder / ".README.md.incoming"
-    incoming.write_text(text, encoding="utf-8")
-    os.replace(incoming, folder / "README.md")
+    write_file(folder / "README.md", text)
     return folder / "README.md"
 
 
@@ -83,8 +89,8 @@ def model_card(folder: str | Path) -> ModelCard:
             raise ValueError(f"{folder} is not a checkpoint: it lacks {name}")
     config = HyMaTEConfig.from_pretrained(folder)
     extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
-    run = _read(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
-    evaluations = [_read(path) for path in sorted(folder.glob(EVALUATION_FILES))]
+    run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
+    evaluations = [read_json(path) for path in sorted(folder.glob(EVALUATION_FILES))]
     for evaluation in evaluations:
         if "metrics" not in evaluation or evaluation.get("problem_type") not in METRICS:
             raise ValueError(f"{folder}: an {EVALUATION_FILES} is not what `hymate evaluate` writes")
@@ -92,6 +98,7 @@ def model_card(folder: str | Path) -> ModelCard:
     problem_type = task.get("problem_type")
     title = _title(task, data)
     labels = ", ".join(map(_code, task.get("label_names", [])))
+    snippet = _snippet(folder.resolve().name, config, extractor, evaluations)
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     )
@@ -100,10 +107,10 @@ def model_card(folder: str | Path) -> ModelCard:
     )
     text = template.render(
         card_data=_card_data(title, problem_type, evaluations).to_yaml(),
-        title=title,
+        title=_name(title),
         size=f", with {run['parameters']:,} parameters" if run.get("parameters") else "",
         purpose=_purpose(task, config),
-        snippet=_snippet(folder.resolve().name, config, extractor, evaluations),
+        snippet=_fenced(snippet, "python"),
         variables=_variables(extractor),
         intended_use=(
             f"Research on {_code(task['name'])}, a {problem_type} task: benchmarking, method development, and the "
@@ -117,21 +124,32 @@ def model_card(folder: str | Path) -> ModelCard:
         training=_training(run),
         evaluations=[_evaluation(evaluation, folder, run) for evaluation in evaluations],
         forecast=_forecast(run),
-        cross_validation=_cross_validation(folder),
+        notes=_notes(folder),
         explanations=_explanations(folder),
-        citation=data.get("citation"),
+        citation=_prose(data.get("citation") or ""),
     )
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object, not {type(content).__name__}")
-    return content
+def card_difference(text: str, rendered: str) -> int | None:
+    """The first line in which a card differs from the rendered one by more than may be edited; None if in none.
+
+    May be edited: in the header, license, license_name, license_link, language and base_model, one word each; in the
+    example, the place of the model.
+    """
+
+    def comparable(card: str) -> list[tuple[int, str]]:
+        lines = [(number, PLACE.sub("place", line)) for number, line in enumerate(card.splitlines(), start=1)]
+        header = next((number for number, line in lines[1:] if line == "---"), 0)
+        return [(number, line) for number, line in lines if number > header or not HEADER_EDIT.fullmatch(line)]
+
+    own, expected = comparable(text), comparable(rendered)
+    for (number, line), (_, other) in zip(own, expected, strict=False):
+        if line != other:
+            return number
+    if len(own) == len(expected):
+        return None
+    return own[len(expected)][0] if len(own) > len(expected) else len(text.splitlines()) + 1
 
 
 def _card_data(title: str, problem_type: str | None, evaluations: Sequence[Mapping]) -> ModelCardData:
@@ -186,7 +204,7 @@ def _purpose(task: Mapping, config: HyMaTEConfig) -> str:
             "How it was trained is not recorded." if is_classifier else "It was pretrained to forecast measurements."
         )
     description = str(task.get("description") or task["name"]).strip()
-    return f"It predicts: {description[:1].lower()}{description[1:].rstrip('.')}."
+    return f"It predicts: {_prose(description[:1].lower() + description[1:].rstrip('.'))}."
 
 
 def _snippet(
@@ -247,7 +265,7 @@ def _variables(extractor: HyMaTEFeatureExtractor) -> str:
         )
         sentences.append(f"The model knows {len(extractor.variables):,} variables{named}.")
     columns = [
-        f"{_code(column['name'])} ({', '.join(map(str, column.get('categories', ['number'])))})"
+        f"{_code(column['name'])} ({', '.join(map(_name, column.get('categories', ['number'])))})"
         for column in extractor.static_columns
     ]
     if columns:
@@ -259,8 +277,8 @@ def _data(run: Mapping) -> list[str]:
     data = run.get("data") or {}
     if not data:
         return []
-    paragraphs = [f"{data['source']}. Licence: {_code(data.get('license') or 'not recorded')}."]
-    paragraphs += [data[name] for name in ("description", "split_description") if data.get(name)]
+    paragraphs = [f"{_name(data['source'])}. License: {_code(data.get('license') or 'not recorded')}."]
+    paragraphs += [_prose(data[name]) for name in ("description", "split_description") if data.get(name)]
     columns = {
         "records": run.get("num_records") or {},
         "examples": run.get("num_examples") or {},
@@ -277,7 +295,7 @@ def _data(run: Mapping) -> list[str]:
             "the split is."
         )
     if data.get("dropped"):
-        counted = "; ".join(f"{reason} ({count:,})" for reason, count in data["dropped"].items())
+        counted = "; ".join(f"{_name(reason)} ({count:,})" for reason, count in data["dropped"].items())
         paragraphs.append(f"Left out when the data were prepared: {counted}.")
     return paragraphs
 
@@ -302,7 +320,7 @@ def _training(run: Mapping) -> list[str]:
         return []
     paragraphs = []
     if run.get("command"):
-        paragraphs.append(f"```bash\n{_without_folders(run['command'])}\n```")
+        paragraphs.append(_fenced(without_folders(run["command"]), "bash"))
     sentences = []
     if "epochs" in run:
         sentences.append(f"{run['epochs']} epochs with seed {run.get('seed', 'not recorded')}.")
@@ -326,11 +344,11 @@ def _training(run: Mapping) -> list[str]:
         paragraphs.append(" ".join(sentences))
     for name in ("hardware", "versions"):
         if run.get(name):
-            shown = ", ".join(f"{key} {value}" for key, value in run[name].items() if value is not None)
+            shown = ", ".join(f"{_name(key)} {_name(value)}" for key, value in run[name].items() if value is not None)
             paragraphs.append(f"{name.capitalize()}: {shown}.")
     if run.get("recipe"):
         options = yaml.safe_dump(dict(run["recipe"]), sort_keys=False, allow_unicode=True).strip()
-        paragraphs.append(f"<details><summary>Options</summary>\n\n```yaml\n{options}\n```\n\n</details>")
+        paragraphs.append(f"<details><summary>Options</summary>\n\n{_fenced(options, 'yaml')}\n\n</details>")
     return paragraphs
 
 
@@ -338,21 +356,27 @@ def _explanations(folder: Path) -> list[str]:
     """Whether explanations of the model are faithful, as far as that was measured."""
     if not (folder / FAITHFULNESS_FILE).is_file():
         return []
-    found = _read(folder / FAITHFULNESS_FILE)
+    found = read_json(folder / FAITHFULNESS_FILE)
     lines = [
-        f"- **{finding['method']}: {finding['verdict']}.** It {finding['ranking']}. {finding['areas']}"
+        _prose(f"- **{finding['method']}: {finding['verdict']}.** It {finding['ranking']}. {finding['areas']}")
         for finding in found["findings"]
     ]
     return [
         "Each method ranks the events of a record. They are removed in that order (deletion), or handed over in it "
-        f"(insertion), and the model predicts again, for {found['num_records']:,} records: {found['title']}.",
+        f"(insertion), and the model predicts again, for {found['num_records']:,} records: {_name(found['title'])}.",
         "\n".join(lines),
     ]
 
 
-def _cross_validation(folder: Path) -> str:
-    path = folder / CROSS_VALIDATION_FILE
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+def _notes(folder: Path) -> str:
+    """The author's own part of the card; ValueError if it holds what no card may."""
+    path = folder / NOTES_FILE
+    if not path.is_file():
+        return ""
+    try:
+        return check_text(path).strip()
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
 
 
 def _forecast(run: Mapping) -> str:
@@ -376,8 +400,8 @@ def _forecast(run: Mapping) -> str:
 def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, Any]:
     problem_type = evaluation["problem_type"]
     parts = [evaluation.get("task"), f"{evaluation['split']} split" if evaluation.get("split") else None]
-    title = ", ".join(part for part in (*parts, evaluation.get("source")) if part)
-    plots = [name for name in evaluation.get("plots", []) if (folder / name).is_file()]
+    title = ", ".join(_name(part) for part in (*parts, evaluation.get("source")) if part)
+    plots = [name for name in public_plots(evaluation) if (folder / name).is_file()]
     images = {name: f"![{_plot_title(name)}]({name})" for name in plots}
     calibration = [image for name, image in images.items() if "reliability" in name]
     error = evaluation["metrics"].get("expected_calibration_error")
@@ -385,7 +409,8 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
         calibration.insert(0, f"Expected calibration error {_estimate(evaluation, 'expected_calibration_error')}.")
     figures = [_size(evaluation), _metrics_table(evaluation), _method(evaluation)]
     undefined = [
-        f"{metric_titles(problem_type)[name]}: {reason}" for name, reason in evaluation.get("undefined", {}).items()
+        f"{metric_titles(problem_type)[name]}: {_name(reason)}"
+        for name, reason in evaluation.get("undefined", {}).items()
     ]
     if undefined:
         figures.append(f"Not defined: {'; '.join(undefined)}.")
@@ -436,7 +461,7 @@ def _metrics_table(evaluation: Mapping) -> str:
         for name in titles
         if name in evaluation["metrics"]
     ]
-    return _table(["metric", *reports], rows)
+    return _table(["metric", *map(_name, reports)], rows)
 
 
 def _method(evaluation: Mapping) -> str:
@@ -452,18 +477,18 @@ def _method(evaluation: Mapping) -> str:
 
 
 def _reports_table(heading: str, reports: Mapping[str, Mapping], problem_type: str) -> str:
-    """A row a report. Groups of few records are hidden, and with them the positives, which sums would give away."""
+    """One row per report. Groups of few records are hidden, and the positives with them, which sums would reveal."""
     names = SHOWN_SUBGROUP_METRICS[problem_type]
-    hidden = {group for group, report in reports.items() if report["num_records"] < SMALLEST_GROUP}
+    hidden = {group for group, report in reports.items() if is_small(report)}
     counted = not hidden and all(report.get("positives") is not None for report in reports.values())
-    head = [heading, "n", *(["positive"] if counted else []), *(METRICS[problem_type][name] for name in names)]
+    head = [_name(heading), "n", *(["positive"] if counted else []), *(METRICS[problem_type][name] for name in names)]
     rows = []
     for group, report in reports.items():
-        figures = [_estimate(report, name) for name in names]
         if group in hidden:
-            rows.append([group, f"fewer than {SMALLEST_GROUP} records", *("not shown" for _ in names)])
-        else:
-            rows.append([group, f"{report['n']:,}", *([_shown(report["positives"])] if counted else []), *figures])
+            rows.append([_name(group), f"fewer than {SMALLEST_GROUP} records", *("not shown" for _ in names)])
+            continue
+        positives = [_shown(report["positives"])] if counted else []
+        rows.append([_name(group), f"{report['n']:,}", *positives, *(_estimate(report, name) for name in names)])
     return _table(head, rows)
 
 
@@ -505,20 +530,32 @@ def _shown(value: Any) -> str:
 
 
 def _code(text: Any) -> str:
-    return f"`{text}`"
+    """Text as code, whatever it holds."""
+    line = " ".join(str(text).split())
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{ticks}{line}{ticks}" if len(ticks) == 1 else f"{ticks} {line} {ticks}"
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code, whatever it holds."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks}{language}\n{text}\n{ticks}"
+
+
+def _name(text: Any) -> str:
+    """A name from the data in one line, its characters no Markdown and no HTML."""
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*\[\]])", r"\\\1", line)
+
+
+def _prose(text: Any) -> str:
+    """Markdown from the data: no tag of HTML begins in it."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", str(text)).strip()
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
-
-    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+    return markdown_table([head, *rows])
 
 
 def _plot_title(name: str) -> str:
     return Path(name).stem.replace("_", " ")
-
-
-def _without_folders(command: str) -> str:
-    """The command with absolute paths cut to their last part: where a machine keeps its files is nobody's business."""
-    return re.sub(r"(?<![\w.~-])~?/(?:[^\s/]+/)*([^\s/]+)/?", r"\1", command)

@@ -1,38 +1,48 @@
-"""`hymate push`: a checkpoint or a prepared folder to the Hugging Face Hub, and nothing else.
+"""A checkpoint or a prepared folder to the Hugging Face Hub, and nothing else.
 
-What belongs to either is on a list. What may tell about a single patient stops the push of a checkpoint; a data set is
-made of patients, so there its license decides.
+Of a checkpoint goes what is allowed: the files of the list below, each checked by `privacy`, and the code of the
+installed package, never that of the folder. A data set is made of patients, so there its license decides.
 """
 
-import argparse
 import json
 import os
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from tqdm.auto import tqdm
-from transformers.dynamic_module_utils import get_relative_imports
 
+import configuration_hymate
 import modeling_hymate
-from hymate_training.data.prepared_folder import read_info
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
-from hymate_training.publishing.cards import PLACE
+from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE, WEIGHTS_FILE
+from hymate_training.publishing import privacy
+from hymate_training.publishing.cards import PLACE, card_difference, model_card
+from hymate_training.publishing.privacy import Refused
+from hymate_training.publishing.schemas import read_json
 
-REQUIRED = ("config.json", "preprocessor_config.json")
-WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors")
-PLOTS = ("roc", "precision_recall", "reliability", "confusion", "predicted_versus_true")
-# what a checkpoint consists of, besides the code that save_pretrained copies; all of it at the top of the folder
-ALLOWED = re.compile(
-    rf"{WEIGHTS.pattern}|model\.safetensors\.index\.json|adapter_config\.json|config\.json|preprocessor_config\.json"
-    rf"|README\.md|LICENSE|\w+_({'|'.join(PLOTS)})\.png"
+CARD = "README.md"
+REQUIRED = (CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE)
+# what of a checkpoint's folder goes, besides its card
+UPLOADED = re.compile(
+    "|".join(
+        [
+            *map(re.escape, (*REQUIRED, RUN_FILE, privacy.FAITHFULNESS_FILE, privacy.NOTES_FILE, "LICENSE")),
+            privacy.EVALUATIONS.pattern,
+            privacy.PLOTS.pattern,
+        ]
+    )
+)
+# what may lie in it and stays: code, which comes from the package; logs; the weights of a run's last epoch; what git,
+# the Hub's client and file managers leave
+STAYS = re.compile(
+    rf"\w+\.py|logs/.*|last/(\w+\.py|{'|'.join(map(re.escape, REQUIRED))})"
+    r"|\.git(/.*|attributes|ignore)?|\.cache/huggingface/.*|\.DS_Store"
 )
 # what a prepared folder consists of, tasks that its metadata names
 PREPARED = re.compile(
@@ -40,112 +50,216 @@ PREPARED = re.compile(
     rf"|tasks/(?P<task>[^/]+)/({'|'.join(SPLITS)})\.parquet"
 )
 UNKNOWN_LICENSES = {"other", "unknown"}  # of the Hub's identifiers
-CODE = {path.name for path in Path(modeling_hymate.__file__).parent.glob("*.py")} - {"__init__.py"}
-
-TABLES = {"csv", "tsv", "jsonl", "ndjson", "parquet", "arrow", "feather", "orc", "xls", "xlsx", "dta", "sas7bdat"}
-DATABASES = {"db", "sqlite", "sqlite3", "duckdb"}
-OBJECTS = {"pkl", "pickle", "joblib", "pt", "pth", "bin", "ckpt", "npy", "npz", "h5", "hdf5", "msgpack", "safetensors"}
-ARCHIVES = {"gz", "zip", "tar", "tgz", "bz2", "xz", "zst", "7z"}
-STATE = re.compile(
-    r"(optimizer|scheduler|scaler|sampler|rng_state|random_states|trainer_state|training_args|training_state"
-    r"|custom_checkpoint)\b.*"
-)
-SINGLE_RECORDS = re.compile(
-    r"(?i).*(prediction|attention|explanation|attribution|saliency|event_weights|record|patient).*"
-)
-
-IDENTIFIER = r"\w*(?:record|subject|patient|person|stay|hadm|admission|encounter|visit|case)[ _-]?ids?|mrns?"
-IDENTIFIER_NAME = re.compile(rf"(?i)(?:{IDENTIFIER})")
-# an identifier with something after it, as in `record_id: 7`, `"record_id": [...]`, a table's head or a CSV file's
-IDENTIFIED_TEXT = re.compile(rf"(?i)\b(?:{IDENTIFIER})\b[\"'`*]*(?:\s*[:=|]\s*|,)[\"'`*\[({{]*\w")
-NAMED_RECORD = re.compile(r"(?i)\b(?:record|patient|subject|stay)\s+(?:no\.?\s*|#\s*)?\d{4,}\b")
-RECORD_VALUES = re.compile(
-    r"(?i)(predictions?|predicted|probabilit(y|ies)|logits|scores|labels|y_?(true|pred|score|prob)|targets|attentions?"
-    r"|attention_weights|event_weights|channel_weights|top_events|embeddings|pooler_output|last_hidden_state)"
-)
-LARGEST_TEXT = 20_000_000  # bytes; what is longer and not on the list is no text that we write
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What would happen to a folder's files, each named by its path inside the folder."""
+    """What of a folder would be uploaded.
 
-    uploaded: tuple[str, ...]
+    Attributes:
+        folder: a checkpoint or a prepared folder.
+        kind: `"model"` or `"dataset"`, as the Hub calls repositories.
+        uploaded: path in the repository -> the file to upload, or its content where that is made for it.
+        left: what stays, by path inside the folder.
+    """
+
+    folder: Path
+    kind: str
+    uploaded: Mapping[str, Path | bytes]
     left: tuple[str, ...]
 
+    def describe(self, destination: str) -> str:
+        """What is uploaded to a destination and what stays, for a person to look at."""
+        width = max(map(len, self.uploaded))
+        lines = [f"  {name:<{width}}  {_size(content):>12,} bytes" for name, content in self.uploaded.items()]
+        shown = [f"{self.folder} -> {destination}", *lines]
+        if self.left:
+            shown.append(f"not uploaded: {', '.join(self.left)}")
+        return "\n".join(shown)
 
-def add_arguments(parser: argparse.ArgumentParser):
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of a model")
-    what.add_argument("--data", type=Path, metavar="DIR", help="prepared folder, pushed as a data set")
-    parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="repository on the Hub, made if need be")
-    parser.add_argument("--private", action="store_true", help="only you and your organization may see it")
-    parser.add_argument(
-        "--acknowledge-credentialed",
-        action="store_true",
-        help="with --data and --private, for sources that only credentialed users may see: you have checked that "
-        "everyone with access to the repository has signed the source's data use agreement, and that it lets you "
-        "keep the data on the Hub",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and stop")
+    def write(self, folder: Path) -> None:
+        """Writes what would be uploaded into a folder, without the code, which a repository of code has already."""
+        for name, content in self.uploaded.items():
+            if name not in package_code():
+                (folder / name).write_bytes(_bytes(content))
 
 
-def run(args: argparse.Namespace) -> str:
-    """Pushes a checkpoint or a data set in one commit; returns what to print."""
-    validate_repo_id(args.repo)
-    if "/" not in args.repo:
-        raise ValueError(f"--repo must have the form ORG/NAME, got {args.repo!r}")
-    if args.data is not None:
-        folder, kind = args.data, "dataset"
-        plan = plan_data_push(folder, args.private, args.acknowledge_credentialed)
+@dataclass(frozen=True)
+class Push:
+    """A push as it was done.
+
+    Attributes:
+        plan: what was uploaded and what was not.
+        destination: address of the repository.
+        commit: address of the commit; None for a dry run.
+    """
+
+    plan: Plan
+    destination: str
+    commit: str | None
+
+
+def push(
+    repo: str,
+    *,
+    checkpoint: str | Path | None = None,
+    data: PreparedFolder | str | Path | None = None,
+    private: bool = False,
+    acknowledge_credentialed: bool = False,
+    dry_run: bool = False,
+) -> Push:
+    """Pushes a checkpoint as a model, or a prepared folder as a data set, to the Hugging Face Hub in one commit.
+
+        push("org/mortality", checkpoint="runs/mortality", private=True)
+
+    Args:
+        repo: the repository, ORG/NAME; it is made if need be.
+        checkpoint: folder of a model; see `plan_push` for what of it goes.
+        data: a prepared folder; see `plan_data_push`.
+        private: only you and your organization may see the repository.
+        acknowledge_credentialed: of data that only credentialed users may see: you have checked that everyone with
+            access to the repository has signed the source's data use agreement, and that it lets you keep the data
+            on the Hub.
+        dry_run: decide what would be uploaded, and stop.
+
+    Raises:
+        ValueError: unless exactly one of `checkpoint` and `data` is given; if it may not be pushed; if the Hub
+            refuses, the connection breaks, or `private` is asked of a public repository.
+    """
+    validate_repo_id(repo)
+    if "/" not in repo:
+        raise ValueError(f"the repository must have the form ORG/NAME, got {repo!r}")
+    if checkpoint is not None and data is None:
+        plan = plan_push(checkpoint)
+    elif data is not None and checkpoint is None:
+        plan = plan_data_push(data, private, acknowledge_credentialed)
     else:
-        folder, kind = args.checkpoint, "model"
-        plan = plan_push(folder)
+        raise ValueError("give either checkpoint or data")
     api = HfApi()
-    place = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{args.repo}"
-    shown = describe(plan, folder, f"{place}{' (private)' if args.private else ''}")
-    if args.dry_run:
-        return f"{shown}\n\nnothing was uploaded: --dry-run"
-    tqdm.write(shown, file=sys.stderr)
-    return f"{len(plan.uploaded)} files -> {push(api, plan, folder, args.repo, args.private, kind)}"
+    destination = f"{api.endpoint}/{'datasets/' if plan.kind == 'dataset' else ''}{repo}"
+    return Push(plan, destination, None if dry_run else upload(api, plan, repo, private))
 
 
 def plan_push(folder: str | Path) -> Plan:
-    """Decides what of a checkpoint's folder may be uploaded.
+    """Decides what of a checkpoint's folder is uploaded.
+
+    The weights, `config.json` and `preprocessor_config.json`; the account of the training, evaluations and their
+    plots, without figures of small groups; the model card, freshly rendered where there is none; `notes.md`, which
+    the card takes in, and `LICENSE`; and the code of the installed package.
 
     Raises:
-        ValueError: if the folder is no complete checkpoint, or holds anything that may tell about a single patient:
-            identifiers, tables, predictions or attention of records, training state, pickles. Names every such file.
+        ValueError: if the folder is no complete checkpoint, or any file in it is not known to belong to one, or holds
+            anything but what is allowed there: unknown keys, identifiers, other tensors, metadata, edits of the card.
+            Names every such file.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     files = sorted(_files(folder))
-    uploaded = tuple(name for name in files if ALLOWED.fullmatch(name) or name in CODE)
-    found = {name: reason for name in files if (reason := patient_level(folder / name, name in uploaded))}
-    if found:
-        listed = "\n".join(f"  {name}: {reason}" for name, reason in found.items())
+    if missing := [name for name in REQUIRED if name not in files]:
+        raise ValueError(f"{folder} is not a complete checkpoint: it lacks {', '.join(missing)}")
+    problems: dict[str, str] = {}
+    uploaded = _inspect(folder, files, problems)
+    if problems:
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(problems.items()))
         raise ValueError(
-            f"{folder} is not pushed, since it holds what may tell about single patients:\n{listed}\n"
+            f"{folder} is not pushed, since not all in it is known to tell nothing about single patients:\n{listed}\n"
             "Move these files elsewhere, or save the model and its feature extractor to a folder of their own."
         )
-    missing = [name for name in (*REQUIRED, *_code_of(folder)) if name not in uploaded]
-    if not any(WEIGHTS.fullmatch(name) for name in uploaded):
-        missing.append("model.safetensors")
-    if missing:
-        raise ValueError(f"{folder} is not a complete checkpoint: it lacks {', '.join(missing)}")
-    return Plan(uploaded, tuple(name for name in files if name not in uploaded))
+    uploaded |= package_code()
+    left = tuple(name for name in files if name not in uploaded)
+    return Plan(folder, "model", dict(sorted(uploaded.items())), left)
 
 
-def plan_data_push(folder: str | Path, private: bool, acknowledged: bool = False) -> Plan:
-    """Decides what of a prepared folder may be uploaded.
+def _inspect(folder: Path, files: list[str], problems: dict[str, str]) -> dict[str, Path | bytes]:
+    """What of the files would go; enters into `problems` what is wrong with any."""
+
+    @contextmanager
+    def noting(name: str) -> Iterator[None]:
+        try:
+            yield
+        except Refused as error:
+            problems[name] = str(error)
+
+    uploaded: dict[str, Path | bytes] = {}
+    plots: dict[str, bool] = {}  # those of evaluations, and whether they may be published
+    for name in sorted(files, key=lambda name: (name.endswith(".png"), name)):  # evaluations before their plots
+        with noting(name):
+            if UPLOADED.fullmatch(name):
+                privacy.check_place(folder, name)
+                if plots.get(name, True):
+                    uploaded[name] = _content(folder / name, plots)
+            elif name != CARD and not STAYS.fullmatch(name):
+                raise Refused("is no part of a checkpoint")
+    if problems.keys() & set(REQUIRED):
+        return uploaded
+    with noting(CONFIG_FILE):
+        config, weights = privacy.described_model(folder)
+        with noting(WEIGHTS_FILE):
+            privacy.check_weights(folder / WEIGHTS_FILE, weights)
+        with noting(EXTRACTOR_FILE):
+            extractor = privacy.check_extractor(folder, config)
+            for name in uploaded:
+                if name == RUN_FILE or privacy.EVALUATIONS.fullmatch(name):
+                    with noting(name):
+                        privacy.check_names(read_json(folder / name), extractor)
+    if not problems:
+        with noting(CARD):
+            uploaded[CARD] = _card(folder, CARD in files)
+    return uploaded
+
+
+def _content(path: Path, plots: dict[str, bool]) -> Path | bytes:
+    """One of a checkpoint's files as it is published; an evaluation enters its plots into `plots`."""
+    if path.suffix == ".json":
+        content = privacy.check_json(path)
+        public = privacy.published(path.name, content)
+        plots |= {name: name in public["plots"] for name in content.get("plots", [])}
+        return path if public == content else f"{json.dumps(public, indent=2, ensure_ascii=False)}\n".encode()
+    if path.suffix == ".png":
+        if path.name not in plots:
+            raise Refused("is not the plot of an evaluation in this folder")
+        privacy.check_png(path)
+    elif path.suffix != ".safetensors":
+        privacy.check_text(path)
+    return path
+
+
+def _card(folder: Path, exists: bool) -> bytes:
+    """The card as it is published; Refused if the folder's own is not the rendered one with the edits allowed."""
+    rendered = str(model_card(folder))
+    if not exists:
+        return rendered.encode()
+    privacy.check_place(folder, CARD)
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused("is not UTF-8 text") from error
+    if line := card_difference(text, rendered):
+        raise Refused(
+            f"line {line} is not what the files beside it say. Write what you have to add into {privacy.NOTES_FILE}, "
+            "which the card takes in, and delete this file: a push renders it"
+        )
+    return text.encode()
+
+
+def package_code() -> dict[str, Path]:
+    """The code that a checkpoint needs where this package is missing: flat, as `save_pretrained` copies it."""
+    packages = (modeling_hymate, configuration_hymate)  # the second holds the configuration that the first hands on
+    paths = [path for package in packages for path in sorted(Path(str(package.__file__)).parent.glob("*.py"))]
+    return {path.name: path for path in paths if path.name != "__init__.py"}
+
+
+def plan_data_push(data: PreparedFolder | str | Path, private: bool, acknowledged: bool = False) -> Plan:
+    """Decides what of a prepared folder is uploaded.
 
     Raises:
-        ValueError: if the folder is no complete prepared one; if only credentialed users may see its source, unless
-            the repository is `private` and the terms are `acknowledged`; if its license is unknown, unless `private`.
+        ValueError: if the folder is no complete prepared one, or a link in it leads out of it; if only credentialed
+            users may see its source, unless the repository is `private` and the terms are `acknowledged`; if its
+            license is unknown, unless `private`.
     """
-    folder = Path(folder)
-    info = read_info(folder)
+    data = data if isinstance(data, PreparedFolder) else PreparedFolder(data)
+    folder, info = data.path, data.info
     if info.extra.get("credentialed") and not (private and acknowledged):
         raise ValueError(
             f"{folder} is not pushed: {info.source} is for credentialed users only, whose data use agreement forbids "
@@ -160,59 +274,45 @@ def plan_data_push(folder: str | Path, private: bool, acknowledged: bool = False
     files = sorted(_files(folder))
     found = {name: PREPARED.fullmatch(name) for name in files}
     tasks = {task.name for task in info.tasks}
-    uploaded = tuple(name for name, match in found.items() if match and match["task"] in {None, *tasks})
-    missing = [name for name in ("README.md", "metadata.json") if name not in uploaded]
+    uploaded = [name for name, match in found.items() if match and match["task"] in {None, *tasks}]
+    for name in uploaded:
+        if folder.resolve() not in (folder / name).resolve().parents or not (folder / name).is_file():
+            raise ValueError(f"{folder} is not pushed: {name} is a link that leads out of it, or is no regular file")
+    missing = [name for name in (CARD, "metadata.json") if name not in uploaded]
     missing += [f"tasks/{task}/" for task in sorted(tasks) if not any(f"tasks/{task}/" in name for name in uploaded)]
     if not any(name.startswith("records/") for name in uploaded):
         missing.append("records/")
     if missing:
         raise ValueError(f"{folder} is not a complete prepared folder: it lacks {', '.join(missing)}")
-    return Plan(uploaded, tuple(name for name in files if name not in uploaded))
+    left = tuple(name for name in files if name not in uploaded)
+    return Plan(folder, "dataset", {name: folder / name for name in uploaded}, left)
 
 
 def _files(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            yield (Path(parent) / name).relative_to(folder).as_posix()
+    for parent, folders, names in os.walk(folder):
+        linked = [name for name in folders if Path(parent, name).is_symlink()]  # which are not walked
+        for name in (*names, *linked):
+            yield Path(parent, name).relative_to(folder).as_posix()
 
 
-def _code_of(folder: Path) -> list[str]:
-    """Files of code that config.json and preprocessor_config.json name, and those that they import."""
-    waiting = set()
-    for name in REQUIRED:
-        if (folder / name).is_file():
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
-            classes = [*content.get("auto_map", {}).values()]
-            classes += [task["impl"] for task in content.get("custom_pipelines", {}).values()]
-            waiting |= {f"{reference.rpartition('.')[0]}.py" for reference in classes}
-    found: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
-        if (folder / name).is_file():
-            waiting |= {f"{module}.py" for module in get_relative_imports(folder / name)} - found
-    return sorted(found)
+def _bytes(content: Path | bytes) -> bytes:
+    return content.read_bytes() if isinstance(content, Path) else content
 
 
-def describe(plan: Plan, folder: Path, destination: str) -> str:
-    """What is uploaded and what stays, for a person to look at."""
-    width = max(map(len, plan.uploaded))
-    lines = [f"  {name:<{width}}  {(folder / name).stat().st_size:>12,} bytes" for name in plan.uploaded]
-    shown = [f"{folder} -> {destination}", *lines]
-    if plan.left:
-        shown.append(f"not uploaded, as no part of it: {', '.join(plan.left)}")
-    if "README.md" not in plan.uploaded:
-        shown.append("there is no model card (README.md): `hymate pretrain` and `hymate finetune` write one")
-    return "\n".join(shown)
+def _size(content: Path | bytes) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
 
 
-def push(api: HfApi, plan: Plan, folder: Path, repo: str, private: bool, kind: str = "model") -> str:
-    """Uploads in one commit, so that the repository never shows half of it; returns the commit's address. `kind`:
-    model or dataset.
+# ----------------------------------------------------------------------------------------------------------- the Hub
+
+
+def upload(api: HfApi, plan: Plan, repo: str, private: bool) -> str:
+    """Uploads in one commit, so that the repository never shows half of it; returns the commit's address.
 
     Raises:
         ValueError: if the Hub refuses, the connection breaks, or `private` is asked of a public repository.
     """
+    kind = plan.kind
     try:
         try:
             exists_publicly = not api.repo_info(repo, repo_type=kind).private
@@ -220,12 +320,12 @@ def push(api: HfApi, plan: Plan, folder: Path, repo: str, private: bool, kind: s
             exists_publicly = False
             api.create_repo(repo, private=private, exist_ok=True, repo_type=kind)
         if private and exists_publicly:
-            raise ValueError(f"{repo} exists and is public: make it private in its settings, or choose another --repo")
-        operations = [CommitOperationAdd(name, _content(folder / name, repo)) for name in plan.uploaded]
+            raise ValueError(f"{repo} exists and is public: make it private in its settings, or choose another one")
+        operations = [CommitOperationAdd(name, _located(name, plan, repo)) for name in plan.uploaded]
         message = "Upload a HyMaTE checkpoint" if kind == "model" else "Upload a prepared data set"
         return str(api.create_commit(repo, operations, commit_message=message, repo_type=kind).commit_url)
     except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
+        if error.response is not None and error.response.status_code in {401, 403}:
             raise ValueError(
                 f"the Hub does not let you write to {repo}: log in with `hf auth login`, or set HF_TOKEN to a token "
                 "that may write there"
@@ -235,11 +335,12 @@ def push(api: HfApi, plan: Plan, folder: Path, repo: str, private: bool, kind: s
         raise ValueError(_broken(repo, error)) from error
 
 
-def _content(path: Path, repo: str) -> Path | bytes:
-    """A file as it is, but a card whose example names the repository."""
-    if path.name != "README.md":
-        return path
-    return PLACE.sub(f"place = {json.dumps(repo)}", path.read_text(encoding="utf-8")).encode()
+def _located(name: str, plan: Plan, repo: str) -> Path | bytes:
+    """A file as it is, but a model's card, whose example names the repository."""
+    content = plan.uploaded[name]
+    if name != CARD or plan.kind != "model":
+        return content
+    return PLACE.sub(f"place = {json.dumps(repo)}", _bytes(content).decode()).encode()
 
 
 def _broken(repo: str, error: Exception) -> str:
@@ -249,82 +350,3 @@ def _broken(repo: str, error: Exception) -> str:
         f"the upload to {repo} failed ({type(cause).__name__}: {lines[0] if lines else 'no message'}). Files appear "
         "there all at once or not at all; run the command again"
     )
-
-
-# ------------------------------------------------------------------------------------------------ what stops a push
-
-
-def patient_level(path: Path, allowed: bool = False) -> str | None:
-    """Why a file may tell about single patients; None if nothing says so. `allowed`: it is on the list of uploads."""
-    name = path.name.lower()
-    suffixes = {suffix.lstrip(".") for suffix in Path(name).suffixes}
-    if not allowed:
-        if STATE.fullmatch(name):
-            return "training state"
-        if suffixes & (TABLES | DATABASES):
-            return "a table, which may hold records or predictions"
-        # weights in a folder below, such as those of a run's last epoch, are no more of a record than the others
-        if suffixes & OBJECTS and not WEIGHTS.fullmatch(name):
-            return "pickled objects or arrays, which may hold training state, attention or predictions of records"
-        if suffixes & ARCHIVES:
-            return "an archive, whose content is not looked into"
-        if SINGLE_RECORDS.fullmatch(name) and "py" not in suffixes:
-            return "by its name, predictions or attention of single records"
-    if path.is_symlink() and not path.is_file():
-        return "a link that leads nowhere"
-    if suffixes & {"py", "safetensors", "png"} or path.stat().st_size > LARGEST_TEXT:
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return None
-    return _patient_level_text(text, suffixes)
-
-
-def _patient_level_text(text: str, suffixes: set[str]) -> str | None:
-    structured: Any = None
-    try:
-        if "json" in suffixes:
-            return _patient_level_json(json.loads(text))
-        if suffixes & {"yaml", "yml"}:
-            structured = yaml.safe_load(text)
-        elif front := re.match(r"---\n(.*?)\n---\n", text, re.DOTALL):
-            structured = yaml.safe_load(front[1])
-    except (ValueError, yaml.YAMLError) as error:
-        return f"it cannot be read, and so not be checked: {error}"
-    if reason := _patient_level_json(structured):
-        return reason
-    if found := IDENTIFIED_TEXT.search(text) or NAMED_RECORD.search(text):
-        line = text.count("\n", 0, found.start()) + 1
-        return f"line {line} holds what looks like a record's identifier: {found[0].strip()!r}"
-    return None
-
-
-def _patient_level_json(content: Any, where: str = "") -> str | None:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            place = f"{where}.{key}" if where else str(key)
-            if IDENTIFIER_NAME.fullmatch(str(key)):
-                return f"{place!r} holds identifiers of records"
-            if RECORD_VALUES.fullmatch(str(key)) and isinstance(value, list | dict) and _holds_numbers(value):
-                return f"{place!r} holds numbers of single records"
-            if reason := _patient_level_json(value, place):
-                return reason
-    elif isinstance(content, list):
-        for value in content:
-            if reason := _patient_level_json(value, where):
-                return reason
-    elif isinstance(content, str):
-        if IDENTIFIER_NAME.fullmatch(content):
-            return f"{where!r} names a column of identifiers: {content!r}"
-        if found := IDENTIFIED_TEXT.search(content) or NAMED_RECORD.search(content):
-            return f"{where!r} holds what looks like a record's identifier: {found[0]!r}"
-    return None
-
-
-def _holds_numbers(content: Any) -> bool:
-    if isinstance(content, dict):
-        return any(map(_holds_numbers, content.values()))
-    if isinstance(content, list):
-        return any(map(_holds_numbers, content))
-    return isinstance(content, int | float)

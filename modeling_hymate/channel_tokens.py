@@ -1,0 +1,108 @@
+"""One token per variable observed in a record: its events pooled by attention, and what its values and times say."""
+
+import torch
+from torch import nn
+
+from .channel_statistics import HyMaTEChannelStatistics, split_quantities
+from .configuration_hymate import HyMaTEConfig
+from .running_quantities import SCORE_BOUND
+
+
+class ChannelIndex:
+    """Which events of each record belong to which of its channels, the variables observed in it.
+
+    Attributes:
+        slots: channel of each event, `(batch, length)`, a column of `channel_ids`; -1 for masked events.
+        channel_ids: variable of each channel, ascending, `(batch, channels)`; -1 where a record has fewer.
+    """
+
+    def __init__(
+        self, variable_ids: torch.Tensor, mask: torch.Tensor, num_variables: int, max_channels: int | None = None
+    ):
+        """`variable_ids` and boolean `mask` are (batch, length); `max_channels` is a bound to the number of channels
+        of any record, without which it is read from the data, or where that cannot be, is the largest possible."""
+        batch, length = variable_ids.shape
+        rows = torch.arange(batch, device=mask.device).unsqueeze(1)
+        places = (rows * num_variables + variable_ids).masked_fill(~mask, batch * num_variables)
+        observed = torch.zeros(batch * num_variables + 1, dtype=torch.bool, device=mask.device)
+        observed = observed.scatter(0, places.flatten(), True)[:-1].view(batch, num_variables)
+        ranks = observed.cumsum(1)
+        if torch.compiler.is_compiling():
+            # a bound that does not depend on the data; surplus channels are padding and change nothing
+            num_channels = min(length, num_variables)
+        else:
+            num_channels = max(1, int(ranks[:, -1].max())) if max_channels is None else max_channels
+        self.slots = (ranks.gather(1, variable_ids) - 1).masked_fill(~mask, -1)
+        self.channel_ids = columns_of(observed, ranks, num_channels)
+
+    def sum(self, states: torch.Tensor) -> torch.Tensor:
+        """Sums events into their channels: (batch, length, width) -> (batch, channels, width)."""
+        batch, num_channels = self.channel_ids.shape
+        rows = torch.arange(batch, device=states.device).unsqueeze(1) * num_channels
+        places = (rows + self.slots).masked_fill(self.slots < 0, batch * num_channels)
+        total = states.new_zeros(batch * num_channels + 1, states.shape[-1])
+        return total.index_add(0, places.flatten(), states.flatten(0, 1))[:-1].view(batch, num_channels, -1)
+
+    def last(self, values: torch.Tensor, has_value: torch.Tensor) -> torch.Tensor:
+        """Last number of each channel, of values in time order: (batch, length) -> (batch, channels); 0 if none."""
+        batch, num_channels = self.channel_ids.shape
+        positions = torch.arange(1, values.shape[1] + 1, device=values.device).expand_as(self.slots)
+        places = self.slots.masked_fill(~has_value | (self.slots < 0), num_channels)
+        latest = positions.new_zeros(batch, num_channels + 1).scatter_reduce(1, places, positions, "amax")
+        padded = torch.nn.functional.pad(values, (1, 0))
+        return padded.gather(1, latest[:, :num_channels]).float()
+
+    def gather(self, states: torch.Tensor) -> torch.Tensor:
+        """Hands each event what its channel holds: (..., channels) -> (..., length) for leading dimensions that
+        begin with the batch; 0 at masked events."""
+        slots = self.slots.view(states.shape[0], *(1,) * (states.dim() - 2), -1).expand(*states.shape[:-1], -1)
+        return states.gather(-1, slots.clamp(min=0)).masked_fill(slots < 0, 0)
+
+
+def columns_of(observed: torch.Tensor, ranks: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """The variables at which `observed (batch, num_variables)` is true, ascending, `(batch, num_channels)`, then -1;
+    `ranks` says how many there are up to each."""
+    batch, num_variables = observed.shape
+    columns = torch.where(observed, ranks - 1, num_channels)  # the unobserved ones write into a surplus column
+    ids = torch.arange(num_variables, device=observed.device).expand(batch, -1)
+    return ids.new_full((batch, num_channels + 1), -1).scatter(1, columns, ids)[:, :num_channels]
+
+
+class HyMaTEChannelTokens(nn.Module):
+    """Makes a variable's token of its events by attention with `num_pooling_queries` learned queries, each of which
+    fills its own part of the token, of the variable's embedding, and of its statistics; or, without statistics, of the
+    number of its events and the hours since the first and the last."""
+
+    def __init__(self, config: HyMaTEConfig):
+        super().__init__()
+        self.time_scale = float(config.time_scale)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.query = nn.Linear(config.hidden_size, config.num_pooling_queries, bias=False)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.statistics = HyMaTEChannelStatistics(config) if config.num_statistic_bins else None
+        if self.statistics is None:
+            self.occurrence = nn.Linear(3, config.hidden_size, bias=False)
+
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, length, hidden_size) -> `parts` and `scores` of `running_quantities`."""
+        states = self.norm(hidden_states)
+        scores = self.query(states).float()
+        return self.value(states), SCORE_BOUND * torch.tanh(scores / SCORE_BOUND)
+
+    def forward(
+        self,
+        pooled: torch.Tensor,
+        quantities: torch.Tensor,
+        channel_ids: torch.Tensor,
+        variable_embedding: nn.Embedding,
+    ) -> torch.Tensor:
+        """Running quantities at each prediction time, `(batch, predictions, channels, ...)`, and the variable of each
+        channel, `(batch, channels)` -> tokens `(batch, predictions, channels, hidden_size)`."""
+        tokens = pooled + variable_embedding(channel_ids.clamp(min=0)).unsqueeze(1)
+        if self.statistics is not None:
+            described = self.statistics(quantities, channel_ids)
+        else:
+            found = split_quantities(quantities)
+            hours = (found[name].clamp(min=0) * self.time_scale for name in ("since_first", "since_last"))
+            described = self.occurrence(torch.stack([found["count"], *hours], -1).log1p().to(tokens.dtype))
+        return tokens + described.to(tokens.dtype)

@@ -1,0 +1,87 @@
+"""Losses of the labels of records."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from .configuration_hymate import HyMaTEConfig
+from .inputs import is_readable
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+def is_regression(config: HyMaTEConfig) -> bool:
+    """Whether the outputs are numbers: said so, or one output and nothing said."""
+    return config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1)
+
+
+def label_loss(
+    logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, config: HyMaTEConfig
+) -> torch.Tensor:
+    """The loss of `config.problem_type`, averaged over records, or over all real predictions of all records.
+
+    Args:
+        logits: `(batch, [predictions,] num_labels)`, float32.
+        labels: as in `HyMaTEForSequenceClassification.forward`.
+        mask: 1 or true at real predictions, `(batch, predictions)`; labels elsewhere are not looked at.
+        config: the model's.
+
+    Raises:
+        ValueError: for labels whose shape, and on CPUs also whose values, do not fit the problem type.
+    """
+    problem_type = _problem_type(labels, config)
+    is_class = problem_type == "single_label_classification"
+    expected = tuple(logits.shape[:-1] if is_class else logits.shape)
+    if config.num_labels == 1 and labels.dim() == logits.dim() - 1:
+        labels = labels.unsqueeze(-1)
+    if tuple(labels.shape) != expected:
+        raise ValueError(f"labels for {problem_type} must have shape {expected}, got {tuple(labels.shape)}")
+    if mask is not None:
+        mask = mask.bool()
+        labels = labels.masked_fill(~(mask if is_class else mask.unsqueeze(-1)), 0)
+    if is_readable(labels):
+        _check_labels(labels, problem_type, config.num_labels)
+    weight = _positive_weight(problem_type, config, logits.device)
+    if problem_type == "regression":
+        losses = (logits - labels.float()).square().mean(-1) / config.label_deviation**2
+    elif is_class:
+        losses = F.cross_entropy(logits.flatten(0, -2), labels.long().flatten(), reduction="none").view(expected)
+        # Averaged over records, not over their weights, so that the size of a batch does not change its gradient.
+        losses = losses if weight is None else losses * weight[labels.long()]
+    else:
+        losses = F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weight, reduction="none")
+        losses = losses.mean(-1)
+    if mask is None:
+        return losses.mean()
+    return losses.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _problem_type(labels: torch.Tensor, config: HyMaTEConfig) -> ProblemType:
+    if is_regression(config):
+        return "regression"
+    if config.problem_type is None:
+        return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    return config.problem_type
+
+
+def _positive_weight(problem_type: ProblemType, config: HyMaTEConfig, device: torch.device) -> torch.Tensor | None:
+    weight = config.pos_weight
+    if weight is None:
+        return None
+    if not isinstance(weight, list):
+        weight = [1.0, weight] if problem_type == "single_label_classification" else [weight] * config.num_labels
+    return torch.tensor(weight, dtype=torch.float32, device=device)
+
+
+def _check_labels(labels: torch.Tensor, problem_type: ProblemType, num_labels: int):
+    labels = labels.double()
+    if problem_type == "regression":
+        bad, rule = ~labels.isfinite(), "finite numbers"
+    elif problem_type == "single_label_classification":
+        bad = (labels < 0) | (labels >= num_labels) | (labels != labels.floor())
+        rule = f"whole numbers in [0, {num_labels})"
+    else:
+        bad, rule = ~((labels >= 0) & (labels <= 1)), "numbers from 0 to 1"
+    if bad.any():
+        raise ValueError(f"labels for {problem_type} must be {rule}, got {labels[bad][0].item():g}")

@@ -1,0 +1,173 @@
+"""A patient followed event by event, in clinical units."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .events import Events
+from .streaming import StreamState
+
+SNAPSHOTS = 32  # calls that a late event can go back by default
+
+
+class Stream:
+    r"""Follows one patient: each event updates the answer at a cost that does not grow with the number of events.
+
+        stream = Stream(model, feature_extractor, static={"Age": 71})
+        answer = stream.add({"time": 0.5, "variable": "HR", "value": 118})
+        answer = stream.ask(6.0)
+
+    An answer is a dict: `prediction_time` (hours), `label` and `score`, the most probable label and its probability
+    (of a regression the output's name and the number; left out where a regression has several outputs), `scores`,
+    label -> probability or output -> number, and `variables`, those observed so far by falling attention, each
+    `variable`, `weight` (they sum to one) and `num_events`.
+
+    Args:
+        model: a `HyMaTEForSequenceClassification` with `attention_axis="channel"`; put into evaluation mode.
+        feature_extractor: the model's.
+        static: static columns, name -> value; what is absent counts as unknown.
+        on_late: what to do with events older than the latest: `"error"` refuses them; `"rewind"` goes back to the
+            state before their time and reads on from there, as far as the last `snapshots` calls of `add` reach.
+        snapshots: how many calls that is; their states and events are kept.
+        state: of an earlier `Stream` of this model, to go on from; `static` is then part of it.
+
+    Raises:
+        ValueError: for a model or static columns that do not fit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        feature_extractor: Any,
+        static: Mapping[str, Any] | None = None,
+        on_late: Literal["error", "rewind"] = "error",
+        snapshots: int = SNAPSHOTS,
+        state: StreamState | None = None,
+    ):
+        if not hasattr(model, "predictions"):
+            raise ValueError(f"a stream needs a HyMaTEForSequenceClassification, got {type(model).__name__}")
+        if on_late not in ("error", "rewind"):
+            raise ValueError(f"on_late must be 'error' or 'rewind', got {on_late!r}")
+        if snapshots < 1:
+            raise ValueError(f"snapshots must be at least 1, got {snapshots}")
+        if state is not None and static is not None:
+            raise ValueError("static is part of the state: give one of the two")
+        if feature_extractor.time_scale != model.config.time_scale:
+            raise ValueError(
+                f"the feature extractor's time_scale is {feature_extractor.time_scale}, but the model's is "
+                f"{model.config.time_scale}: they do not belong together"
+            )
+        self.model = model.eval()
+        self.feature_extractor = feature_extractor
+        self.on_late = on_late
+        self._earlier: deque[tuple[StreamState, Events]] = deque(maxlen=snapshots)  # state before a call, its events
+        self.state = self._start(static) if state is None else state
+
+    def _start(self, static: Mapping[str, Any] | None) -> StreamState:
+        nothing: dict[str, list] = {"time": [], "variable": [], "value": []}
+        events = self.feature_extractor.parse([nothing], dict(static) if static else None, allow_empty=True)
+        if not self.feature_extractor.static_columns:
+            return self.model.start_stream()
+        static_values = torch.from_numpy(self.feature_extractor.encode_static(events.static, 1))
+        return self.model.start_stream(static_values.to(self.model.device))
+
+    @property
+    def time(self) -> float:
+        """Hours at which the latest event happened; 0 where there is none."""
+        return float(self.state.current.last_time[0]) * self.feature_extractor.time_scale
+
+    def add(self, events: Any) -> dict[str, Any]:
+        """Takes further events and answers as of the latest.
+
+        Args:
+            events: one event as a dict of `time` (hours), `variable` (name) and `value` (clinical units; None for an
+                event without a number), several as a dict of lists or a frame of one record; in any order.
+
+        Raises:
+            ValueError: for bad events, as the feature extractor; and for a late one that cannot be taken.
+        """
+        if isinstance(events, Mapping) and "time" in events and np.ndim(events["time"]) == 0:
+            events = {name: [item] for name, item in events.items()}
+        parsed = self.feature_extractor.parse(events)
+        if len(parsed) != 1:
+            raise ValueError(f"a stream follows one patient, but these are events of {len(parsed)} records")
+        calls, before, parsed = self._before(parsed)
+        features = self.feature_extractor.encode(parsed)
+        names = ("values", "times", "variable_ids", "value_mask")
+        inputs = {name: features[name].to(self.model.device) for name in names}
+        outputs, self.state = self.model.stream(before, **inputs)
+        for _ in range(calls):
+            self._earlier.pop()
+        if self.on_late == "rewind":
+            self._earlier.append((before, parsed))
+        return self._answer(outputs, self.time)
+
+    def ask(self, time: float) -> dict[str, Any]:
+        """Answers at a time, in hours, no earlier than the latest event's, from the events so far."""
+        scaled = np.float32(time / self.feature_extractor.time_scale)
+        if not np.isfinite(scaled) or scaled < float(self.state.current.last_time[0]):
+            raise ValueError(f"time must be no earlier than the latest event, at {self.time:g} hours, got {time}")
+        asked = torch.tensor([scaled], device=self.model.device)
+        outputs, _ = self.model.stream(self.state, prediction_time=asked)
+        return self._answer(outputs, float(time))
+
+    def _before(self, new: Events) -> tuple[int, StreamState, Events]:
+        """How many calls to go back, the state to go on from, and the events to go on with: the new ones, and those of
+        these calls."""
+        first = np.float32(new.times[0] / self.feature_extractor.time_scale)
+        if not _is_after(self.state, first):
+            return 0, self.state, new
+        for calls, (state, events) in enumerate(reversed(self._earlier), 1):
+            new = _together(events, new)
+            if not _is_after(state, first):
+                return calls, state, new
+        advice = (
+            f"it reaches back to before the last {len(self._earlier)} calls, which are all that is kept"
+            if self.on_late == "rewind"
+            else "give events in the order of their times, or choose on_late='rewind'"
+        )
+        hours = float(first) * self.feature_extractor.time_scale
+        raise ValueError(f"an event at {hours:g} hours is older than the latest, at {self.time:g} hours: {advice}")
+
+    def _answer(self, outputs: Any, time: float) -> dict[str, Any]:
+        config = self.model.config
+        predicted = self.model.predictions(outputs.logits)[0].tolist()
+        names = [config.id2label[index] for index in range(len(predicted))]
+        answer: dict[str, Any] = {"prediction_time": time}
+        if config.problem_type != "regression" or len(names) == 1:
+            best = int(np.argmax(predicted))
+            answer |= {"label": names[best], "score": predicted[best]}
+        answer["scores"] = dict(zip(names, predicted, strict=True))
+        shares = zip(
+            outputs.channel_ids[0].tolist(),
+            outputs.channel_weights[0].tolist(),
+            outputs.channel_counts[0].tolist(),
+            strict=True,
+        )
+        answer["variables"] = [
+            {"variable": self.feature_extractor.variables[variable], "weight": weight, "num_events": int(count)}
+            for variable, weight, count in sorted(shares, key=lambda share: -share[1])
+            if variable >= 0
+        ]
+        return answer
+
+
+def _is_after(state: StreamState, time: np.float32) -> bool:
+    return bool(state.current.num_events[0]) and float(state.current.last_time[0]) > float(time)
+
+
+def _together(earlier: Events, later: Events) -> Events:
+    """One record's events of two calls, in the order of their times."""
+    order = np.argsort(np.concatenate([earlier.times, later.times]), kind="stable")
+    return Events(
+        offsets=np.array([0, len(order)]),
+        times=np.concatenate([earlier.times, later.times])[order],
+        variable_ids=np.concatenate([earlier.variable_ids, later.variable_ids])[order],
+        values=np.concatenate([earlier.values, later.values])[order],
+    )
+
+
+__all__ = ["Stream"]

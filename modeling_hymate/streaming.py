@@ -1,0 +1,289 @@
+"""Records that grow: a state of constant size, and what further events make of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .channel_tokens import ChannelIndex, columns_of
+from .inputs import SortedEvents, sort_events
+from .running_quantities import (
+    DECAYING,
+    Running,
+    describe_event,
+    empty_running,
+    merge,
+    pooled_means,
+    pooling_summands,
+    pooling_sums,
+    quantities,
+    summarize,
+)
+
+
+@dataclass
+class StreamMemory:
+    """What is kept of the events so far, of as many records as are followed together.
+
+    Attributes:
+        convolution: last inputs of each Mamba layer's convolution, `(layers, batch, inner, conv_kernel - 1)`.
+        scan: state of each Mamba layer's scan, `(layers, batch, inner, state)`, float32.
+        sums: `pooling_sums` of each variable, `(batch, num_variables + 1, hidden_size + queries)`; the last entry is
+            that of no variable, and stays empty.
+        running: what `Running` says of each variable, `(batch, num_variables + 1, numbers)`, float64.
+        last_time: scaled time of the latest event, `(batch,)`; 0 where there is none.
+        num_events: how many there were, `(batch,)`.
+    """
+
+    convolution: torch.Tensor
+    scan: torch.Tensor
+    sums: torch.Tensor
+    running: torch.Tensor
+    last_time: torch.Tensor
+    num_events: torch.Tensor
+
+    def where(self, rows: torch.Tensor, other: "StreamMemory") -> "StreamMemory":
+        """This memory for the records at which `rows (batch,)` is true, the other for the rest."""
+        if rows.all():
+            return self
+        chosen = {}
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(other, field.name)
+            leading = 1 if field.name in ("convolution", "scan") else 0
+            shape = (*(1,) * leading, -1, *(1,) * (ours.dim() - leading - 1))
+            chosen[field.name] = torch.where(rows.view(shape), ours, theirs)
+        return StreamMemory(**chosen)
+
+
+@dataclass
+class StreamState:
+    """A stream's state: `HyMaTEModel.start_stream` makes it and `HyMaTEModel.stream` goes on from it.
+
+    Its size does not depend on the number of events, but for those of the latest time stamp. They are kept, since
+    others of that time may follow, and events of one time have one order in which the model reads them.
+
+    Attributes:
+        settled: of the events before the latest time stamp.
+        current: of all events.
+        latest: the events of the latest time stamp, each tensor `(batch, length)`.
+        static_embeds: of the static features, `(batch, hidden_size)`; None where there are none.
+    """
+
+    settled: StreamMemory
+    current: StreamMemory
+    latest: SortedEvents
+    static_embeds: torch.Tensor | None = None
+
+    def to_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, as safetensors stores them."""
+        parts: dict[str, Any] = {"settled": self.settled, "current": self.current, "latest": self.latest}
+        tensors = {
+            f"{part}.{field.name}": getattr(held, field.name)
+            for part, held in parts.items()
+            for field in fields(held)
+            if getattr(held, field.name) is not None
+        }
+        if self.static_embeds is not None:
+            tensors["static_embeds"] = self.static_embeds
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_dict(cls, tensors: dict[str, torch.Tensor]) -> "StreamState":
+        """The state whose `to_dict` this is.
+
+        Raises:
+            ValueError: if a tensor is missing.
+        """
+
+        def part(kind: Callable, prefix: str) -> Any:
+            prefix = f"{prefix}."
+            found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            try:
+                return kind(**found)
+            except TypeError as error:
+                raise ValueError(f"these are not the tensors of a stream's state: {error}") from None
+
+        memories = {name: part(StreamMemory, name) for name in ("settled", "current")}
+        return cls(**memories, latest=part(SortedEvents, "latest"), static_embeds=tensors.get("static_embeds"))
+
+    def save(self, path: str | Path):
+        """Writes the state as safetensors."""
+        save_file(self.to_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StreamState":
+        """Reads what `save` wrote, to the last bit."""
+        return cls.from_dict(load_file(path))
+
+
+def new_stream(model: Any, batch: int, static_embeds: torch.Tensor | None) -> StreamState:
+    """The state of `batch` records without events."""
+    config, like = model.config, model.embedding.missing_value
+    layers, inner = config.num_mamba_layers, config.mamba_inner_size
+    variables = config.num_variables + 1
+    nothing = empty_running((batch, variables), len(config.half_lives), like.device)
+    memory = StreamMemory(
+        convolution=like.new_zeros(layers, batch, inner, config.conv_kernel - 1),
+        scan=like.new_zeros(layers, batch, inner, config.state_size, dtype=torch.float32),
+        sums=like.new_zeros(batch, variables, config.hidden_size + config.num_pooling_queries, dtype=torch.float32),
+        running=_pack(nothing),
+        last_time=like.new_zeros(batch, dtype=torch.float32),
+        num_events=torch.zeros(batch, dtype=torch.int64, device=like.device),
+    )
+    none = torch.zeros(batch, 0, dtype=torch.bool, device=like.device)
+    return StreamState(
+        memory, memory, SortedEvents(none.float(), none.float(), none.long(), none, none), static_embeds
+    )
+
+
+def advance_stream(model: Any, state: StreamState, *events: torch.Tensor) -> StreamState:
+    """The state after further events: `values`, `times`, `variable_ids`, `mask` and `has_value`, `(batch, length)`.
+
+    Raises:
+        ValueError: for another number of records, or an event that is older than the latest of its record.
+    """
+    current = state.current
+    values, times, variable_ids, mask, has_value = events
+    if len(values) != len(current.last_time):
+        raise ValueError(f"the state is of {len(current.last_time)} records, but values holds {len(values)}")
+    if (
+        values.shape[1] == 1
+        and ((times[:, 0] > current.last_time) | (current.num_events == 0)).logical_and(mask[:, 0]).all()
+    ):
+        new = SortedEvents(values.masked_fill(~has_value, 0), times.float(), variable_ids.long(), mask, has_value)
+        return StreamState(current, _advance(model, current, new), new, state.static_embeds)
+    new = sort_events(*events)
+    has_new = new.mask.any(1)
+    first = new.times[:, 0]
+    known = has_new & (current.num_events > 0)
+    late = known & (first < current.last_time)
+    if late.any():
+        row = int(late.nonzero()[0])
+        raise ValueError(
+            f"an event of record {row} at the scaled time {first[row].item():g} is older than its latest, at "
+            f"{current.last_time[row].item():g}: a stream takes events in the order of their times"
+        )
+    ties = known & (first == current.last_time)
+    start = current
+    if ties.any():  # those of the same time are read again, together with the new ones
+        start = state.settled.where(ties, current)
+        again = state.latest
+        new = sort_events(
+            torch.cat([again.values, new.values], 1),
+            torch.cat([again.times, new.times], 1),
+            torch.cat([again.variable_ids, new.variable_ids], 1),
+            torch.cat([again.mask & ties.unsqueeze(1), new.mask], 1),
+            torch.cat([again.has_value, new.has_value], 1),
+        )
+    is_latest = new.mask & (new.times == new.last_times.unsqueeze(1))
+    settled = _advance(model, start, _select(new, new.mask & ~is_latest))
+    latest = _select(new, is_latest)
+    current = _advance(model, settled, latest)
+    if not has_new.all():
+        settled, current = settled.where(has_new, state.settled), current.where(has_new, state.current)
+        latest = _latest_where(has_new, latest, state.latest)
+    return StreamState(settled, current, latest, state.static_embeds)
+
+
+def observed_quantities(
+    memory: StreamMemory, now: torch.Tensor, model: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`pooled` and `statistics` as of `running_quantities` at the times `now (batch,)`, `(batch, 1, channels, ...)`,
+    and the variables observed so far, `(batch, channels)`."""
+    num_variables = model.config.num_variables
+    observed = memory.running[:, :-1, 0] > 0  # by the count, which comes first
+    if len(observed) == 1:
+        channel_ids = observed[0].nonzero().view(1, -1)
+        if not channel_ids.numel():
+            channel_ids = channel_ids.new_full((1, 1), -1)
+    else:
+        ranks = observed.cumsum(1)
+        channel_ids = columns_of(observed, ranks, max(1, int(ranks[:, -1].max())))
+    variables = channel_ids.masked_fill(channel_ids < 0, num_variables)
+    sums, running = (_of_variables(held, variables).unsqueeze(1) for held in (memory.sums, memory.running))
+    half_lives = model.half_lives
+    pooled, _ = pooled_means(sums, model.config.num_pooling_queries)
+    return pooled, quantities(_unpack(running, len(half_lives)), now.view(-1, 1, 1), half_lives), channel_ids
+
+
+def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMemory:
+    """The memory after the real ones of `events`, of which none is older."""
+    if not events.mask.any():
+        return memory
+    lengths = events.lengths
+    hidden_states = model.embedding(events.values, events.times, events.variable_ids, events.has_value)
+    convolutions, scans = [], []
+    for layer, *before in zip(model.mamba_layers, memory.convolution, memory.scan, strict=True):
+        hidden_states, convolution, scan = layer.advance(hidden_states, lengths, *before)
+        convolutions.append(convolution)
+        scans.append(scan)
+    parts, scores = model.channel_tokens.project(hidden_states)
+    if events.mask.shape[1] == 1 and events.mask.all():
+        variables, sums = events.variable_ids, pooling_summands(parts, scores)
+        running = describe_event(events.values, events.times, events.has_value, len(model.half_lives))
+    else:
+        variables, sums, running = _summarize_channels(model, events, parts, scores)
+    old_sums, old_running = (_of_variables(held, variables) for held in (memory.sums, memory.running))
+    merged = _pack(merge(_unpack(old_running, len(model.half_lives)), running, model.half_lives))
+    places = variables.unsqueeze(-1)
+    return StreamMemory(
+        convolution=torch.stack(convolutions) if convolutions else memory.convolution,
+        scan=torch.stack(scans) if scans else memory.scan,
+        sums=memory.sums.scatter(1, places.expand_as(old_sums), old_sums + sums),
+        running=memory.running.scatter(1, places.expand_as(merged), merged),
+        last_time=torch.where(lengths > 0, events.last_times, memory.last_time),
+        num_events=memory.num_events + lengths,
+    )
+
+
+def _summarize_channels(model: Any, events: SortedEvents, parts: torch.Tensor, scores: torch.Tensor):
+    """The variables of the events `(batch, channels)`, and their sums and description in these events."""
+    num_variables = model.config.num_variables
+    channels = ChannelIndex(events.variable_ids, events.mask, num_variables)
+    shape = channels.channel_ids.shape
+    rows = torch.arange(shape[0], device=parts.device).unsqueeze(1)
+    cells = (channels.slots + rows * shape[1]).masked_fill(~events.mask, shape.numel())
+    sums = pooling_sums(parts, scores, cells, shape.numel()).view(*shape, -1)
+    running = summarize(events.values, events.times, events.has_value, cells, shape.numel(), model.half_lives)
+    running = Running(*(field.view(*shape, *field.shape[1:]) for field in running))
+    return channels.channel_ids.masked_fill(channels.channel_ids < 0, num_variables), sums, running
+
+
+def _of_variables(held: torch.Tensor, variables: torch.Tensor) -> torch.Tensor:
+    """(batch, num_variables + 1, width), (batch, channels) -> (batch, channels, width)"""
+    return held.gather(1, variables.unsqueeze(-1).expand(-1, -1, held.shape[-1]))
+
+
+def _pack(running: Running) -> torch.Tensor:
+    """All fields side by side, `(..., numbers)`."""
+    shape = running.events.dim()
+    return torch.cat([field if field.dim() > shape else field.unsqueeze(-1) for field in running], -1)
+
+
+def _unpack(packed: torch.Tensor, half_lives: int) -> Running:
+    sizes = [half_lives if name in DECAYING else 1 for name in Running._fields]
+    parts = packed.split(sizes, -1)
+    return Running(
+        *(part if name in DECAYING else part.squeeze(-1) for name, part in zip(Running._fields, parts, strict=True))
+    )
+
+
+def _select(events: SortedEvents, keep: torch.Tensor) -> SortedEvents:
+    """The events at which `keep (batch, length)` is true, still sorted."""
+    order = keep.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, : int(keep.sum(1).max())]
+    kept = replace(events, mask=keep, has_value=events.has_value & keep)
+    return kept.map(lambda tensor: tensor.gather(1, order))
+
+
+def _latest_where(rows: torch.Tensor, ours: SortedEvents, theirs: SortedEvents) -> SortedEvents:
+    width = max(ours.mask.shape[1], theirs.mask.shape[1])
+
+    def padded(tensor):
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
+
+    names = ("values", "times", "variable_ids", "mask", "has_value")
+    pairs = ((padded(getattr(ours, name)), padded(getattr(theirs, name))) for name in names)
+    return SortedEvents(*(torch.where(rows.unsqueeze(1), mine, other) for mine, other in pairs))

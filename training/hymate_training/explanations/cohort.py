@@ -1,0 +1,176 @@
+"""The records that a report is about: of a task's split, or any others in clinical units."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hymate_training.data.examples import ExampleDataset, check_static_columns, load_task
+from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.data.schema import DatasetInfo, TaskInfo
+from hymate_training.evaluation.evaluation import check_task, subgroup_columns
+from hymate_training.explanations.attribution import Explainer
+from modeling_hymate import Events, HyMaTEFeatureExtractor
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The records that are explained, and what is known of them.
+
+    Attributes:
+        events: the events up to each record's prediction time, one prediction per record.
+        title: data set and task, as the report's heading names them.
+        outcomes: outcome of each record by name, `(records,)`; None where it is not known.
+        subgroups: column -> subgroup of each record, `(records,)`.
+        units: variable -> unit.
+        drivers: variables that drive the outcome, where it was simulated.
+        account: what the report says of the data, by heading.
+        sources: files and folders that the records were read from; a report is never written there.
+    """
+
+    events: Events
+    title: str
+    outcomes: np.ndarray | None = None
+    subgroups: dict[str, np.ndarray] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    drivers: tuple[str, ...] = ()
+    account: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @property
+    def record_ids(self) -> list[str]:
+        """Names of the records."""
+        return list(self.events.record_ids)
+
+    def take(self, rows: np.ndarray) -> "Cohort":
+        """The records at these positions."""
+        return replace(
+            self,
+            events=self.events.take(rows),
+            outcomes=None if self.outcomes is None else self.outcomes[rows],
+            subgroups={name: column[rows] for name, column in self.subgroups.items()},
+        )
+
+    def named(self, record_ids: Sequence[str]) -> "Cohort":
+        """The records of these names, each once; ValueError for a name that is not there."""
+        known = {record_id: row for row, record_id in enumerate(self.events.record_ids)}
+        absent = [record_id for record_id in record_ids if record_id not in known]
+        if absent:
+            raise ValueError(f"record {absent[0]!r} is not among the {len(known)} records that have events to explain")
+        return self.take(np.array([known[record_id] for record_id in dict.fromkeys(record_ids)], dtype=int))
+
+    def drawn(self, num_records: int, seed: int) -> "Cohort":
+        """`num_records` records drawn at random, or all where there are fewer; in the order in which they stand."""
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:num_records]))
+
+
+def cohort_of_task(
+    explainer: Explainer,
+    data: PreparedFolder,
+    task: str,
+    split: str = "validation",
+    *,
+    max_events: int | None = None,
+    seed: int = 0,
+) -> Cohort:
+    """The records of a task's split, each up to its prediction time; where it has several, up to a drawn one.
+
+    Args:
+        explainer: the model and the output to be explained.
+        data: the prepared folder.
+        task: name of the task.
+        split: name of the split.
+        max_events: keep the latest events of longer records; as many as in training by default.
+        seed: of the drawn prediction times.
+
+    Raises:
+        ValueError: if the model was trained for another task, task or split are not there, or no record has events.
+    """
+    info = data.info
+    asked = info.task(task)
+    check_task(explainer.model, asked)
+    check_static_columns(data, explainer.extractor)
+    dataset = load_task(data, task, split, explainer.extractor.variables)
+    shuffled = np.random.default_rng(seed).permutation(len(dataset))
+    chosen = np.sort(shuffled[np.unique(dataset.rows[shuffled], return_index=True)[1]])
+    events = dataset.events.take(dataset.rows[chosen])
+    events = events.select(events.times <= np.repeat(dataset.prediction_times[chosen], events.lengths))
+    cohort = Cohort(
+        events=events,
+        title=f"{asked.name.replace('_', ' ')}, {split} split of {info.source}",
+        outcomes=outcome_names(asked, dataset.labels[chosen], explainer.label),
+        # subgroups of a column are made over the whole split, so that they do not depend on what is drawn
+        subgroups={name: column[chosen] for name, column in subgroup_columns(dataset).items()},
+        units=dict(info.extra.get("units", {})),
+        drivers=true_drivers(info, asked.name, explainer.label),
+        account={
+            "Data": info.source,
+            "Task": asked.description,
+            "Split": f"{split} (fingerprint {data.split_fingerprint(task, split)})",
+        },
+        sources=(data.path,),
+    )
+    return with_events(cohort, explainer.extractor, max_events)
+
+
+def cohort_of_records(
+    explainer: Explainer,
+    records: Any,
+    static: Any = None,
+    *,
+    title: str = "records",
+    max_events: int | None = None,
+    sources: Sequence[Path] = (),
+) -> Cohort:
+    """Records in clinical units, whole, without outcomes.
+
+    Args:
+        explainer: the model and the output to be explained.
+        records: `Events`, or anything that the feature extractor takes.
+        static: static columns where `records` does not hold them, as for the feature extractor.
+        title: what the report's heading calls them.
+        max_events: keep the latest events of longer records; as many as in training by default.
+        sources: files that they were read from.
+
+    Raises:
+        ValueError: for bad records, or where none has events.
+    """
+    events = records if isinstance(records, Events) else explainer.extractor.parse(records, static)
+    dataset = ExampleDataset(events, np.arange(len(events)), np.full(len(events), np.inf))
+    cohort = Cohort(
+        events, title, subgroups=subgroup_columns(dataset), account={"Data": title}, sources=tuple(sources)
+    )
+    return with_events(cohort, explainer.extractor, max_events)
+
+
+def with_events(cohort: Cohort, extractor: HyMaTEFeatureExtractor, max_events: int | None) -> Cohort:
+    """The records that have events, shortened to the latest; says in the account how many were left out."""
+    events = extractor.shorten(cohort.events, max_events)
+    kept = np.flatnonzero(events.lengths)
+    if not len(kept):
+        raise ValueError("no record has events before its prediction time")
+    left_out = len(events) - len(kept)
+    account = cohort.account | ({"Left out": f"{left_out:,} records without events"} if left_out else {})
+    return replace(cohort, events=events, account=account).take(kept)
+
+
+def outcome_names(task: TaskInfo, labels: np.ndarray, label: str) -> np.ndarray:
+    """Outcome of each record in words; numbers are split at their median."""
+    if task.problem_type == "regression":
+        middle = float(np.median(labels))
+        return np.where(labels > middle, f"above {middle:g}", f"up to {middle:g}").astype(object)
+    if task.problem_type == "multilabel":
+        return np.where(labels[:, task.label_names.index(label)] > 0, label, f"no {label}").astype(object)
+    return np.array(task.label_names, dtype=object)[labels]
+
+
+def true_drivers(info: DatasetInfo, task: str, label: str) -> tuple[str, ...]:
+    """Variables that drive the label of a simulated task, or any of the task's outputs where none has its name."""
+    drivers = info.extra.get("drivers", {}).get(task, [])
+    own = [driver for driver in drivers if driver["output"] == label] or drivers
+    return tuple(dict.fromkeys(driver["variable"] for driver in own))

@@ -1,0 +1,158 @@
+"""The cohort page of a report, `index.html`: pictures, tables and what is said about them; aggregates only."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from hymate_training.evaluation.metrics import SMALLEST_GROUP
+from hymate_training.explanations.attribution import (
+    Explainer,
+    channel_attentions,
+    explain_by_every_method,
+    progress_bar,
+)
+from hymate_training.explanations.cohort import Cohort
+from hymate_training.explanations.faithfulness import RANDOM, assess, findings
+from hymate_training.explanations.figures import capitalized, spoken
+from hymate_training.explanations.markup import estimate, render, table_html
+from hymate_training.explanations.pictures import cohort_pictures
+from hymate_training.files import write_json
+
+EXPLANATION_FILE = "explanation.json"
+PACKAGES = ("hymate", "torch", "captum")
+
+
+def write_cohort_page(
+    folder: Path,
+    explainer: Explainer,
+    cohort: Cohort,
+    *,
+    links: Mapping[str, str],
+    account: Mapping[str, Any],
+    window_hours: float = 6.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Writes index.html, its figures and explanation.json into `folder`.
+
+    Args:
+        folder: where to write.
+        explainer: the model and the output that is explained.
+        cohort: the records. Of fewer than `SMALLEST_GROUP` no figures are made.
+        links: name of a record -> its page, for those that have one.
+        account: what the page says about model, data and settings, by heading.
+        window_hours: width of occlusion's windows.
+        seed: of random orders and resamples.
+        progress: show progress bars.
+
+    Returns:
+        What `faithfulness.assess` found; empty for too few records.
+    """
+    assessment: dict[str, Any] = {}
+    shown, tables = {}, {}
+    if len(cohort) >= SMALLEST_GROUP:
+        explanations = explain_by_every_method(explainer, cohort.events, window_hours=window_hours, progress=progress)
+        assessment = assess(
+            explainer,
+            cohort.events,
+            explanations,
+            drivers=cohort.drivers,
+            window_hours=window_hours,
+            seed=seed,
+            progress=progress,
+        )
+        attentions = channel_attentions(explainer, cohort.events, "attention between variables" if progress else None)
+        pictures = cohort_pictures(
+            cohort, explainer.extractor.variables, explanations, assessment, attentions, seed
+        ).values()
+        (folder / "figures").mkdir()
+        bar = progress_bar("figures" if progress else None, pictures, unit="figure")
+        shown = {picture.name: picture.save(folder / "figures") for picture in bar}
+        tables = cohort_tables(assessment)
+    page = render(
+        "explanation_cohort.html.j2",
+        title=cohort.title,
+        label=explainer.label,
+        num_records=len(cohort),
+        smallest_group=SMALLEST_GROUP,
+        drivers=cohort.drivers,
+        figures=shown,
+        grouped=[name for name in shown if name.startswith("by_")],
+        tables=tables,
+        findings=findings(assessment) if assessment else [],
+        patients=links,
+        account=account,
+    )
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    versions = {name: version(name) for name in PACKAGES}
+    write_json(
+        folder / EXPLANATION_FILE, {"label": explainer.label, "account": account, **assessment, "versions": versions}
+    )
+    return assessment
+
+
+def cohort_tables(assessment: Mapping[str, Any]) -> dict[str, Markup]:
+    """The tables of the faithfulness figures."""
+    summary, scale = assessment["perturbation"], assessment["scale"]
+    areas: list[tuple] = [("order", "deletion", "over random", "insertion", "over random")]
+    for name in summary["deletion"]:
+        row = [capitalized(spoken(name)) if name != RANDOM else "Random"]
+        for kind in ("deletion", "insertion"):
+            found = summary[kind][name]
+            row += [estimate(found["area"], scale)]
+            row += ["" if name == RANDOM else estimate(found["over_random"], scale, sign=True)]
+        areas.append(tuple(row))
+    tables = {
+        "areas": table_html(areas, f"Areas under the curves, {assessment['unit']} [95% interval]"),
+        "agreement": table_html(
+            [
+                ("methods", "events", "variables"),
+                *(
+                    (
+                        " and ".join(spoken(method) for method in pair["methods"]),
+                        estimate(pair["events"]),
+                        estimate(pair["variables"]),
+                    )
+                    for pair in assessment["agreement"]
+                ),
+            ],
+            "Rank correlation between methods [95% interval]",
+        ),
+        "randomized": table_html(
+            [
+                ("method", "events", "variables"),
+                *(
+                    (capitalized(spoken(method)), estimate(found["events"]), estimate(found["variables"]))
+                    for method, found in assessment["randomized_weights"].items()
+                ),
+            ],
+            "Rank correlation with the explanations of a model with random weights [95% interval]",
+        ),
+    }
+    if assessment["drivers"]:
+        chance = next(iter(assessment["drivers"].values()))["precision_by_chance"]
+        k = next(iter(assessment["drivers"].values()))["k"]
+        tables["drivers"] = table_html(
+            [
+                (
+                    "method",
+                    "places of the drivers",
+                    f"among the first {k}",
+                    f"record by record (by chance {chance:.2f})",
+                ),
+                *(
+                    (
+                        capitalized(spoken(method)),
+                        ", ".join(f"{spoken(name)} {place}" for name, place in found["ranks"].items()),
+                        f"{found['precision_at_k']:.2f}",
+                        estimate(found["precision_at_k_by_record"]),
+                    )
+                    for method, found in assessment["drivers"].items()
+                ),
+            ],
+            f"True drivers by mean share: places, and precision at {k} [95% interval]",
+        )
+    return tables

@@ -1,0 +1,252 @@
+"""What may leave the house: decided file by file by what is allowed there, not by what is forbidden.
+
+Each file of a checkpoint that is pushed is checked to hold only what it is for, and numbers of few records are taken
+out of what is published.
+"""
+
+import copy
+import json
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+import modeling_hymate
+from hymate_training.evaluation.metrics import SMALLEST_GROUP
+from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE
+from hymate_training.publishing import schemas
+from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
+
+NOTES_FILE = "notes.md"  # the author's own part of the card
+FAITHFULNESS_FILE = "faithfulness.json"  # what `hymate explain --card` found
+EVALUATIONS = re.compile(r"evaluation(_[a-z_]{1,40})?\.json")
+PLOTS = re.compile(
+    r"evaluation(_[a-z_]{1,40})?_(roc|precision_recall|reliability|confusion|predicted_versus_true)\.png"
+)
+LARGEST = {"json": 20_000_000, "png": 4_000_000, "md": 2_000_000, "": 100_000}  # bytes, by suffix
+LARGEST_NOTES = 20_000  # bytes
+MOST_NUMBERS = 200  # in the author's own text: prose and a small table, not one of records
+LONGEST_WORD = 100  # characters; what is longer is code or encoded
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = {b"IHDR", b"pHYs", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # what matplotlib writes, and no text
+PNG_SIDE = 4000  # pixels
+HEADER_LIMIT = 100_000_000  # bytes, of the format itself
+
+
+class Refused(ValueError):  # noqa: N818 - said of a file, it reads as a sentence
+    """A file holds something that is not known to be free of patients' data."""
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def check_json(path: Path) -> dict[str, Any]:
+    """The content of one of a checkpoint's JSON files; Refused unless it holds only what belongs there."""
+    known: dict[str, schemas.Schema] = {
+        CONFIG_FILE: schemas.CONFIG,
+        EXTRACTOR_FILE: schemas.PREPROCESSOR,
+        RUN_FILE: schemas.RUN,
+        FAITHFULNESS_FILE: schemas.FAITHFULNESS,
+    }
+    try:
+        content = schemas.read_json(path)
+    except ValueError as error:
+        raise Refused(str(error).removeprefix(f"{path} ")) from error
+    if problem := schemas.schema_problem(content, known.get(path.name, schemas.EVALUATION)):
+        raise Refused(problem)
+    if path.name not in {CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE} and content["num_records"] < SMALLEST_GROUP:
+        raise Refused(f"is about fewer than {SMALLEST_GROUP} records")
+    return content
+
+
+def published(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's account or an evaluation is published: no small groups, and no folders of the machine.
+
+    Where a group is hidden, so are the positives of its siblings, which would give its own away.
+    """
+    content = copy.deepcopy(content)
+    if name == RUN_FILE and content.get("command"):
+        content["command"] = without_folders(content["command"])
+    if EVALUATIONS.fullmatch(name):
+        for groups in (*content.get("subgroups", {}).values(), content.get("per_label", {})):
+            few = [group for group, report in groups.items() if is_small(report)]
+            for group, report in groups.items():
+                if group in few:
+                    groups[group] = {"num_records": None}
+                elif few:
+                    report.pop("positives", None)
+        if "plots" in content:
+            content["plots"] = public_plots(content)
+    return content
+
+
+def is_small(report: Mapping[str, Any]) -> bool:
+    """Whether a group's figures could tell about a single patient, or were taken out because they could."""
+    return report["num_records"] is None or report["num_records"] < SMALLEST_GROUP
+
+
+def public_plots(evaluation: Mapping[str, Any]) -> list[str]:
+    """The plots of an evaluation that may be published: those of enough examples of each outcome."""
+    positives = evaluation.get("positives")
+    few = positives is not None and min(positives, evaluation["n"] - positives) < SMALLEST_GROUP
+    return [] if few else list(evaluation.get("plots", []))
+
+
+def without_folders(command: str) -> str:
+    """The command with absolute paths cut to their last part: where a machine keeps its files is nobody's business."""
+    return re.sub(r"(?<![\w.~-])~?/(?:[^\s/]+/)*([^\s/]+)/?", r"\1", command)
+
+
+# ------------------------------------------------------------------------------------------- weights and extractor
+
+
+def described_model(folder: Path) -> tuple[HyMaTEConfig, dict[str, torch.Tensor]]:
+    """The configuration of a checkpoint and the weights that its model has, without their numbers.
+
+    `config.json` must have passed `check_json`. Refused if it describes no model.
+    """
+    try:
+        config = HyMaTEConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            weights = getattr(modeling_hymate, config.architectures[0])(config).state_dict()
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        raise Refused(f"does not describe a model: {_first_line(error)}") from error
+    return config, weights
+
+
+def check_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
+    """Refused unless a safetensors file holds exactly the tensors of that name and shape, finite, and no metadata."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, HEADER_LIMIT)), object_pairs_hook=schemas.without_repeats)
+        with safe_open(path, framework="pt") as found:
+            metadata, names = header.get("__metadata__") or {}, set(found.keys())
+            if metadata not in ({}, {"format": "pt"}):
+                raise Refused("carries metadata beside the tensors")
+            if unknown := sorted(names - set(expected)):
+                raise Refused(f"holds {len(unknown)} tensors that are no weights of the model")
+            if missing := sorted(set(expected) - names):
+                raise Refused(f"lacks weights of the model, {missing[0]} first")
+            for name, weight in expected.items():
+                tensor = found.get_tensor(name)
+                if tensor.shape != weight.shape or tensor.is_floating_point() != weight.is_floating_point():
+                    raise Refused(f"{name} has the shape {tuple(tensor.shape)}, the model's {tuple(weight.shape)}")
+                if not tensor.isfinite().all():
+                    raise Refused(f"{name} holds values that are no finite numbers")
+    except (SafetensorError, OSError, ValueError, struct.error, RecursionError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused("is damaged: it cannot be read as safetensors") from error
+
+
+def check_extractor(folder: Path, config: HyMaTEConfig) -> HyMaTEFeatureExtractor:
+    """The feature extractor, whose file has passed `check_json`; Refused unless it fits the model."""
+    try:
+        extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
+        columns = [column for column in extractor.static_columns if "categories" not in column]
+        ranges = np.array([*extractor.value_ranges, *(column["range"] for column in columns)]).reshape(-1, 2)
+        deviations = [*extractor.value_deviations, *(column["deviation"] for column in columns)]
+        sizes = {
+            "variables": (extractor.num_variables, config.num_variables),
+            "static features": (len(extractor.static_feature_names), config.num_static_features),
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused(f"does not describe a feature extractor: {_first_line(error)}") from error
+    for what, (own, model) in sizes.items():
+        if own != model:
+            raise Refused(f"has {own} {what}, but the model has {model}")
+    if (ranges[:, 0] > ranges[:, 1]).any():
+        raise Refused("has a range whose lower end lies above the upper one")
+    if any(not deviation > 0 for deviation in deviations):
+        raise Refused("has a deviation that is not positive")
+    return extractor
+
+
+def check_names(content: Mapping[str, Any], extractor: HyMaTEFeatureExtractor) -> None:
+    """Refused if an evaluation or a run's account names variables or features that the extractor does not know."""
+    named = {
+        "variable_shares": (set(content.get("variable_shares", {})), set(extractor.variables)),
+        "preprocessing.static_features": (
+            set(content.get("preprocessing", {}).get("static_features", [])),
+            set(extractor.static_feature_names),
+        ),
+    }
+    for place, (names, known) in named.items():
+        if not names <= known:
+            raise Refused(f"{place} holds a name that {EXTRACTOR_FILE} does not know")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+# -------------------------------------------------------------------------------------------------- plots and text
+
+
+def check_png(path: Path) -> None:
+    """Refused unless a file is a PNG picture as matplotlib writes it, without text and with nothing after its end."""
+    content = path.read_bytes()
+    if not content.startswith(PNG_SIGNATURE):
+        raise Refused("is no PNG picture")
+    at = len(PNG_SIGNATURE)
+    kind = b""
+    while at < len(content) and kind != b"IEND":
+        length, kind = struct.unpack(">I4s", content[at : at + 8].ljust(8, b"\0"))
+        body = content[at + 8 : at + 8 + length]
+        (crc,) = struct.unpack(">I", content[at + 8 + length : at + 12 + length].rjust(4, b"\0")[:4])
+        if len(body) < length or crc != zlib.crc32(kind + body):
+            raise Refused("is damaged")
+        if kind not in PNG_CHUNKS:
+            raise Refused("holds text or other data beside the picture")
+        if kind == b"IHDR" and max(struct.unpack(">II", body[:8])) > PNG_SIDE:
+            raise Refused("is larger than any plot that an evaluation draws")
+        at += 12 + length
+    if kind != b"IEND" or at < len(content):
+        raise Refused("is cut short" if kind != b"IEND" else "holds data after the end of the picture")
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Refused("is damaged") from error
+
+
+def check_text(path: Path) -> str:
+    """A text of the author's own, which the card takes in; Refused unless it is prose and small tables of numbers."""
+    if path.stat().st_size > LARGEST_NOTES:
+        raise Refused(f"has more than {LARGEST_NOTES:,} bytes")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused("is not UTF-8 text") from error
+    prose = re.sub(r"https://\S+", "", text)
+    if re.search(r"<[a-zA-Z/!]|&#?\w+;|!\[|data:", prose):
+        raise Refused("holds HTML or pictures: write Markdown")
+    if any(not (letter.isprintable() or letter in "\n\t") for letter in text):
+        raise Refused("holds letters that are not printed")
+    if any(len(word) > LONGEST_WORD for word in text.split()):
+        raise Refused(f"holds a word of more than {LONGEST_WORD} letters")
+    if len(re.findall(r"\d+(?:[.,]\d+)*", text)) > MOST_NUMBERS:
+        raise Refused(f"holds more than {MOST_NUMBERS} numbers: a card has room for prose and a small table")
+    if problem := schemas.text_problem(text):
+        raise Refused(problem)
+    return text
+
+
+def check_place(folder: Path, name: str) -> None:
+    """Refused unless a file of the folder is a regular one, lies in it, and is no larger than its kind can be."""
+    path = folder / name
+    if folder.resolve() not in path.resolve().parents:
+        raise Refused("is a link that leads out of the folder")
+    if not path.is_file():
+        raise Refused("is a link that leads nowhere" if path.is_symlink() else "is no regular file")
+    if path.suffix != ".safetensors" and path.stat().st_size > LARGEST[path.suffix.lstrip(".")]:
+        raise Refused("is larger than such a file can be")

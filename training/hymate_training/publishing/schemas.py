@@ -1,0 +1,330 @@
+"""What each JSON file of a checkpoint may hold: JSON Schemas that leave nothing open, and the texts allowed in them.
+
+A file passes if every key is known, every number is finite, and every text is a name or prose in which nothing looks
+like the identifier of a record. Messages name the place, never the content: it may be a patient's.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from hymate_training.evaluation.metrics import METRICS, metric_titles
+from modeling_hymate import HyMaTEConfig
+from modeling_hymate.modeling_hymate import AUTO_MAP
+from modeling_hymate.pipeline_hymate import CUSTOM_PIPELINES
+
+IDENTIFIER = r"\w*(?:record|subject|patient|person|stay|hadm|admission|encounter|visit|case)[ _-]?ids?|mrns?"
+IDENTIFIER_NAME = re.compile(rf"(?i)(?:{IDENTIFIER})")
+# an identifier with something after it, as in `record_id: 7`, `"record_id": [...]`, a table's head or a CSV file's
+IDENTIFIED = re.compile(rf"(?i)\b(?:{IDENTIFIER})\b[\"'`*]*(?:\s*[:=|]\s*|,)[\"'`*\[({{]*\w")
+NAMED_RECORD = re.compile(r"(?i)\b(?:record|patient|subject|stay)\s+(?:no\.?\s*|#\s*)?\d{4,}\b")
+UUID = re.compile(r"(?i)\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
+LONG_NUMBER = re.compile(r"\d{5,}")
+# long numbers that name no record: grouped or decimal ones, and references to papers, data sets and code
+KNOWN_NUMBERS = re.compile(
+    r"https?://(?:\w+\.)*(?:doi|arxiv|physionet|github|huggingface|zenodo)\.(?:org|com|co)/\S+|\b10\.\d{4,9}/\S+"
+    r"|\b(?:19|20)\d\d;\d+(?:\(\d+\))?:\w+|\b\d{1,3}(?:,\d{3})+\b|\b\d{1,4}\.\d+\b"
+)
+LONGEST_NAME, LONGEST_PROSE = 200, 5000  # characters
+MAX_LABELS, MAX_VARIABLES, MAX_CATEGORIES, MAX_GROUPS, MAX_EPOCHS = 1000, 200_000, 200, 20, 2000
+
+
+def text_problem(text: str) -> str | None:
+    """Why a text may name a record; None if nothing in it looks so."""
+    if IDENTIFIED.search(text) or NAMED_RECORD.search(text) or UUID.search(text):
+        return "holds what looks like a record's identifier"
+    if LONG_NUMBER.search(KNOWN_NUMBERS.sub(" ", text)):
+        return "holds a number of five digits or more, which could be an identifier (write counts as 12,345)"
+    return None
+
+
+def _is_name(text: Any) -> bool:
+    """One line that is no identifier's name. Numbers may be long: codes of variables are."""
+    if not isinstance(text, str):
+        return True
+    fits = 0 < len(text) <= LONGEST_NAME and text.isprintable()
+    return fits and not (IDENTIFIER_NAME.fullmatch(text) or IDENTIFIED.search(text) or NAMED_RECORD.search(text))
+
+
+def _is_label(text: Any) -> bool:
+    return not isinstance(text, str) or (_is_name(text) and text_problem(text) is None)
+
+
+def _is_prose(text: Any) -> bool:
+    return not isinstance(text, str) or (len(text) <= LONGEST_PROSE and text_problem(text) is None)
+
+
+FORMATS = jsonschema.FormatChecker(formats=())
+FORMATS.checks("name")(_is_name)
+FORMATS.checks("label")(_is_label)
+FORMATS.checks("prose")(_is_prose)
+
+
+# ------------------------------------------------------------------------------------------------- building blocks
+
+Schema = dict[str, Any]
+
+NUMBER: Schema = {"type": "number"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+FLAG: Schema = {"type": "boolean"}
+NAME: Schema = {"type": "string", "format": "name"}
+LABEL: Schema = {"type": "string", "format": "label"}
+PROSE: Schema = {"type": "string", "format": "prose"}
+FINGERPRINT: Schema = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
+SPLIT: Schema = {"enum": ["train", "validation", "test"]}
+PLOT: Schema = {"type": "string", "pattern": r"^evaluation\w*_[a-z_]+\.png$", "maxLength": 100}
+
+
+def _optional(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _list(items: Schema, most: int, least: int = 0) -> Schema:
+    return {"type": "array", "minItems": least, "maxItems": most, "items": items}  # sizes are looked at first
+
+
+def _map(values: Schema, keys: Schema = LABEL, most: int = MAX_LABELS) -> Schema:
+    return {"type": "object", "maxProperties": most, "propertyNames": keys, "additionalProperties": values}
+
+
+def _object(properties: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "additionalProperties": False,
+        "required": list(required),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- the files
+
+SCALAR: Schema = {"anyOf": [NUMBER, FLAG, LABEL, {"type": "null"}]}
+INTERVAL = _list(NUMBER, 2, 2)
+METRIC_NAMES = sorted({name for problem_type in METRICS for name in metric_titles(problem_type)})
+VERSIONS = _map(_optional(LABEL), LABEL, 20)
+
+
+def _config_field(field: dataclasses.Field) -> Schema:
+    """Numbers and choices; what is a text in a configuration of ours is one word."""
+    shapes: dict[str, Schema] = {
+        "architectures": _list({"enum": [name.rpartition(".")[2] for name in AUTO_MAP.values()]}, 1),
+        "id2label": _optional(_map(LABEL, {"pattern": r"^\d{1,4}$"})),
+        "label2id": _optional(_map(COUNT)),
+        "pos_weight": {"anyOf": [NUMBER, _list(NUMBER, MAX_LABELS), {"type": "null"}]},
+    }
+    word: Schema = {"type": "string", "pattern": r"^[a-z0-9_.]{1,40}$"}
+    return shapes.get(field.name, {"anyOf": [NUMBER, FLAG, word, {"type": "null"}]})
+
+
+CONFIG = _object(
+    {
+        **{field.name: _config_field(field) for field in dataclasses.fields(HyMaTEConfig)},
+        "model_type": {"const": "hymate"},
+        "auto_map": {"const": AUTO_MAP},
+        "custom_pipelines": {"enum": [CUSTOM_PIPELINES, {}]},
+        "transformers_version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+[.a-z0-9]{0,12}$"},
+    },
+    ("model_type", "architectures", "auto_map"),
+)
+PREPROCESSOR = _object(
+    {
+        "auto_map": {"const": {"AutoFeatureExtractor": "feature_extraction_hymate.HyMaTEFeatureExtractor"}},
+        "feature_extractor_type": {"const": "HyMaTEFeatureExtractor"},
+        "max_events": _optional(COUNT),
+        "static_columns": _list(
+            _object(
+                {
+                    "name": NAME,
+                    "range": INTERVAL,
+                    "mean": NUMBER,
+                    "deviation": NUMBER,
+                    "categories": _list(LABEL, MAX_CATEGORIES),
+                },
+                ("name",),
+            ),
+            MAX_LABELS,
+        ),
+        "time_scale": NUMBER,
+        "unknown_variables": {"enum": ["error", "ignore"]},
+        "value_deviations": _list(NUMBER, MAX_VARIABLES),
+        "value_means": _list(NUMBER, MAX_VARIABLES),
+        "value_medians": _list(_optional(NUMBER), MAX_VARIABLES),
+        "value_ranges": _list(INTERVAL, MAX_VARIABLES),
+        "variables": _list(NAME, MAX_VARIABLES),
+    },
+    ("auto_map", "feature_extractor_type", "variables"),
+)
+
+_ESTIMATES: dict[str, Schema] = {
+    "problem_type": {"enum": list(METRICS)},
+    "n": COUNT,
+    "num_records": COUNT,
+    "positives": _optional(COUNT),
+    "metrics": _map(_optional(NUMBER), {"enum": METRIC_NAMES}),
+    "confidence_intervals": _map(_optional(INTERVAL), {"enum": METRIC_NAMES}),
+    "undefined": _map(PROSE, {"enum": METRIC_NAMES}),
+    "bootstrap": _object(
+        {
+            "resampled": LABEL,
+            "num_samples": COUNT,
+            "seed": COUNT,
+            "level": NUMBER,
+            "undefined_resamples": _map(COUNT, {"enum": METRIC_NAMES}),
+        }
+    ),
+}
+# a group of few records is published as one of so many: none
+_GROUP = _object(_ESTIMATES | {"num_records": _optional(COUNT)}, ("num_records",))
+_REPORT = _ESTIMATES | {"per_label": _map(_GROUP), "split_fingerprint": _optional(FINGERPRINT), "versions": VERSIONS}
+EVALUATION = _object(
+    {
+        **_REPORT,
+        "task": _optional(LABEL),
+        "split": SPLIT,
+        "source": PROSE,
+        "subgroups": _map(_map(_GROUP, LABEL, MAX_GROUPS), NAME, 100),
+        "variable_shares": _map(NUMBER, NAME, MAX_VARIABLES),
+        "plots": _list(PLOT, 10),
+        "baselines": _map(_object(_REPORT)),
+        "threshold": _object(
+            {
+                "value": NUMBER,
+                "chosen_for": LABEL,
+                "chosen_on": SPLIT,
+                "split_fingerprint": FINGERPRINT,
+                "share_of_rows_with_alarm": NUMBER,
+            }
+        ),
+    },
+    ("problem_type", "n", "num_records", "metrics", "confidence_intervals"),
+)
+
+_HISTORY = (
+    *("epoch", "step", "train_loss", "seconds", "score", *METRIC_NAMES),
+    *("forecast_error", "carried_forward_error", "mean_error"),
+)
+RUN = _object(
+    {
+        "kind": {"enum": ["pretrain", "finetune"]},
+        "command": PROSE,
+        "recipe": _map({"anyOf": [SCALAR, _map(SCALAR)]}, LABEL, 100),
+        "seed": COUNT,
+        "versions": VERSIONS,
+        "hardware": _map(SCALAR, LABEL, 20),
+        "parameters": COUNT,
+        "epochs": COUNT,
+        "best_step": COUNT,
+        "best_score": _optional(NUMBER),
+        "history": _list(_map(_optional(NUMBER), {"enum": list(_HISTORY)}), MAX_EPOCHS),
+        "checkpoint": _optional(LABEL),
+        "temperature": _optional(NUMBER),
+        "task": _object(
+            {
+                "name": LABEL,
+                "description": PROSE,
+                "problem_type": {"enum": list(METRICS)},
+                "label_columns": _list(LABEL, MAX_LABELS),
+                "label_names": _list(LABEL, MAX_LABELS),
+            },
+            ("name", "problem_type"),
+        ),
+        "data": _object(
+            {
+                **dict.fromkeys(("description", "license", "citation", "split_description"), _optional(PROSE)),
+                "source": PROSE,
+                "dropped": _map(COUNT, PROSE),
+            },
+            ("source",),
+        ),
+        "split_fingerprints": _map(FINGERPRINT, SPLIT),
+        "num_records": _map(COUNT, SPLIT),
+        "num_examples": _map(COUNT, SPLIT),
+        "preprocessing": _object(
+            {
+                "num_variables": COUNT,
+                "num_logarithmic": COUNT,
+                "static_features": _list(NAME, MAX_LABELS * MAX_CATEGORIES),
+                "time_scale_hours": NUMBER,
+            }
+        ),
+    },
+)
+FAITHFULNESS = _object(
+    {
+        "title": PROSE,
+        "num_records": COUNT,
+        "findings": _list(_object(dict.fromkeys(("method", "verdict", "ranking", "areas"), PROSE)), 10),
+    },
+    ("title", "num_records", "findings"),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ checking
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: if it is not JSON, holds NaN or an infinity, a key twice, or something else than an object.
+    """
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_no_constant, object_pairs_hook=without_repeats
+        )
+    except (ValueError, RecursionError) as error:
+        found = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ValueError(f"{path} is not JSON: {found}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, not {type(content).__name__}")
+    return content
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no finite number")
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values, for `json.loads`; ValueError if a key comes twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("it holds a key twice")
+    return content
+
+
+def schema_problem(content: Any, schema: Schema) -> str | None:
+    """The first place at which a content leaves its schema, in words that quote nothing; None if there is none."""
+    validator = jsonschema.Draft202012Validator(schema, format_checker=FORMATS)
+    error = next(validator.iter_errors(content), None)
+    if error is None:
+        return None
+    while error.context:  # of alternatives, the one of the right type says most
+        error = next((other for other in error.context if other.validator != "type"), error.context[0])
+    place = ".".join(map(_quoted, error.absolute_path)) or "the file"
+    return f"{place} {_REASONS.get(str(error.validator), lambda _: 'is not what belongs there')(error)}"
+
+
+def _quoted(step: str | int) -> str:
+    """A step of a path, unless it could be an identifier itself."""
+    return str(step) if isinstance(step, int) or _is_label(step) else "…"
+
+
+_REASONS: dict[str, Callable[[jsonschema.ValidationError], str]] = {
+    "additionalProperties": lambda error: (
+        "holds an unknown key"
+        + "".join(f" {key!r}" for key in set(error.instance) - set(error.schema["properties"]) if _is_label(key))
+    ),
+    "propertyNames": lambda _: "holds a key that does not belong there",
+    "format": lambda _: (
+        "holds what looks like an identifier of a record, as numbers of five digits or more do, or is too long"
+    ),
+    "pattern": lambda _: "is not of the form that belongs there",
+    "required": lambda error: "lacks a key: " + ", ".join(sorted(set(error.validator_value) - set(error.instance))),
+    "maxItems": lambda _: "is longer than it can be",
+    "maxProperties": lambda _: "holds more keys than it can",
+}
