@@ -1,11 +1,15 @@
 """One token per variable observed in a record: its events pooled by attention, and what its values and times say."""
 
+from typing import cast
+
 import torch
 from torch import nn
 
-from .channel_statistics import HyMaTEChannelStatistics, split_quantities
+from .channel_statistics import HyMaTEChannelStatistics, channel_statistics, split_quantities
 from .configuration_hymate import HyMaTEConfig
+from .native import runs_natively
 from .running_quantities import SCORE_BOUND
+from .scan import hymate_native
 
 
 class ChannelIndex:
@@ -83,8 +87,20 @@ class HyMaTEChannelTokens(nn.Module):
         if self.statistics is None:
             self.occurrence = nn.Linear(3, config.hidden_size, bias=False)
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, length, hidden_size) -> `parts` and `scores` of `running_quantities`."""
+    def project(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, length, hidden_size) of records that have `lengths` real events, first -> `parts` and `scores` of
+        `running_quantities`."""
+        if runs_natively(hidden_states, self.norm, self.query, self.value):
+            return hymate_native.pooling_projection(
+                hidden_states,
+                lengths,
+                norm=self.norm.weight,
+                query_weight=self.query.weight,
+                value_weight=self.value.weight,
+                value_bias=self.value.bias,
+                eps=cast(float, self.norm.eps),
+                bound=SCORE_BOUND,
+            )
         states = self.norm(hidden_states)
         scores = self.query(states).float()
         return self.value(states), SCORE_BOUND * torch.tanh(scores / SCORE_BOUND)
@@ -93,14 +109,23 @@ class HyMaTEChannelTokens(nn.Module):
         self,
         pooled: torch.Tensor,
         quantities: torch.Tensor,
+        mask: torch.Tensor,
         channel_ids: torch.Tensor,
         variable_embedding: nn.Embedding,
     ) -> torch.Tensor:
-        """Running quantities at each prediction time, `(batch, predictions, channels, ...)`, and the variable of each
-        channel, `(batch, channels)` -> tokens `(batch, predictions, channels, hidden_size)`."""
+        """Running quantities at each prediction time, `(batch, predictions, channels, ...)`, which channels have any
+        event by then, `(batch, predictions, channels)`, and the variable of each channel, `(batch, channels)` ->
+        tokens `(batch, predictions, channels, hidden_size)`; those of channels without an event mean nothing."""
+        layer = self.statistics
+        if layer is not None and not quantities.requires_grad and runs_natively(pooled, variable_embedding, layer):
+            statistics, present = channel_statistics(quantities, self.time_scale)
+            embedding, knots = variable_embedding.weight, layer.knots
+            return hymate_native.channel_tokens(
+                pooled, mask, statistics, present, channel_ids, embedding, knots, layer.num_bins
+            )
         tokens = pooled + variable_embedding(channel_ids.clamp(min=0)).unsqueeze(1)
-        if self.statistics is not None:
-            described = self.statistics(quantities, channel_ids)
+        if layer is not None:
+            described = layer(quantities, channel_ids)
         else:
             found = split_quantities(quantities)
             hours = (found[name].clamp(min=0) * self.time_scale for name in ("since_first", "since_last"))

@@ -12,6 +12,7 @@ from torch.export import Dim
 
 import hymate_native
 from hymate_native import library
+from modeling_hymate import scan as scan_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,8 +101,51 @@ def test_operators_keep_pytorchs_rules(given):
     torch.library.opcheck(torch.ops.hymate.causal_conv1d.default, convolution, test_utils=tests)
     into, out = ((normal(10, 6), normal(10)), (normal(6, 5), normal(6))) if given else ((None, None), (None, None))
     mixer = (normal(2, 7, 6 if given else 10), *into, normal(5, 4), optional["bias"], normal(8, 5), normal(5, 2))
-    mixer += (optional["bias"], A, normal(5), *out, optional["lengths"], True)
-    torch.library.opcheck(torch.ops.hymate.mamba_mixer.default, mixer, test_utils=tests)
+    residual = (normal(6), torch.rand(2, 6)) if given else (None, None)
+    mixer += (optional["bias"], A, normal(5), *out, *residual, optional["lengths"], 1e-5)
+    torch.library.opcheck(torch.ops.hymate.mamba_mixer.default, (*mixer, True), test_utils=tests)
+    stream = [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in mixer]
+    stream += [torch.randn(2, 5, 3), torch.randn(2, 5, 3)] if given else [None, None]
+    torch.library.opcheck(torch.ops.hymate.mamba_mixer_stream.default, tuple(stream), test_utils=tests)
+
+
+def channel_operators():
+    """An operator and its arguments, for each of those on events, channels and tokens."""
+
+    def normal(*shape):
+        return torch.randn(*shape, requires_grad=True)
+
+    def positive(*shape):
+        return torch.rand(*shape).sort(-1).values
+
+    lengths, ids = torch.tensor([7, 3]), torch.randint(4, (2, 7))
+    numbers = (normal(3), normal(3), normal(6, 3))
+    events = (torch.randn(2, 7), positive(2, 7), ids, torch.rand(2, 7) < 0.5, lengths)
+    yield "event_embedding", (*events, normal(4, 6), normal(4, 6), *numbers, *numbers, normal(6), torch.rand(2, 6))
+    yield (
+        "pooling_projection",
+        (normal(2, 7, 6), lengths, normal(6), normal(2, 6), normal(6, 6), normal(6), 1e-5, 10.0),
+    )
+    slots = ids.masked_fill(torch.arange(7) >= lengths.unsqueeze(1), -1)
+    running = (normal(2, 7, 6), normal(2, 7, 2), torch.randn(2, 7), positive(2, 7), torch.rand(2, 7) < 0.5, slots)
+    yield "running_quantities", (*running, positive(2, 3), 4, [0.5])
+    cells = torch.rand(2, 3, 4) < 0.7
+    statistics = (torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5) < 0.7, torch.randint(4, (2, 4)))
+    yield "channel_tokens", (normal(2, 3, 4, 6), cells, *statistics, normal(4, 6), normal(60, 6), 2)
+    tokens, mask = normal(5, 4, 6), torch.rand(5, 4) < 0.7
+    projections = [normal(*size) for _ in range(4) for size in ((6, 6), (6,))]
+    weights = [normal(6), *projections, normal(6), normal(8, 6), normal(8), normal(6, 8), normal(6)]
+    yield "attention_layer", (tokens, mask, weights, 2, 1e-5, 0.1, 0.2, torch.tensor(7))
+    yield "fusion_attention", (tokens, mask, normal(6), normal(6, 6), normal(6), normal(6), 1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "arguments"), channel_operators(), ids=lambda item: item if isinstance(item, str) else ""
+)
+def test_channel_operators_keep_pytorchs_rules(name, arguments):
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(torch.ops.hymate, name).default, arguments, test_utils=tests)
 
 
 # ------------------------------------------------------------------------------------- processes, threads
@@ -201,7 +245,7 @@ def test_without_builds_the_reason_says_how_to_get_them(builds_in, tmp_path):
     builds_in(tmp_path)
     assert not hymate_native.is_available()
     assert "C++ compiler" in hymate_native.unavailable_reason()
-    assert "install hymate again" in hymate_native.unavailable_reason()
+    assert "Install hymate again" in hymate_native.unavailable_reason()
     rows = torch.zeros(1, 2, 3)
     with pytest.raises(RuntimeError, match="Install a C\\+\\+ compiler"):
         hymate_native.selective_scan(rows, rows, torch.zeros(3, 1), rows[..., :1], rows[..., :1])
@@ -212,6 +256,61 @@ def test_a_build_for_another_machine_is_named(builds_in, tmp_path):
     builds_in(tmp_path)
     assert not hymate_native.is_available()
     assert "do not load" in hymate_native.unavailable_reason()
+
+
+def doctored(build, old, new):
+    content = library._path(build).read_bytes()
+    assert content.count(old)
+    return content.replace(old, new)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"ScanArguments.initial", b"ScanArguments.iritial", "ScanArguments.initial is absent there, 208 here"),
+        (b"hymate_interface", b"hymate_unterface", "it has no function hymate_interface"),
+    ],
+)
+def test_a_library_of_another_version_is_refused(builds_in, tmp_path, old, new, message):
+    """One whose structures or functions are others than Python's would read wrong memory."""
+    (tmp_path / "kernels-portable.so").write_bytes(doctored("portable", old, new))
+    builds_in(tmp_path)
+    assert hymate_native.runnable_builds() == ()
+    assert message in hymate_native.unavailable_reason()
+    assert "Install hymate again" in hymate_native.unavailable_reason()
+    assert "\n" not in hymate_native.unavailable_reason()
+
+
+@needs_kernels
+def test_with_kernels_of_another_version_the_model_runs_on_pytorch_and_says_so_once(builds_in, tmp_path, caplog):
+    stale = doctored("portable", b"MixerArguments.states", b"MixerArguments.stages")
+    (tmp_path / "kernels-portable.so").write_bytes(stale)
+    builds_in(tmp_path)
+    scan_module._find_native.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert [scan_module.resolve_backend(torch.zeros(1, 2, 3)) for _ in range(2)] == ["chunked", "chunked"]
+    scan_module._find_native.cache_clear()
+    (record,) = caplog.records
+    assert "MixerArguments.states is absent there" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+@needs_kernels
+def test_a_stale_build_among_fresh_ones_is_left_aside_with_a_warning(builds_in, tmp_path, caplog):
+    best, *others = (build for build in hymate_native.runnable_builds())
+    if not others:
+        pytest.skip("only one build runs here")
+    for build in others:
+        (tmp_path / f"kernels-{build}.so").write_bytes(library._path(build).read_bytes())
+    stale = doctored(best, b"ConvolutionArguments.silu", b"ConvolutionArguments.tanh")
+    (tmp_path / f"kernels-{best}.so").write_bytes(stale)
+    builds_in(tmp_path)
+    with caplog.at_level("WARNING", logger="hymate_native"):
+        assert hymate_native.runnable_builds() == tuple(others)
+    (record,) = caplog.records
+    assert f"kernels-{best}.so" in record.getMessage()
+    assert "ConvolutionArguments.silu is absent there" in record.getMessage()
 
 
 @needs_kernels

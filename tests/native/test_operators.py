@@ -10,25 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hymate_native
-from hymate_native import launch, mixer
+from hymate_native import library
 from modeling_hymate import selective_scan
+from tests.support.agreement import TOLERANCE, assert_close, normal, with_gradients
 
 BUILDS = hymate_native.runnable_builds()
-TOLERANCE = 2e-6  # of the largest entry
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 pytestmark = pytest.mark.skipif(not BUILDS, reason="the native kernels are not built: no C++ compiler")
-
-
-@pytest.fixture(params=BUILDS)
-def build(request, monkeypatch):
-    """Each build that this processor runs, in turn."""
-    monkeypatch.setenv("HYMATE_NATIVE_ISA", request.param)
-    return request.param
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def scan_inputs(batch, length, inner, state, seed=0, without=()):
@@ -44,27 +33,6 @@ def scan_inputs(batch, length, inner, state, seed=0, without=()):
         "initial_state": normal(batch, inner, state, seed=seed + 7),
     }
     return {name: tensor for name, tensor in inputs.items() if name not in without}
-
-
-def with_gradients(function, inputs, dtype=None):
-    """The outputs of `function(**inputs)` and the gradients of all inputs under a fixed random weighting."""
-    leaves = {name: tensor.to(dtype or tensor.dtype).detach().requires_grad_() for name, tensor in inputs.items()}
-    outputs = function(**leaves)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    loss = sum((output * normal(*output.shape, seed=9 + i).to(output)).sum() for i, output in enumerate(outputs))
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    return {f"output {i}": output.detach() for i, output in enumerate(outputs)} | dict(
-        zip(leaves, gradients, strict=True)
-    )
-
-
-def assert_close(found, expected, tolerance=TOLERANCE, at_least=0.0):
-    """Errors relative to the largest entry, which is taken for `at_least` where it is below that."""
-    for name, wanted in expected.items():
-        assert found[name].isfinite().all(), name
-        largest = max(wanted.abs().max().item(), at_least) if wanted.numel() else 0.0
-        error = (found[name].double() - wanted).abs().max().item() if wanted.numel() else 0.0
-        assert error <= tolerance * largest, f"{name}: {error:.2e} of {largest:.2e}"
 
 
 def assert_scan_agrees(inputs, tolerance=TOLERANCE, at_least=0.0, **options):
@@ -354,6 +322,41 @@ def test_the_mixer_agrees_with_float64(build, lengths, without):
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    "without", [(), BIASES, ("out_proj_weight", "out_proj_bias"), ("in_proj_weight", "in_proj_bias")]
+)
+@pytest.mark.parametrize("kernel", [1, 4, 7])
+@pytest.mark.parametrize("pieces", [(1,) * 45, (45,), (3, 1, 20, 5, 16), (0, 45, 0)])
+def test_the_mixer_carries_records_on_from_piece_to_piece(build, pieces, kernel, without):
+    sizes = {"hidden": 48} if "in_proj_weight" in without else {}
+    inputs = mixer_inputs(kernel=kernel, **sizes) | dict.fromkeys(without)
+    lengths = torch.tensor([45, 0, 20])
+    double = {name: None if tensor is None else tensor.double() for name, tensor in inputs.items()}
+    expected = reference_mixer(**double, lengths=lengths)
+    _, (window, state) = hymate_native.mamba_mixer(**inputs, lengths=lengths, return_final_state=True)
+    states, outputs, final = inputs.pop("states"), [], None
+    for rows in states.split(pieces, 1):
+        output, final = hymate_native.mamba_mixer(
+            rows, **inputs, lengths=lengths, initial_state=final, return_final_state=True
+        )
+        outputs.append(output)
+        lengths = (lengths - rows.shape[1]).clamp(min=0)
+    found = {"output": torch.cat(outputs, 1), "window": final[0], "state": final[1]}
+    assert_close(found, {"output": expected, "window": window.double(), "state": state.double()})
+
+
+def test_a_mixer_that_carries_a_state_has_no_gradient_and_says_so():
+    inputs = mixer_inputs()
+    inputs["D"].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"has no gradient: use torch.no_grad\(\)"):
+        hymate_native.mamba_mixer(**inputs, return_final_state=True)
+    with torch.no_grad():
+        _, state = hymate_native.mamba_mixer(**inputs, return_final_state=True)
+        wrong = (state[0][..., 1:], state[1])
+        with pytest.raises(ValueError, match=r"conv_state must have the shape \(3, 24, 3\), got \(3, 24, 2\)"):
+            hymate_native.mamba_mixer(**inputs, initial_state=wrong)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("batch", "length", "sizes"),
@@ -365,7 +368,7 @@ def test_the_mixer_agrees_with_float64(build, lengths, without):
     ],
 )
 def test_the_mixer_agrees_however_it_is_divided(build, monkeypatch, batch, length, sizes, threads):
-    monkeypatch.setattr(launch, "threads", lambda: threads)
+    monkeypatch.setattr(library, "threads", lambda: threads)
     options = {"lengths": lengths_of(batch, length) if 1 < batch < 6 else None}
     inputs = mixer_inputs(batch, length, **sizes)
     run = functools.partial(hymate_native.mamba_mixer, **options)
@@ -390,7 +393,7 @@ def test_the_mixer_makes_nothing_of_nothing(batch, length):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_the_mixer_in_half_precision(build, monkeypatch, multiplies, dtype, batch, length, without):
-    monkeypatch.setattr(mixer, "multiplies", lambda dtype: multiplies)
+    monkeypatch.setattr(library, "multiplies", lambda dtype: multiplies)
     sizes = {"hidden": 48} if without else {}
     inputs = {name: value for name, value in mixer_inputs(batch, length, **sizes).items() if name not in without}
     half = {name: tensor if name in ("A", "D") else tensor.to(dtype) for name, tensor in inputs.items()}
