@@ -56,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     table = [["source", "task", "trained on", f"{SPLIT} split", "metrics, 95 % intervals", "what it shows"]]
     commands = []
-    for source in SOURCES:
+    for source in (source for source in SOURCES if source.name in RUNS):
         raw = args.data / source.folder
         if not raw.is_dir():
             raise SystemExit(f"{source.reader}: {raw} is missing")

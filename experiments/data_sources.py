@@ -28,13 +28,20 @@ PAGE = ROOT / "docs" / "data.md"
 class Source:
     """What a reader is given: a folder below --data, and the version of the data in it.
 
-    `labels` names a script of examples/ that derives the task of that name from data that come without labels.
+    `labels` names a script of examples/ that derives the task of that name from data that come without labels. `block`
+    is where the page has what came of it, called by the reader where absent.
     """
 
     reader: str
     folder: str
     version: str
     labels: tuple[str, str] | None = None
+    block: str = ""
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.block or self.reader
 
 
 SOURCES = (
@@ -43,32 +50,46 @@ SOURCES = (
     Source("mimic-iv", "mimic-iv-demo-2.2", "demo 2.2"),
     Source("meds", "mimic-iv-demo-meds", "MIMIC-IV demo in MEDS 0.4", ("meds_labels.py", "long_stay")),
     Source("eicu", "eicu-demo", "demo 2.0.1, without bedside vitals"),
+    Source("eicu", "eicu-demo-2.0.1", "demo 2.0.1, without laboratory values", block="eicu-2.0.1"),
+    Source("mimic-iii", "mimic-iii-demo-1.4", "demo 1.4"),
+    Source("omop", "mimic-iv-demo-omop-0.9", "MIMIC-IV demo in OMOP 0.9", block="omop-mimic-iv"),
+    Source(
+        "omop",
+        "synthea27nj-omop-5.4",
+        "Synthea27Nj",
+        None,
+        "omop-synthea",
+        ("--records", "person", "--min-records", "3"),
+    ),
+    Source(
+        "fhir", "synthea-fhir-r4", "SMART generated sample data", options=("--records", "person", "--min-records", "3")
+    ),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
-    parser.add_argument("--only", nargs="+", choices=[source.reader for source in SOURCES], help="these sources alone")
+    parser.add_argument("--only", nargs="+", choices=[source.name for source in SOURCES], help="these sources alone")
     args = parser.parse_args()
     for source in SOURCES:
         raw = args.data / source.folder
-        if args.only and source.reader not in args.only:
+        if args.only and source.name not in args.only:
             continue
         if not raw.is_dir():
-            print(f"{source.reader}: {raw} is missing, left as it is")
+            print(f"{source.name}: {raw} is missing, left as it is")
             continue
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "prepared"
             seconds, mebibytes = prepare(source, raw, output)
-            print(f"{source.reader}: {seconds:.1f} s, {mebibytes:,.0f} MiB")
+            print(f"{source.name}: {seconds:.1f} s, {mebibytes:,.0f} MiB")
             text = "\n".join(describe(source, PreparedFolder(output), seconds, mebibytes))
-        write_block(source.reader, text)
+        write_block(source.name, text)
 
 
 def prepare(source: Source, raw: Path, output: Path) -> tuple[float, float]:
     """Runs `hymate prepare` in a process of its own; seconds and peak memory in MiB."""
-    command = [sys.executable, "-m", "hymate_training", "prepare", source.reader, "--raw", str(raw)]
+    command = [sys.executable, "-m", "hymate_training", "prepare", source.reader, "--raw", str(raw), *source.options]
     if source.labels:
         script, task = source.labels
         labels = output.with_name("labels") / task

@@ -17,6 +17,7 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 REAL_DATA = "tutorials/physionet2012.md"
 # pages whose code runs from top to bottom, as a reader would run it
 EXECUTED = ["index.md", "tutorials/first-model.md", "concepts/model.md", "how-to/own-data.md", "how-to/trainer.md"]
+EXECUTED += ["how-to/concepts.md", "how-to/hospital-exports.md"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

@@ -235,6 +235,44 @@ def test_nothing_after_the_prediction_enters(prepared, tmp_path):
         assert check_leakage(prepared, task) == 0  # records end with the observed hours
 
 
+def test_outcomes_of_apache(prepared, tmp_path):
+    """They add deaths in the unit, and the outcome in the hospital where `patient` has none; where both differ, ..."""
+    tables = make_tables()
+    tables["apachePatientResult"] = [
+        {
+            "patientunitstayid": stay,
+            "apacheversion": version,
+            "actualicumortality": "EXPIRED" if stay % 10 == 9 else "ALIVE",
+            "actualhospitalmortality": "EXPIRED" if stay in (11, 13) else "ALIVE",
+        }
+        for stay in range(1, 40, 2)
+        for version in ("IV", "IVa")
+    ]
+    info = eicu.prepare(write_tables(tmp_path / "raw", tables), tmp_path / "out")
+    died = labels(tmp_path / "out", "in_hospital_mortality")
+    assert died["11"]["boolean_value"] is True  # unknown to patient
+    assert died["13"]["boolean_value"] is False  # contradicted by patient
+    assert info.dropped["outcomes of apachePatientResult that patient contradicts"] == 1 + 4
+    in_unit = labels(tmp_path / "out", "icu_mortality")
+    assert {int(stay) for stay in in_unit} == set(range(1, 40, 2))
+    assert {int(stay) for stay, row in in_unit.items() if row["boolean_value"]} == {9, 19, 29, 39}
+    assert check_leakage(tmp_path / "out", "icu_mortality") == 0
+    assert [task.name for task in PreparedFolder(prepared).info.tasks] == ["in_hospital_mortality", "length_of_stay"]
+    tables["apachePatientResult"][0]["actualicumortality"] = "EXPIRED"
+    with pytest.raises(ValueError, match=r"apachePatientResult\.csv\.gz: stay 1 has two outcomes"):
+        eicu.prepare(write_tables(tmp_path / "two", tables), tmp_path / "none")
+
+
+def test_the_whole_demo(shared_data, tmp_path):
+    """Cuffs and outcomes of 2,520 stays; the two tables of outcomes agree."""
+    info = eicu.prepare(shared_data("eicu-demo-2.0.1"), tmp_path / "out")
+    assert "noninvasivemean" in info.variables
+    assert "outcomes of apachePatientResult that patient contradicts" not in info.dropped
+    rows, in_unit = records(tmp_path / "out"), labels(tmp_path / "out", "icu_mortality")
+    assert len(rows) == 2314
+    assert 0.03 < sum(row["boolean_value"] for row in in_unit.values()) / len(in_unit) < 0.07
+
+
 def edited(table: str, **cells) -> Callable[[Path], None]:
     def change(raw: Path) -> None:
         rows = make_tables()[table]

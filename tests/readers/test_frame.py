@@ -266,17 +266,20 @@ def test_nothing_after_the_prediction_is_seen(task, prepared):
 
 
 BAD_EVENTS = [
-    (lambda f: f.drop("value"), r"lacks the column 'value'"),
+    (lambda f: f.drop("variable"), r"lacks the column 'variable'"),
     (lambda f: f.drop("record_id"), r"lacks the column 'record_id'"),
-    (lambda f: f.with_columns(unit=pl.lit("bpm")), r"unexpected column 'unit'"),
+    (lambda f: f.with_columns(ward=pl.lit("bpm")), r"unexpected column 'ward'"),
     (lambda f: f.with_columns(time=pl.col("time") - 1), r"row 1: time must be hours .* 0 or more, found -1"),
     (lambda f: f.with_columns(time=pl.when(pl.col("time") < 3).then("time")), r"row 4: time is missing"),
-    (lambda f: f.with_columns(time=pl.lit("noon")), r"row 1: time must be a number, found 'noon'"),
+    (
+        lambda f: f.with_columns(time=pl.lit("noon")),
+        r"row 1: time must be a number of hours, or a timestamp .*, found 'noon' \(400 rows: 1, 2, 3, \.\.\.\)",
+    ),
     (
         lambda f: f.with_columns(time=pl.datetime(2026, 1, 1)),
         r"time must be",
     ),
-    (lambda f: f.with_columns(value=pl.lit("high")), r"row 1: value must be a number, found 'high'"),
+    (lambda f: f.with_columns(value=pl.lit("5 mmol")), r"row 1: value must be a number, .* or words, found '5 mmol'"),
     (lambda f: f.with_columns(value=pl.lit(float("inf"))), r"row 1: value must be finite"),
     (lambda f: f.with_columns(variable=pl.lit(None, pl.String)), r"row 1: variable is missing"),
     (lambda f: f.with_columns(record_id=pl.lit(None, pl.Int64)), r"row 1: record_id is missing"),

@@ -15,8 +15,9 @@ from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
-from hymate_training.readers import mimic_iv
-from hymate_training.readers.mimic_iv_items import BOUNDS, PLAUSIBLE
+from hymate_training.readers import mimic_iv, store
+from hymate_training.readers.mimic import TASKS
+from hymate_training.readers.mimic_items import BOUNDS, PLAUSIBLE
 from tests.support.leakage import check_leakage
 from tests.support.prepared import labels_frame
 
@@ -225,7 +226,7 @@ def test_a_time_of_death_counts_whatever_the_discharge_flag_says(folder, tmp_pat
         assert labels_frame(tmp_path / "out", task.name).equals(labels_frame(folder, task.name))
 
 
-@pytest.mark.parametrize("task", [task.name for task in mimic_iv.TASKS])
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_nothing_after_the_prediction_reaches_a_tensor(folder, task):
     later = check_leakage(folder, task)
     assert (later > 0) == (task != "readmission_30d")  # asked at the very end of the record
@@ -295,7 +296,7 @@ def test_units_that_cannot_be_reconciled_split_a_variable(tmp_path):
 
 def test_result_does_not_depend_on_blocks_or_packing(folder, tmp_path, monkeypatch):
     raw = write(tmp_path / "raw", make_tables(), packed=False)
-    monkeypatch.setattr(mimic_iv, "STAYS_PER_SHARD", 3)
+    monkeypatch.setattr(store, "RECORDS_A_BLOCK", 3)
     monkeypatch.setattr(tables_in, "PIECE_BYTES", 2048)
     mimic_iv.prepare(raw, tmp_path / "out", min_stays=1)
     assert len(list((tmp_path / "out" / "records").glob("train-*"))) > 3

@@ -11,6 +11,7 @@ from hymate_training.versions import installed_version
 # Each is a module of this folder, imported when its command is called, so that `hymate --help` answers at once.
 COMMANDS = {
     "prepare": "Turn a source of health records into a prepared folder.",
+    "concepts": "Show the vocabulary of concepts, and propose which variables mean which.",
     "pretrain": "Pretrain an encoder by forecasting the next hours' values.",
     "finetune": "Fine-tune a classifier on a task.",
     "evaluate": "Evaluate a fine-tuned model on a split.",

@@ -2,12 +2,17 @@
 
 import argparse
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
+from hymate_training.concepts.mapping import Rules, read_map, rules_from_map, rules_from_vocabulary, with_concepts
 from hymate_training.data.card import summary_tables
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.remarks import remarks
+from hymate_training.data.schema import DatasetInfo
 from hymate_training.readers import READERS
+
+SHOWN_UNMAPPED = 20  # variables, of those without a concept
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         source.add_argument("--overwrite", action="store_true", help="Replace an existing prepared folder.")
         reader.add_arguments(source)
+        if name == "frame":
+            source.add_argument(
+                "--concepts", type=Path, metavar="MAP.csv", help="variables by concepts, as this map has them"
+            )
+        else:
+            source.add_argument(
+                "--concepts", action="store_true", help="variables by the concepts of `hymate concepts list`"
+            )
 
 
 def run(args: argparse.Namespace) -> str:
@@ -33,16 +46,38 @@ def run(args: argparse.Namespace) -> str:
         ValueError: for a user's mistake.
     """
     prepare = READERS[args.source].prepare
-    info = prepare(**{name: getattr(args, name) for name in inspect.signature(prepare).parameters})
+    arguments = {name: getattr(args, name) for name in inspect.signature(prepare).parameters}
+    if args.concepts:
+        if arguments.get("shard"):
+            raise ValueError("--concepts needs all shards: leave --shard out")
+        info = with_concepts(
+            lambda folder: prepare(**{**arguments, "output": folder}),
+            args.output,
+            _rules(args.source, args.concepts),
+            overwrite=args.overwrite,
+        )
+    else:
+        info = prepare(**arguments)
     if info is None:
         return f"A part is done; run the command without --shard to finish {args.output}"
     return describe(PreparedFolder(args.output))
+
+
+def _rules(source: str, concepts: Path | bool) -> Callable[[DatasetInfo], Rules]:
+    """What finds the rules: the map of a user's own tables, or the vocabulary's variables of the source."""
+    if isinstance(concepts, Path):
+        rows = read_map(concepts)
+        return lambda info: rules_from_map(info, rows)
+    return lambda info: rules_from_vocabulary(info, source)
 
 
 def describe(folder: PreparedFolder) -> str:
     """The summary of a prepared folder as aligned text tables."""
     info = folder.info
     tables = [table for table in summary_tables(folder).values() if len(table) > 1]
+    if unmapped := info.extra.get("concepts", {}).get("unmapped"):
+        most = sorted(unmapped.items(), key=lambda item: -item[1])[:SHOWN_UNMAPPED]
+        tables.append([["most frequent without a concept", "events"], *([name, f"{count:,}"] for name, count in most)])
     size = f"{len(info.variables)} variables, {len(info.static_columns)} static columns"
     notes = ["\n".join(["Worth a look:", *(f"- {note}" for note in found)])] if (found := remarks(folder)) else []
     return "\n\n".join(

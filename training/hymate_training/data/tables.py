@@ -24,7 +24,9 @@ SHORTENED = r"^[0-9](\.[0-9]+)?[eE]\+?[0-9]+$"  # 1.33E+10: a number that a spre
 # ----------------------------------------------------------------------------------------------------- users' tables
 
 
-def read_frame(path: str | Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
+def read_frame(
+    path: str | Path, unknown: Sequence[str] = (), columns: Mapping[str, str] | None = None
+) -> pl.DataFrame:
     """A user's table of records, events or labels, from a CSV, a Parquet file or a folder of Parquet files.
 
     `record_id` and `patient_id` come as text, all other text without spaces around it and null where it is empty. A
@@ -34,17 +36,20 @@ def read_frame(path: str | Path, unknown: Sequence[str] = ()) -> pl.DataFrame:
     Args:
         path: the file, or the folder of Parquet files.
         unknown: cells of a CSV that are unknown, beside those that are empty.
+        columns: name -> what the file calls it, where that is something else.
 
     Raises:
         ValueError: naming the file, and where it can the row, that cannot be read, has no rows or no usable record_id.
     """
-    path = Path(path)
+    path, columns = Path(path), columns or {}
+    text_columns = [columns.get(name, name) for name in TEXT_COLUMNS]
     try:
-        frame = pl.read_parquet(_parquet_files(path)) if _is_parquet(path) else _read_csv(path, unknown)
+        parquet = _is_parquet(path)
+        frame = pl.read_parquet(_parquet_files(path)) if parquet else _read_csv(path, unknown, text_columns)
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeError) as error:
         hint = "; save it as UTF-8" if "utf-8" in str(error).lower() else ""
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}{hint}") from error
-    return tidy_frame(frame, path)
+    return tidy_frame(_renamed(path, frame, columns), path)
 
 
 def tidy_frame(frame: pl.DataFrame, path: str | Path) -> pl.DataFrame:
@@ -71,6 +76,15 @@ def tidy_frame(frame: pl.DataFrame, path: str | Path) -> pl.DataFrame:
     frame = frame.with_columns(pl.col(others).str.strip_chars().replace("", None))
     refuse(path, frame["record_id"].is_null(), "record_id is missing")
     return frame
+
+
+def _renamed(path: Path, frame: pl.DataFrame, columns: Mapping[str, str]) -> pl.DataFrame:
+    own = {column: name for name, column in columns.items() if column in frame.columns}
+    if taken := sorted(name for column, name in own.items() if name in frame.columns and name != column):
+        raise ValueError(f"{path} has a column {taken[0]!r} beside {columns[taken[0]]!r}, which stands for it")
+    if missing := [column for name, column in columns.items() if name == "record_id" and column not in own]:
+        raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns) or 'none'}")
+    return frame.rename(own)
 
 
 def refuse(path: str | Path, wrong: pl.Series, problem: str, shown: pl.Series | None = None) -> None:
@@ -142,7 +156,7 @@ def _parquet_files(path: Path) -> list[Path]:
     return files
 
 
-def _read_csv(path: Path, unknown: Sequence[str]) -> pl.DataFrame:
+def _read_csv(path: Path, unknown: Sequence[str], text_columns: Sequence[str]) -> pl.DataFrame:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     source: Path | bytes = path
@@ -156,14 +170,19 @@ def _read_csv(path: Path, unknown: Sequence[str]) -> pl.DataFrame:
     first = head.split(b"\n", 1)[0].decode("utf-8-sig", "replace")
     separator = next((mark for mark in (",", ";", "\t") if mark in first), ",")
     names = _header(first, separator)
-    return pl.read_csv(
+    decimal_comma = separator != "," and _has_decimal_comma(head, separator)
+    frame = pl.read_csv(
         source,
         separator=separator,
-        decimal_comma=separator != "," and _has_decimal_comma(head, separator),
+        decimal_comma=decimal_comma,
         infer_schema_length=None,
-        schema_overrides={name: pl.String for name in TEXT_COLUMNS if name in names},
+        schema_overrides={name: pl.String for name in text_columns if name in names},
         null_values=list(unknown) or None,
     )
+    if decimal_comma:  # also in columns that hold words beside numbers, and in bounds such as <0,01
+        mixed = [name for name, kind in frame.schema.items() if kind == pl.String and name not in text_columns]
+        frame = frame.with_columns(pl.col(mixed).str.replace(r"^([<>=≤≥]*\s*-?[0-9]+),([0-9]+)$", "${1}.${2}"))
+    return frame
 
 
 def _has_decimal_comma(head: bytes, separator: str) -> bool:

@@ -5,13 +5,27 @@ Each offers `prepare(...) -> DatasetInfo` (None where only a part of the work wa
 `seed` and `overwrite` itself.
 """
 
-from hymate_training.readers import eicu, frame, meds, mimic_iv, physionet2012, physionet2019, synthetic
+from hymate_training.readers import (
+    eicu,
+    fhir,
+    frame,
+    meds,
+    mimic_iii,
+    mimic_iv,
+    omop,
+    physionet2012,
+    physionet2019,
+    synthetic,
+)
 
 READERS = {
     "eicu": eicu,
+    "fhir": fhir,
     "frame": frame,
     "meds": meds,
+    "mimic-iii": mimic_iii,
     "mimic-iv": mimic_iv,
+    "omop": omop,
     "physionet2012": physionet2012,
     "physionet2019": physionet2019,
     "synthetic": synthetic,

@@ -16,7 +16,8 @@ Conventions of the source:
 - A value outside `PLAUSIBLE` is dropped, after `CONVERTED` has brought values of a second unit into the first.
 
 Tasks, asked at `observed_hours` for stays of at least that length: `in_hospital_mortality` (hospitaldischargestatus)
-and `length_of_stay` (days in the unit).
+and `length_of_stay` (days in the unit); with the table `apachePatientResult` also `icu_mortality`, and its outcomes
+where `patient` knows none.
 """
 
 import argparse
@@ -142,12 +143,16 @@ LAB_COLUMNS = STAY | {
     "labmeasurenamesystem": pa.string(),
     "labresultrevisedoffset": pa.float64(),
 }
+RESULT_COLUMNS = STAY | {"actualicumortality": pa.string(), "actualhospitalmortality": pa.string()}
 CHART_COLUMNS = STAY | {
     "nursingchartoffset": pa.float64(),
     "nursingchartcelltypevallabel": pa.string(),
     "nursingchartcelltypevalname": pa.string(),
     "nursingchartvalue": pa.string(),
 }
+EVENT_TABLES = ("lab", "vitalPeriodic", "vitalAperiodic", "nurseCharting")
+RESULTS = "apachePatientResult"
+RESULT_OF = {"EXPIRED": True, "ALIVE": False}
 SUFFIXES = (".csv.gz", ".csv")
 COMPACT_AT = 20_000_000  # rows of hourly sums gathered before equal hours are merged
 RECORDS_PER_SHARD = 20_000
@@ -192,6 +197,7 @@ def prepare(
         tables = _find_tables(raw)
         dropped: Counter[str] = Counter()
         stays, static_columns = _read_patients(tables["patient"], dropped)
+        stays = _add_results(stays, tables.get(RESULTS), dropped)
         reading = Reading(stays.select("patientunitstayid", "stay"), observed_hours, dropped)
         events, variables, units = reading.events(tables)
         measured = stays.join(events.select(pl.col("stay").unique()), on="stay", how="semi").sort("stay")
@@ -202,7 +208,7 @@ def prepare(
         outcome = {patient: "died" if dead else "survived" for patient, dead in died.iter_rows()}
         assigned = split_at_random(outcome, RANDOM_SPLIT, seed, outcome)
         measured = measured.with_columns(split=pl.col("uniquepid").replace_strict(assigned, return_dtype=pl.String))
-        tasks = _tasks(observed_hours)
+        tasks = _tasks(observed_hours, RESULTS in tables)
         for split in SPLITS:
             members = measured.filter(pl.col("split") == split)
             for shard in members.iter_slices(RECORDS_PER_SHARD):
@@ -214,11 +220,12 @@ def prepare(
             dropped[f"predictions of stays shorter than {observed_hours:g} hours"] += members.height - asked.height
             known = asked.filter(pl.col("hospitaldischargestatus").is_in(["Alive", "Expired"]))
             dropped[f"predictions of {tasks[0].name} without a known outcome"] += asked.height - known.height
-            label = {
-                tasks[0]: (known, pl.col("hospitaldischargestatus") == "Expired"),
-                tasks[1]: (asked, pl.col("unitdischargeoffset") / 1440),
-            }
-            for task, (rows, outcome_of) in label.items():
+            labels = (
+                (known, pl.col("hospitaldischargestatus") == "Expired"),
+                (asked, pl.col("unitdischargeoffset") / 1440),
+                (asked.drop_nulls("icu_death"), pl.col("icu_death")),
+            )
+            for task, (rows, outcome_of) in zip(tasks, labels, strict=False):
                 frame = rows.select(
                     pl.col("patientunitstayid").cast(pl.String).alias("record_id"),
                     pl.lit(observed_hours, dtype=pl.Float32).alias("prediction_time"),
@@ -260,7 +267,7 @@ def _describe(
     )
 
 
-def _tasks(observed_hours: float) -> tuple[TaskInfo, TaskInfo]:
+def _tasks(observed_hours: float, with_results: bool) -> tuple[TaskInfo, ...]:
     asked = f"Asked {observed_hours:g} hours after admission to the unit, of stays at least that long."
     return (
         TaskInfo(
@@ -277,7 +284,14 @@ def _tasks(observed_hours: float) -> tuple[TaskInfo, TaskInfo]:
             ("float_value",),
             ("days",),
         ),
-    )
+        TaskInfo(
+            "icu_mortality",
+            f"Does the patient die in the unit? {asked}",
+            "binary",
+            ("boolean_value",),
+            ("survived", "died"),
+        ),
+    )[: 3 if with_results else 2]
 
 
 def _find_tables(raw: Path) -> dict[str, Path]:
@@ -286,13 +300,13 @@ def _find_tables(raw: Path) -> dict[str, Path]:
         raise ValueError(f"{raw}: no such folder; --raw is the folder that holds patient.csv.gz, lab.csv.gz, ...")
     present = {path.name.lower(): path for path in sorted(raw.iterdir())}
     tables = {}
-    for table in ("patient", "lab", "vitalPeriodic", "vitalAperiodic", "nurseCharting"):
+    for table in ("patient", *EVENT_TABLES, RESULTS):
         found = [present[f"{table.lower()}{suffix}"] for suffix in SUFFIXES if f"{table.lower()}{suffix}" in present]
         if found:
             tables[table] = found[0]
     if "patient" not in tables:
         raise ValueError(f"{raw} is not a folder of eICU: it holds no patient.csv.gz or patient.csv")
-    if len(tables) == 1:
+    if not set(tables) & set(EVENT_TABLES):
         raise ValueError(f"{raw} holds no events: lab, vitalPeriodic, vitalAperiodic or nurseCharting (.csv.gz, .csv)")
     return tables
 
@@ -340,6 +354,26 @@ def _read_patients(path: Path, dropped: Counter[str]) -> tuple[pl.DataFrame, tup
         StaticColumn("height", "numeric"),
         StaticColumn("weight", "numeric"),
     )
+
+
+def _add_results(stays: pl.DataFrame, path: Path | None, dropped: Counter[str]) -> pl.DataFrame:
+    """The stays with `icu_death`, and the hospital's outcome by APACHE where `patient` has none."""
+    if path is None:
+        return stays.with_columns(icu_death=pl.lit(None, pl.Boolean))
+    rows = pl.concat(read_csv_pieces(path, RESULT_COLUMNS))
+    results = rows.select(
+        "patientunitstayid",
+        icu_death=pl.col("actualicumortality").replace_strict(RESULT_OF, default=None, return_dtype=pl.Boolean),
+        death=pl.col("actualhospitalmortality").replace_strict(RESULT_OF, default=None, return_dtype=pl.Boolean),
+    ).unique()  # a row per version of APACHE
+    several = results.filter(pl.col("patientunitstayid").is_duplicated())
+    if several.height:
+        raise ValueError(f"{path}: stay {several['patientunitstayid'][0]} has two outcomes")
+    joined = stays.join(results, on="patientunitstayid", how="left", maintain_order="left")
+    by_apache = pl.when("death").then(pl.lit("Expired")).when(~pl.col("death")).then(pl.lit("Alive"))
+    contradicted = by_apache.ne(pl.col("hospitaldischargestatus"))
+    dropped[f"outcomes of {RESULTS} that patient contradicts"] = joined.filter(contradicted).height
+    return joined.with_columns(pl.coalesce("hospitaldischargestatus", by_apache)).drop("death")
 
 
 @dataclass

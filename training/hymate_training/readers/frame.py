@@ -1,10 +1,12 @@
 """Events of your own, in CSV or Parquet files: long format, with tables of static columns and of labels.
 
-`--events`, one row per event:
+`--events`, once per file, one row per event:
     record_id   a stay, visit or patient; any text or whole number
-    time        hours since the record's start, 0 or more
+    time        hours since the record's start, 0 or more; or a timestamp, with `--start`
     variable    name of what was measured or happened, without spaces around it
-    value       a number; empty where the event carries none, such as a diagnosis code
+    value       a number, a bound such as <0.01, or a word; empty where there is none, such as for a diagnosis code
+    unit        optional; a variable in several units becomes one variable per unit, such as `glucose [mmol/L]`
+or one column per variable instead of `variable` and `value`. `hymate_training.data.exports` has the rules in full.
 `--static`, optional, one row per record: `record_id` and any other columns. Numbers are numeric, text and true/false
 are categorical; an empty cell is unknown, in a CSV also NA and N/A. Two names have a meaning of their own:
 `patient_id` (records of one patient go to one split) and `split` (train, validation or test, where that is decided).
@@ -23,10 +25,13 @@ dates, numbers with a decimal comma among commas, whole numbers of two values ot
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from hymate_training.data.exports import Layout, Problems, hours_since_start, read_events, read_starts
 from hymate_training.data.schema import (
     LABEL_COLUMNS,
     MAX_HOURS,
@@ -41,6 +46,16 @@ from hymate_training.data.tables import UNKNOWN, numbers, read_frame, refuse
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
 EVENT_COLUMNS = ("record_id", "time", "variable", "value")
+
+
+@dataclass(frozen=True)
+class Times:
+    """What tells hours from timestamps: the layout, and each record's start where one was given."""
+
+    layout: Layout
+    starts: pl.DataFrame | None
+
+
 BEGINS, ENDS = "hours to the first event", "hours to the last event"  # beside columns of the user's
 MAX_CATEGORIES = 100
 RECORDS_PER_SHARD = 20_000
@@ -53,7 +68,25 @@ PROBLEM_OF = {name: problem for problem, names in LABEL_COLUMNS.items() for name
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "CSV (also .csv.gz) or Parquet"
     parser.add_argument(
-        "--events", type=Path, required=True, help=f"{kinds}: record_id, time (hours), variable, value."
+        "--events",
+        type=Path,
+        action="append",
+        required=True,
+        help=f"{kinds}: record_id, time, variable, value and maybe unit; or one column per variable. Give it once per file.",
+    )
+    parser.add_argument(
+        "--start", type=Path, help=f"{kinds}: record_id and start, where times are timestamps and not hours."
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=(),
+        metavar="ROLE=COLUMN",
+        help="Your names for record_id, time, variable, value, unit, start, prediction_time or patient_id.",
+    )
+    parser.add_argument("--layout", type=Path, metavar="FILE", help="YAML file of columns, files and time_zone.")
+    parser.add_argument(
+        "--time-zone", help="Time zone of timestamps without an offset from UTC, such as Europe/Berlin."
     )
     parser.add_argument(
         "--static", type=Path, help=f"{kinds}: record_id, one row per record; may hold patient_id and split."
@@ -76,9 +109,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(
-    events: str | Path,
+    events: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
+    start: str | Path | None = None,
+    columns: Sequence[str] = (),
+    layout: str | Path | None = None,
+    time_zone: str | None = None,
     static: str | Path | None = None,
     labels: Sequence[str] = (),
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
@@ -88,8 +125,12 @@ def prepare(
     """Read tables of events, of static columns and of labels into a prepared folder.
 
     Args:
-        events: table of events, as the module describes it.
+        events: table of events, or several, as the module describes them.
         output: the prepared folder to make.
+        start: table of each record's start, where times are timestamps.
+        columns: names of the tables' columns, as ROLE=COLUMN.
+        layout: YAML file of columns, files and time zone; see `hymate_training.data.exports.Layout`.
+        time_zone: of timestamps without an offset from UTC.
         static: table of static columns.
         labels: tables of labels, as FILE or NAME=FILE.
         fractions: of the patients in train, validation and test, unless the static table holds a split.
@@ -101,18 +142,22 @@ def prepare(
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"--fractions must be three numbers from 0 on that sum to 1, train above 0; got {fractions}")
-    events = Path(events)
+    paths = [Path(path) for path in ([events] if isinstance(events, str | Path) else events)]
+    laid_out = (Layout() if layout is None else Layout.read(layout)).with_columns(columns, time_zone)
     with PreparedFolderWriter(output, overwrite=overwrite) as writer:
-        dropped: dict[str, int] = {}
-        rows, variables = _read_events(events)
+        starts = None if start is None else read_starts(start, laid_out)
+        export = read_events(paths, laid_out, starts)
+        dropped: dict[str, int] = dict(export.dropped)
+        rows, variables = _number_variables(export.events, paths)
         records = rows.group_by("record_id").agg(pl.col("time").min().alias(BEGINS), pl.col("time").max().alias(ENDS))
         records = records.sort("record_id")
-        records, static_columns, group = _add_static(records, None if static is None else Path(static), dropped)
+        static = None if static is None else Path(static)
+        records, static_columns, group = _add_static(records, static, laid_out, dropped)
         assigned, split_description = _assign(records, group, fractions, seed)
         records = records.with_columns(split=assigned)
         tasks = {}
         for name, path in _named_files(labels).items():
-            task, frame = _read_labels(name, path, records, static_columns, dropped)
+            task, frame = _read_labels(name, path, records, static_columns, Times(laid_out, starts), dropped)
             tasks[task] = frame
         for split in SPLITS:
             members = records.filter(pl.col("split") == split)
@@ -125,8 +170,8 @@ def prepare(
                 if chosen.height:
                     writer.write_task(task, split, chosen)
         info = DatasetInfo(
-            source=events.name.split(".")[0],
-            variables=variables,
+            source=paths[0].name.split(".")[0],
+            variables=tuple(variables),
             static_columns=static_columns,
             tasks=tuple(tasks),
             dropped={reason: count for reason, count in dropped.items() if count},
@@ -134,9 +179,18 @@ def prepare(
             license="other",
             citation="Not published.",
             seed=None if group == "given_split" else seed,
+            extra=_described(variables, laid_out),
         )
         writer.finish(info)
     return info
+
+
+def _described(variables: dict[str, tuple[str, str]], layout: Layout) -> dict[str, Any]:
+    """What of the tables a prepared folder keeps beside their content."""
+    units = {name: unit for name, (_, unit) in variables.items() if unit}
+    codes = {name: variable for name, (variable, _) in variables.items() if name != variable}
+    described = {"units": units, "codes": codes, "layout": layout.to_dict()}
+    return {name: value for name, value in described.items() if value}
 
 
 def _is_number(text: str) -> bool:
@@ -190,39 +244,36 @@ def _named_files(labels: Sequence[str]) -> dict[str, Path]:
 # ---------------------------------------------------------------------------------------------------- what they hold
 
 
-def _read_events(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Events with the variables numbered, and the variables by name."""
-    frame = read_frame(path)
-    if missing := [name for name in EVENT_COLUMNS if name not in frame.columns]:
-        raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
-    if surplus := [name for name in frame.columns if name not in EVENT_COLUMNS]:
+def _number_variables(events: pl.DataFrame, paths: Sequence[Path]) -> tuple[pl.DataFrame, dict[str, tuple[str, str]]]:
+    """Events with the variables numbered; and the variables by name, each as the table has it, and its unit."""
+    _check_hours(paths[0], events["time"])
+    if (earliest := float(events["time"].to_numpy().min())) > YEAR:
         raise ValueError(
-            f"{path}: unexpected column {surplus[0]!r}; events have {', '.join(EVENT_COLUMNS)}, and what is known "
-            "once per record belongs in the static table"
-        )
-    time, value = numbers(path, frame["time"]), numbers(path, frame["value"])
-    refuse(path, time.is_null(), "time is missing")
-    refuse(path, time < 0, "time must be hours since the record's start, 0 or more", time)
-    _check_hours(path, time)
-    if (earliest := float(time.to_numpy().min())) > YEAR:
-        raise ValueError(
-            f"{path}: time must be hours since the record's start; the earliest event of all comes at hour "
+            f"{paths[0]}: time must be hours since the record's start; the earliest event of all comes at hour "
             f"{earliest:,.0f}. Subtract each record's own start"
         )
-    variable = frame["variable"].cast(pl.String).str.strip_chars()
-    refuse(path, (variable == "").fill_null(True), "variable is missing")
-    names = variable.unique().sort()
-    index = variable.replace_strict(names, pl.int_range(len(names), dtype=pl.Int32, eager=True))
-    return pl.DataFrame([frame["record_id"], time, index.alias("variable"), value]), tuple(names)
+    keys = events.select("variable", pl.col("unit").fill_null(""))
+    several = pl.col("variable").is_duplicated() & (pl.col("unit") != "")
+    names = keys.unique().select(
+        "variable",
+        "unit",
+        name=pl.when(several).then(pl.format("{} [{}]", "variable", "unit")).otherwise("variable"),
+    )
+    names = names.sort("name").with_row_index("index")
+    index = keys.join(names, on=["variable", "unit"], how="left", maintain_order="left")["index"].cast(pl.Int32)
+    numbered = events.select("record_id", "time", index.alias("variable"), "value")
+    return numbered, {
+        name: (variable, unit) for variable, unit, name in names.select("variable", "unit", "name").iter_rows()
+    }
 
 
 def _add_static(
-    records: pl.DataFrame, path: Path | None, dropped: dict[str, int]
+    records: pl.DataFrame, path: Path | None, layout: Layout, dropped: dict[str, int]
 ) -> tuple[pl.DataFrame, tuple[StaticColumn, ...], str]:
     """The records with their static columns, what those are, and the column by which they are split."""
     if path is None:
         return records, (), "record_id"
-    frame = read_frame(path, UNKNOWN)
+    frame = read_frame(path, UNKNOWN, layout.of(path))
     refuse(path, frame["record_id"].is_duplicated(), "record_id occurs twice", frame["record_id"])
     without = records.join(frame, on="record_id", how="anti")
     if without.height:
@@ -279,10 +330,15 @@ def _assign(records: pl.DataFrame, group: str, fractions: Sequence[float], seed:
 
 
 def _read_labels(
-    name: str, path: Path, records: pl.DataFrame, static_columns: Sequence[StaticColumn], dropped: dict[str, int]
+    name: str,
+    path: Path,
+    records: pl.DataFrame,
+    static_columns: Sequence[StaticColumn],
+    times: "Times",
+    dropped: dict[str, int],
 ) -> tuple[TaskInfo, pl.DataFrame]:
     """The task that the columns tell of, and its rows; rows that cannot be asked are dropped and counted."""
-    frame = read_frame(path, UNKNOWN)
+    frame = read_frame(path, UNKNOWN, times.layout.of(path))
     columns = [column for column in frame.columns if column not in ("record_id", "prediction_time")]
     if not columns:
         raise ValueError(f"{path} has no label column beside record_id and prediction_time")
@@ -295,8 +351,11 @@ def _read_labels(
     rows = frame.select("record_id").with_columns(labels)
     known = records.select("record_id", BEGINS, ENDS)
     if "prediction_time" in frame.columns:
-        rows = rows.with_columns(numbers(path, frame["prediction_time"]))
-        refuse(path, rows["prediction_time"].is_null(), "prediction_time is missing")
+        problems = Problems()
+        rows = rows.with_columns(
+            hours_since_start(path, frame, "prediction_time", times.layout, times.starts, problems)
+        )
+        problems.raise_any()
         _check_hours(path, rows["prediction_time"])
     else:
         last = rows.join(known, on="record_id", how="left", maintain_order="left")[ENDS]

@@ -39,7 +39,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from tqdm import tqdm
 
@@ -55,6 +54,7 @@ from hymate_training.data.schema import (
 from hymate_training.data.splits import split_by_hash
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.files import writing_folder
+from hymate_training.readers.times import single_precision
 
 logger = logging.getLogger(__name__)
 
@@ -391,7 +391,7 @@ def _assemble(
         dropped[f"events of codes that fewer than {min_subjects} training subjects have"] += (
             events.height - known.height
         )
-        known = known.with_columns(_single_precision(known.select("subject_id", "time"), asked))
+        known = known.with_columns(single_precision(known, asked, "subject_id"))
         first.append(known.group_by("subject_id").agg(pl.col("time").min().alias("first")))
         for split in SPLITS:
             members = subjects.filter(pl.col("split") == split).select("subject_id")
@@ -502,22 +502,6 @@ def _locate(task: TaskInfo, rows: pl.DataFrame, subjects: pl.DataFrame, dropped:
         raise ValueError(f"no label of {task.name} is left: none is of a subject with a record")
     dropped[f"labels of {task.name} of subjects without a record"] = rows.height - located.height
     return located.with_columns(time=_hours_since_origin("prediction_time"))
-
-
-def _single_precision(events: pl.DataFrame, asked: pl.DataFrame) -> pl.Series:
-    """Times in single precision, larger than those of all predictions that are earlier in double precision."""
-    order = events.with_row_index("row").sort("time")
-    earlier = order.join_asof(
-        asked.sort("time").with_columns(asked=pl.col("time")),
-        on="time",
-        by="subject_id",
-        strategy="backward",
-        allow_exact_matches=False,
-        check_sortedness=False,  # it cannot be checked with `by`; both are sorted above
-    ).sort("row")
-    time = earlier["time"].to_numpy().astype(np.float32)
-    asked_at = earlier["asked"].fill_null(-np.inf).to_numpy().astype(np.float32)
-    return pl.Series("time", np.maximum(time, np.nextafter(asked_at, np.float32(np.inf))))
 
 
 def _write_task(writer: PreparedFolderWriter, task: TaskInfo, rows: pl.DataFrame, dropped: Counter[str]) -> None:

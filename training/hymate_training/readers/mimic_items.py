@@ -1,9 +1,11 @@
-"""Items of MIMIC-IV: what they are called, the unit they are brought to, and the values that are believed."""
+"""Items of MIMIC-III and MIMIC-IV: their names, the unit they are brought to, the values that are believed."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import polars as pl
+
+from hymate_training.readers.store import EventStore
 
 # a unit in lower case -> the unit it is brought to, factor and offset
 UNITS = {
@@ -39,22 +41,22 @@ PERCENTAGES = (223835, 50816)  # inspired oxygen, sometimes written as a fractio
 # what is measured and its unit: items, lowest and highest value believed, after conversion of units. The bounds are
 # ours and wide: what lies outside is an error of entry or of the device, not a sick patient.
 PLAUSIBLE = {
-    "heart rate, bpm": ((220045,), 0, 350),
-    "systolic pressure, mmHg": ((220050, 220179, 225309, 227243, 224167), 0, 375),
-    "diastolic pressure, mmHg": ((220051, 220180, 225310, 227242, 224643), 0, 375),
-    "mean pressure, mmHg": ((220052, 220181, 225312), 0, 375),
-    "central venous pressure, mmHg": ((220074,), -20, 100),
-    "pulmonary artery pressure, mmHg": ((220059, 220060, 220061), 0, 200),
-    "respiratory rate, 1/min": ((220210, 224690, 224689, 224688), 0, 150),
-    "oxygen saturation, %": ((220277, 220227, 50817, 223772), 0, 100),
-    "temperature, °C": ((223762, 50825), 14.2, 47),
+    "heart rate, bpm": ((211, 220045), 0, 350),
+    "systolic pressure, mmHg": ((51, 455, 6701, 220050, 220179, 225309, 227243, 224167), 0, 375),
+    "diastolic pressure, mmHg": ((8368, 8441, 8555, 220051, 220180, 225310, 227242, 224643), 0, 375),
+    "mean pressure, mmHg": ((52, 456, 6702, 220052, 220181, 225312), 0, 375),
+    "central venous pressure, mmHg": ((113, 220074), -20, 100),
+    "pulmonary artery pressure, mmHg": ((491, 492, 8448, 220059, 220060, 220061), 0, 200),
+    "respiratory rate, 1/min": ((618, 615, 220210, 224690, 224689, 224688), 0, 150),
+    "oxygen saturation, %": ((646, 220277, 220227, 50817, 223772), 0, 100),
+    "temperature, °C": ((676, 223762, 50825), 14.2, 47),
     "inspired oxygen, %": ((223835, 50816), 20, 100),
-    "weight, kg": ((226512, 224639, 226846), 0.5, 500),
+    "weight, kg": ((762, 763, 226512, 224639, 226846), 0.5, 500),
     "height, cm": ((226730,), 30, 250),
-    "Glasgow coma scale": ((220739, 223900, 223901), 1, 6),
-    "tidal volume, mL": ((224684, 224685, 224686, 224421), 0, 3000),
-    "minute volume, L/min": ((224687,), 0, 100),
-    "airway pressure, cmH2O": ((220339, 224695, 224696, 224697, 224700), 0, 120),
+    "Glasgow coma scale": ((184, 454, 723, 220739, 223900, 223901), 1, 6),
+    "tidal volume, mL": ((682, 683, 684, 224684, 224685, 224686, 224421), 0, 3000),
+    "minute volume, L/min": ((450, 224687), 0, 100),
+    "airway pressure, cmH2O": ((444, 506, 535, 543, 220339, 224695, 224696, 224697, 224700), 0, 120),
     "intracranial pressure, mmHg": ((220765, 227989), -20, 150),
     "cardiac output, L/min": ((220088, 224842, 227543), 0, 30),
     "pH": ((220274, 223830, 50820), 6.3, 8.4),
@@ -82,29 +84,6 @@ OUTPUT_BOUND = 20_000.0  # mL in one entry
 FILLER = 999_999
 
 
-@dataclass
-class Keys:
-    """Numbers each combination of table, part, item and unit as it turns up, and counts its rows.
-
-    `part` is empty, or tells an infusion's rate from its amount and a procedure from its duration.
-    """
-
-    number: dict[tuple, int] = field(default_factory=dict)
-    rows: Counter = field(default_factory=Counter)
-
-    def replace(self, source: str, events: pl.DataFrame) -> pl.DataFrame:
-        """The events with `key` in place of part, itemid and unit."""
-        names = ["part", "itemid", "unit"]
-        met = events.group_by(names).len().sort(names)
-        found = []
-        for *key, rows in met.iter_rows():
-            number = self.number.setdefault((source, *key), len(self.number))
-            self.rows[number] += rows
-            found.append(number)
-        met = met.select(names).with_columns(key=pl.Series(found, dtype=pl.UInt32))
-        return events.join(met, on=names, how="left", nulls_equal=True).drop(names)
-
-
 def name_items(charted: pl.DataFrame, measured: pl.DataFrame) -> pl.DataFrame:
     """d_items and d_labitems -> itemid, a name no other item has, and the unit d_items gives.
 
@@ -114,7 +93,8 @@ def name_items(charted: pl.DataFrame, measured: pl.DataFrame) -> pl.DataFrame:
     charted = charted.with_columns(where=pl.col("category"))
     measured = measured.with_columns(where=pl.concat_str("fluid", "category", separator=", ", ignore_nulls=True))
     items = pl.concat([charted, measured], how="diagonal").with_columns(
-        label=pl.col("label").str.strip_chars().fill_null("item")
+        label=pl.col("label").str.strip_chars().fill_null("item"),
+        unitname=pl.col("unitname").replace("None", None),
     )
     shared = pl.col("label").str.to_lowercase().is_duplicated()
     items = items.with_columns(name=pl.when(shared).then(pl.format("{} ({})", "label", "where")).otherwise("label"))
@@ -123,8 +103,15 @@ def name_items(charted: pl.DataFrame, measured: pl.DataFrame) -> pl.DataFrame:
     return items.select("itemid", pl.when(shared).then(numbered).otherwise("name").alias("name"), "unitname")
 
 
-def resolve_variables(keys: Keys, items: pl.DataFrame) -> tuple[dict[str, str], pl.DataFrame]:
-    """Every variable that occurs with its unit ("" where there is none), by name; and how each key becomes one.
+class Variable(NamedTuple):
+    """What a variable is: its unit ("" where there is none) and the item it comes from."""
+
+    unit: str
+    item: int
+
+
+def resolve_variables(store: EventStore, items: pl.DataFrame) -> tuple[dict[str, Variable], pl.DataFrame]:
+    """Every variable that occurs, by name; and how each key becomes one.
 
     The table has one row per key: `variable` (position among the names), `scale` and `offset` to the variable's unit,
     `low` and `high` (what is believed, in that unit) and `percentage` (a fraction is to be read as a percentage).
@@ -132,12 +119,12 @@ def resolve_variables(keys: Keys, items: pl.DataFrame) -> tuple[dict[str, str], 
     names = dict(items.select("itemid", "name").iter_rows())
     given = dict(items.select("itemid", "unitname").drop_nulls().iter_rows())
     charted: dict[tuple, Counter] = {}  # (table, part, item) -> its units, by number of rows
-    for (source, part, item, unit), key in keys.number.items():
+    for key, (source, part, item, unit) in enumerate(store.keys):
         if unit is not None:
-            charted.setdefault((source, part, item), Counter())[unit] += keys.rows[key]
+            charted.setdefault((source, part, item), Counter())[unit] += store.rows[key]
 
     resolved: dict[int, tuple] = {}  # key -> (table, part, item), unit, factor, offset
-    for (source, part, item, unit), key in keys.number.items():
+    for key, (source, part, item, unit) in enumerate(store.keys):
         usual = charted.get((source, part, item))
         written = unit or (usual.most_common(1)[0][0] if usual else given.get(item) if part == "" else None)
         written = ITEM_UNITS.get(item, written)
@@ -145,20 +132,20 @@ def resolve_variables(keys: Keys, items: pl.DataFrame) -> tuple[dict[str, str], 
 
     spellings: dict[tuple, Counter] = {}  # mg/dL and mg/dl are one unit; the commoner spelling names it
     for key, (variable, unit, *_) in resolved.items():
-        spellings.setdefault((variable, _fold(unit)), Counter())[unit] += keys.rows[key]
+        spellings.setdefault((variable, _fold(unit)), Counter())[unit] += store.rows[key]
     number_of_units = Counter(variable for variable, _ in spellings)
 
-    rows, units = [], {}
+    rows, variables = [], {}
     for key, (variable, unit, factor, offset) in resolved.items():
         source, part, item = variable
         spelled = spellings[variable, _fold(unit)].most_common(1)[0][0]
         name = f"{names.get(item, f'item #{item}')}{part}"
         if number_of_units[variable] > 1:
             name += f" [{spelled or 'no unit'}]"
-        units[name] = spelled or ""
+        variables[name] = Variable(spelled or "", item)
         low, high = _bounds(source, item, spelled if number_of_units[variable] > 1 else None)
         rows.append((key, name, factor, offset, low, high, item in PERCENTAGES))
-    position = {name: index for index, name in enumerate(sorted(units))}
+    position = {name: index for index, name in enumerate(sorted(variables))}
     table = pl.DataFrame(
         [(key, position[name], *rest) for key, name, *rest in rows],
         schema={
@@ -172,7 +159,7 @@ def resolve_variables(keys: Keys, items: pl.DataFrame) -> tuple[dict[str, str], 
         },
         orient="row",
     )
-    return {name: units[name] for name in position}, table
+    return {name: variables[name] for name in position}, table
 
 
 def convert(events: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
@@ -183,7 +170,7 @@ def convert(events: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
         value=(value * pl.col("scale") + pl.col("offset")).fill_nan(None)
     )
     believed = pl.col("value").is_null() | pl.col("value").is_between("low", "high")
-    return converted.filter(believed).select("stay", "time", "variable", "value")
+    return converted.filter(believed).select("record", "seconds", "variable", "value")
 
 
 def _fold(unit: str | None) -> str:
