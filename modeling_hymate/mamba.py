@@ -1,6 +1,7 @@
 """The temporal encoder's layer: a Mamba mixer (Gu and Dao, arXiv 2312.00752) that runs on CPUs and CUDA."""
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -62,12 +63,14 @@ class HyMaTEMixer(nn.Module):
         Returns:
             `(batch, length, hidden_size)`.
         """
-        is_native = resolve_backend(hidden_states) == "native"
-        if is_native and self.is_fusable():
+        backend = resolve_backend(hidden_states)
+        if backend == "native" and self.is_fusable():
             return self.mix_natively(hidden_states, lengths)
+        if backend == "triton" and self._middle_is_plain():
+            return self._mix_on_gpu(hidden_states, lengths)
         A = -torch.exp(self.A_log.float())
         states, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        states = self._convolve(states, lengths, is_native and self._convolution_is_native())
+        states = self._convolve(states, lengths, self._convolution(backend))
         config = self.config
         time_step, B, C = self.x_proj(states).split(
             [config.time_step_rank, config.state_size, config.state_size], dim=-1
@@ -126,22 +129,38 @@ class HyMaTEMixer(nn.Module):
         return mixed if "out_proj_weight" in projections else self.out_proj(mixed)
 
     def is_fusable(self) -> bool:
-        """Whether all that lies between the projections may be one kernel."""
-        return (
-            self._convolution_is_native()
-            and is_plain(self.x_proj)
-            and is_plain(self.dt_proj)
-            and self.config.hidden_act == "silu"
+        """Whether all that lies between the projections may be one native kernel."""
+        return self._middle_is_plain() and self.config.conv_kernel <= hymate_native.MAX_KERNEL
+
+    def _middle_is_plain(self) -> bool:
+        return all(map(is_plain, (self.conv1d, self.x_proj, self.dt_proj))) and self.config.hidden_act == "silu"
+
+    def _mix_on_gpu(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        from .triton_operators import mamba_mixer  # noqa: PLC0415 - slow to import and needed on GPUs only
+
+        states = mamba_mixer(
+            self.in_proj(hidden_states),
+            *(self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias),
+            *(-torch.exp(self.A_log.float()), self.D, lengths),
         )
+        return self.out_proj(states)
 
-    def _convolution_is_native(self) -> bool:
-        return is_plain(self.conv1d) and self.config.conv_kernel <= hymate_native.MAX_KERNEL
+    def _convolution(self, backend: str) -> Callable | None:
+        """The backend's causal convolution, where there is one that serves this layer."""
+        if not is_plain(self.conv1d):
+            return None
+        if backend == "triton":
+            from .triton_operators import causal_conv1d  # noqa: PLC0415 - as above
 
-    def _convolve(self, states: torch.Tensor, lengths: torch.Tensor, is_native: bool) -> torch.Tensor:
+            return causal_conv1d
+        fits = backend == "native" and self.config.conv_kernel <= hymate_native.MAX_KERNEL
+        return hymate_native.causal_conv1d if fits else None
+
+    def _convolve(self, states: torch.Tensor, lengths: torch.Tensor, convolution: Callable | None) -> torch.Tensor:
         """Depthwise convolution over past events and the activation, on (batch, length, inner)."""
-        if is_native:
+        if convolution is not None:
             weight = self.conv1d.weight.squeeze(1)
-            return self.act(hymate_native.causal_conv1d(states, weight, self.conv1d.bias, None, lengths))
+            return self.act(convolution(states, weight, self.conv1d.bias, None, lengths))
         padded = F.pad(states.transpose(1, 2), (self.config.conv_kernel - 1, 0))
         return self.act(self.conv1d(padded).transpose(1, 2))
 
