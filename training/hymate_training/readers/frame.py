@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         required=True,
-        help=f"{kinds}: record_id, time, variable, value and maybe unit; or one column per variable. Give it once per file.",
+        help=f"{kinds}: record_id, time, variable, value and maybe unit; or one column per variable. Once per file.",
     )
     parser.add_argument(
         "--start", type=Path, help=f"{kinds}: record_id and start, where times are timestamps and not hours."
