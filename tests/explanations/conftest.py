@@ -24,6 +24,7 @@ def checkpoint(synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         id2label={0: "survived", 1: "died"},
         problem_type="single_label_classification",
         temperature=TEMPERATURE,
+        time_scale=extractor.time_scale,
     )
     perturbed(HyMaTEForSequenceClassification(config)).save_pretrained(folder)
     extractor.save_pretrained(folder)

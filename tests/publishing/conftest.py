@@ -48,7 +48,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extractor = HyMaTEFeatureExtractor.fit(
         RECORD, ["HR", "GCS"], numeric_columns=["Age"], categorical_columns={"Sex": ["f", "m"]}
     )
-    config = tiny_config(num_variables=2, num_static_features=5, id2label={0: "survived", 1: "died"})
+    labels = {0: "survived", 1: "died"}
+    config = tiny_config(num_variables=2, num_static_features=5, id2label=labels, time_scale=extractor.time_scale)
     HyMaTEForSequenceClassification(config).save_pretrained(folder)
     extractor.save_pretrained(folder)
     labels, probabilities = np.arange(90) % 2, np.random.default_rng(0).random(90)

@@ -449,6 +449,7 @@ def test_damaged_weights_stop_the_push(checkpoint, content):
         {"value_ranges": [[1.0, 0.0], [0.0, 1.0]]},
         {"static_columns": []},
         {"time_scale": 0},
+        {"time_scale": 3.5},
     ],
     ids=str,
 )

@@ -134,6 +134,11 @@ def load_extractor(folder: Path) -> HyMaTEFeatureExtractor:
     for name, found, wanted in zip(("variables", "static features"), widths, expected, strict=True):
         if found != wanted:
             raise ValueError(f"{path} has {found} {name}, but the model in {folder / CONFIG_FILE} takes {wanted}")
+    if extractor.time_scale != config.time_scale:
+        raise ValueError(
+            f"{path} has the time_scale {extractor.time_scale}, but the model in {folder / CONFIG_FILE} takes "
+            f"{config.time_scale}: the two do not belong together"
+        )
     return extractor
 
 

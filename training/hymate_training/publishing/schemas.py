@@ -116,7 +116,10 @@ def _config_field(field: dataclasses.Field) -> Schema:
         "pos_weight": {"anyOf": [NUMBER, _list(NUMBER, MAX_LABELS), {"type": "null"}]},
     }
     word: Schema = {"type": "string", "pattern": r"^[a-z0-9_.]{1,40}$"}
-    return shapes.get(field.name, {"anyOf": [NUMBER, FLAG, word, {"type": "null"}]})
+    kinds = [NUMBER, FLAG, word, {"type": "null"}]
+    if "list[" in str(field.type) or "tuple[" in str(field.type):
+        kinds.append(_list(NUMBER, 32))
+    return shapes.get(field.name, {"anyOf": kinds})
 
 
 CONFIG = _object(
