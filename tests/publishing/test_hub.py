@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, seed: int):
 
     torch.manual_seed(seed)
     extractor = HyMaTEFeatureExtractor.fit(RECORDS, ["HR", "GCS"], numeric_columns=["Age"])
-    config = tiny_config(num_variables=2, num_static_features=2)
+    config = tiny_config(num_variables=2, num_static_features=2, time_scale=extractor.time_scale)
     HyMaTEForSequenceClassification(config).save_pretrained(path)
     extractor.save_pretrained(path)
     write_model_card(path)
