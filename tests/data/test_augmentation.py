@@ -60,7 +60,7 @@ def test_nothing_after_the_cut_reaches_the_forecaster(synthetic_folder):
     for row in range(len(events)):
         part = slice(events.offsets[row], events.offsets[row + 1])
         later = events.times[part] > float(last_input[row]) + 1e-4
-        for variable in np.flatnonzero(features["forecast_mask"][row]):
+        for variable in np.flatnonzero(features["forecast_mask"][row, 0]):
             at = np.flatnonzero(later & (events.variable_ids[part] == variable))[0]
             expected = extractor.standardize(np.array([variable]), events.values[part][at : at + 1])[0]
-            assert float(features["forecast_values"][row, variable]) == pytest.approx(expected, abs=1e-5)
+            assert float(features["forecast_values"][row, 0, variable]) == pytest.approx(expected, abs=1e-5)
