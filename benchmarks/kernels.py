@@ -89,8 +89,7 @@ def measure(
 ) -> dict[str, float | None]:
     """Median seconds forward and forward+backward, and the extra megabytes of the latter.
 
-    Without `full`, the backward pass is left out where the first one exceeds `BACKWARD_LIMIT`; what is known to take
-    a minute, transformers' loop, is not even begun.
+    Without `full`, the backward pass of what is known to take a minute, transformers' loop, is left out.
     """
     with torch.no_grad():
         forward = median_seconds(lambda: run(**inputs), budget)
@@ -108,7 +107,7 @@ def measure(
 
 
 def scan_table(shapes: dict, full: bool, budget: float) -> list[dict]:
-    """One row a shape and contestant; milliseconds, megabytes."""
+    """One row per shape and contestant; seconds, megabytes."""
     contestants = {
         "mambapy": mambapy_scan,
         "reference": ours("reference"),

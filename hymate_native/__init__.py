@@ -1,8 +1,10 @@
 """Native CPU kernels for Mamba layers: the selective scan, the causal convolution and the projections."""
 
-from hymate_native.library import MAX_KERNEL, is_available, runnable_builds, selected_build, unavailable_reason
-from hymate_native.mixer import mamba_mixer
-from hymate_native.ops import causal_conv1d, selective_scan
+from hymate_native.causal_convolution import causal_conv1d
+from hymate_native.library import is_available, runnable_builds, selected_build, unavailable_reason
+from hymate_native.mamba_mixer import mamba_mixer
+from hymate_native.selective_scan import selective_scan
+from hymate_native.structures import MAX_KERNEL
 
 __all__ = [
     "MAX_KERNEL",

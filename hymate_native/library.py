@@ -1,71 +1,29 @@
-"""Opens the build of the kernels that suits this processor, and describes their arguments to ctypes."""
+"""Opens the build of the kernels that suits this processor, and refuses one that this Python code does not fit."""
 
 import ctypes
 import functools
+import logging
 import os
 import platform
 from pathlib import Path
 
 import torch  # before any library is opened: its OpenMP runtime must be the only one in the process
 
+from hymate_native.structures import DTYPES, INTERFACE
+
+logger = logging.getLogger(__name__)
+
 # Best first. Each is the same source compiled for one level; "portable" is for whatever the compiler's default is.
 BUILDS = {"x86-64-v4": 4, "x86-64-v3": 3, "x86-64-v2": 2, "portable": 1}
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MAX_KERNEL = 8  # widest causal convolution, kLargeKernel in convolution.h
-CHUNK = 16  # steps between two kept states, kChunk in tasks.h
 
+_AGAIN = "Install hymate again (pip install --force-reinstall --no-deps hymate, or pip install -e . in a clone)."
 _MISSING = (
     "hymate's native CPU kernels were not built when the package was installed, so slower PyTorch code runs in their "
     "place. Install a C++ compiler (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: "
-    "xcode-select --install) and install hymate again (pip install --force-reinstall --no-deps hymate, or "
-    "pip install -e . in a clone)."
+    f"xcode-select --install). {_AGAIN}"
 )
 
 
-class Rows(ctypes.Structure):
-    """A (batch, length, channels) tensor whose channels are contiguous; strides count elements."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("time_stride", ctypes.c_int64))
-
-
-def _structure(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
-    fields = [(field, kind) for kind, names in groups for field in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-# The order is that of the structs in scan.h, convolution.h and division.h.
-ScanArguments = _structure(
-    "ScanArguments",
-    (ctypes.c_int64, "batch length inner state dtype softplus threads"),
-    (Rows, "u delta z B C"),
-    (ctypes.c_void_p, "A D bias lengths initial"),
-    (Rows, "out"),
-    (ctypes.c_void_p, "final states"),
-    (Rows, "grad_out"),
-    (ctypes.c_void_p, "grad_final"),
-    (Rows, "grad_u grad_delta grad_z grad_B grad_C"),
-    (ctypes.c_void_p, "grad_A grad_D grad_bias grad_initial"),
-)
-ConvolutionArguments = _structure(
-    "ConvolutionArguments",
-    (ctypes.c_int64, "batch length inner kernel dtype silu threads"),
-    (Rows, "x"),
-    (ctypes.c_void_p, "weight bias lengths"),
-    (Rows, "out grad_out grad_x"),
-    (ctypes.c_void_p, "grad_weight grad_bias"),
-)
-MixerArguments = _structure(
-    "MixerArguments",
-    (ctypes.c_int64, "batch length width inner state rank kernel outputs dtype threads"),
-    (Rows, "rows"),
-    (ctypes.c_void_p, "in_weight in_bias conv_weight conv_bias x_weight dt_weight dt_bias A D out_weight out_bias"),
-    (ctypes.c_void_p, "lengths"),
-    (Rows, "out projected convolved parameters"),
-    (ctypes.c_void_p, "states"),
-    (Rows, "grad_out grad_rows"),
-    (ctypes.c_void_p, "grad_in_weight grad_in_bias grad_conv_weight grad_conv_bias grad_x_weight grad_dt_weight"),
-    (ctypes.c_void_p, "grad_dt_bias grad_A grad_D grad_out_weight grad_out_bias"),
-)
 FUNCTIONS = (
     *("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"),
     *("mixer_forward", "mixer_backward"),
@@ -76,24 +34,60 @@ def _path(build: str) -> Path:
     return Path(__file__).parent / f"kernels-{build}.so"
 
 
+class _InterfaceEntry(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_int64))
+
+
 @functools.cache
 def _open(build: str) -> ctypes.CDLL:
+    """Opens a build.
+
+    Raises:
+        OSError: it does not load, or its functions or structures are not those that this Python code calls.
+    """
     library = ctypes.CDLL(str(_path(build)))
+    difference = _difference(library)
+    if difference:
+        raise OSError(f"it is of another version of hymate than the Python code beside it ({difference})")
     for function in FUNCTIONS:
         getattr(library, f"hymate_{function}").argtypes = (ctypes.c_void_p,)
     return library
 
 
+def _difference(library: ctypes.CDLL) -> str | None:
+    """The first way in which a library is not what this Python code takes it for."""
+    for function in ("interface", "supports", "multiplies", *FUNCTIONS):
+        if not hasattr(library, f"hymate_{function}"):
+            return f"it has no function hymate_{function}"
+    library.hymate_interface.restype = ctypes.POINTER(_InterfaceEntry)
+    found = {}
+    for entry in library.hymate_interface():
+        if entry.name is None:
+            break
+        found[entry.name.decode()] = entry.value
+    for name in INTERFACE | found:
+        if INTERFACE.get(name) != found.get(name):
+            return f"{name} is {found.get(name, 'absent')} there, {INTERFACE.get(name, 'absent')} here"
+    return None
+
+
 @functools.cache
 def runnable_builds() -> tuple[str, ...]:
-    """Names of the builds that are installed and that this processor can run, best first."""
-    if not _path("portable").exists():
-        return ()
+    """Names of the builds that are installed, that this processor can run and that fit this code, best first."""
     try:
         supports = _open("portable").hymate_supports
     except OSError:
         return ()
-    return tuple(build for build, level in BUILDS.items() if _path(build).exists() and supports(level))
+    builds = []
+    for build, level in BUILDS.items():
+        if _path(build).exists() and supports(level):
+            try:
+                _open(build)
+            except OSError as error:
+                logger.warning("hymate leaves %s aside: %s. %s", _path(build).name, error, _AGAIN)
+            else:
+                builds.append(build)
+    return tuple(builds)
 
 
 @functools.cache
@@ -136,7 +130,8 @@ def unavailable_reason() -> str | None:
     try:
         _open("portable")
     except OSError as error:
-        return f"hymate's native CPU kernels were installed but do not load on this {platform.machine()}: {error}"
+        problem = f"hymate's native CPU kernels were installed but do not load on this {platform.machine()}"
+        return f"{problem}: {error}. {_AGAIN}"
     return None
 
 
@@ -171,14 +166,3 @@ def call(function: str, arguments: ctypes.Structure) -> None:
         raise MemoryError(f"out of memory for the scratch space of hymate_native's {function}")
     if status:
         raise RuntimeError(f"hymate_native's {function} refused its arguments")  # unreachable: checked beforehand
-
-
-def describe(tensor: torch.Tensor | None) -> Rows:
-    """Describes a (batch, length, channels) tensor; None becomes an absent one."""
-    if tensor is None:
-        return Rows(None, 0, 0)
-    return Rows(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
-
-
-def pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -136,10 +136,12 @@ class HyMaTEMixer(nn.Module):
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer may be read for its weight: one that an adapter (LoRA) wraps, that is quantized, pruned or has
-    hooks must be called."""
+    """Whether a layer may be read for its weight: one that an adapter (LoRA) wraps, that is quantized or pruned, that
+    has hooks or whose `forward` is another (accelerate's offload replaces it) must be called."""
     has_hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return type(layer) in (nn.Linear, nn.Conv1d) and type(layer.weight) is nn.Parameter and not has_hooks
+    is_replaced = getattr(layer.forward, "__func__", None) is not type(layer).forward or hasattr(layer, "_hf_hook")
+    is_known = type(layer) in (nn.Linear, nn.Conv1d) and type(layer.weight) is nn.Parameter
+    return is_known and not has_hooks and not is_replaced
 
 
 class HyMaTEMambaLayer(GradientCheckpointingLayer):

@@ -1,7 +1,5 @@
 // The functions that Python calls. Each returns a Status; arguments are checked in Python.
-#include "convolution.h"
-#include "mixer.h"
-#include "scan_backward.h"
+#include "interface.h"
 
 using namespace hymate;
 
@@ -33,6 +31,9 @@ HYMATE_EXPORT int hymate_mixer_backward(const MixerArguments* m) {
     if (m->kernel > kLargeKernel) return kBadArgument;
     HYMATE_BY_DTYPE(m->dtype, mixer_backward, *m)
 }
+
+// What Python compares with its own structures; the last entry has no name.
+HYMATE_EXPORT const InterfaceEntry* hymate_interface() { return kInterface; }
 
 // Whether this library may run here: 1 for the portable build, elsewhere by the level it was compiled for.
 HYMATE_EXPORT int hymate_supports(int level) {

@@ -5,6 +5,7 @@ from itertools import cycle
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -134,6 +135,29 @@ def test_a_hook_on_any_layer_is_called(name):
     getattr(ours, name).register_forward_hook(lambda *arguments: calls.append(arguments))
     torch.testing.assert_close(ours(*inputs), expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"])
+def test_a_replaced_forward_of_any_layer_is_called(name):
+    ours, _ = mixers()
+    inputs = torch.randn(2, 12, ours.config.hidden_size), torch.tensor([12, 7])
+    expected = ours(*inputs)
+    layer = getattr(ours, name)
+    original, calls = layer.forward, []
+    layer.forward = lambda states: calls.append(states) or original(states)
+    torch.testing.assert_close(ours(*inputs), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert len(calls) == 1
+
+
+def test_layers_that_accelerate_offloads_run():
+    ours, _ = mixers()
+    inputs = torch.randn(2, 12, ours.config.hidden_size), torch.tensor([12, 7])
+    with torch.no_grad():
+        expected = ours(*inputs)
+        for layer in (ours.in_proj, ours.conv1d, ours.x_proj, ours.dt_proj, ours.out_proj):
+            cpu_offload(layer, execution_device="cpu")
+        assert ours.in_proj.weight.is_meta
+        torch.testing.assert_close(ours(*inputs), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_a_pruned_convolution_trains_on():

@@ -12,6 +12,7 @@ from torch.export import Dim
 
 import hymate_native
 from hymate_native import library
+from modeling_hymate import scan as scan_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,7 +202,7 @@ def test_without_builds_the_reason_says_how_to_get_them(builds_in, tmp_path):
     builds_in(tmp_path)
     assert not hymate_native.is_available()
     assert "C++ compiler" in hymate_native.unavailable_reason()
-    assert "install hymate again" in hymate_native.unavailable_reason()
+    assert "Install hymate again" in hymate_native.unavailable_reason()
     rows = torch.zeros(1, 2, 3)
     with pytest.raises(RuntimeError, match="Install a C\\+\\+ compiler"):
         hymate_native.selective_scan(rows, rows, torch.zeros(3, 1), rows[..., :1], rows[..., :1])
@@ -212,6 +213,61 @@ def test_a_build_for_another_machine_is_named(builds_in, tmp_path):
     builds_in(tmp_path)
     assert not hymate_native.is_available()
     assert "do not load" in hymate_native.unavailable_reason()
+
+
+def doctored(build, old, new):
+    content = library._path(build).read_bytes()
+    assert content.count(old)
+    return content.replace(old, new)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"ScanArguments.initial", b"ScanArguments.iritial", "ScanArguments.initial is absent there, 208 here"),
+        (b"hymate_interface", b"hymate_unterface", "it has no function hymate_interface"),
+    ],
+)
+def test_a_library_of_another_version_is_refused(builds_in, tmp_path, old, new, message):
+    """One whose structures or functions are others than Python's would read wrong memory."""
+    (tmp_path / "kernels-portable.so").write_bytes(doctored("portable", old, new))
+    builds_in(tmp_path)
+    assert hymate_native.runnable_builds() == ()
+    assert message in hymate_native.unavailable_reason()
+    assert "Install hymate again" in hymate_native.unavailable_reason()
+    assert "\n" not in hymate_native.unavailable_reason()
+
+
+@needs_kernels
+def test_with_kernels_of_another_version_the_model_runs_on_pytorch_and_says_so_once(builds_in, tmp_path, caplog):
+    stale = doctored("portable", b"MixerArguments.states", b"MixerArguments.stages")
+    (tmp_path / "kernels-portable.so").write_bytes(stale)
+    builds_in(tmp_path)
+    scan_module._find_native.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert [scan_module.resolve_backend(torch.zeros(1, 2, 3)) for _ in range(2)] == ["chunked", "chunked"]
+    scan_module._find_native.cache_clear()
+    (record,) = caplog.records
+    assert "MixerArguments.states is absent there" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+@needs_kernels
+def test_a_stale_build_among_fresh_ones_is_left_aside_with_a_warning(builds_in, tmp_path, caplog):
+    best, *others = (build for build in hymate_native.runnable_builds())
+    if not others:
+        pytest.skip("only one build runs here")
+    for build in others:
+        (tmp_path / f"kernels-{build}.so").write_bytes(library._path(build).read_bytes())
+    stale = doctored(best, b"ConvolutionArguments.silu", b"ConvolutionArguments.tanh")
+    (tmp_path / f"kernels-{best}.so").write_bytes(stale)
+    builds_in(tmp_path)
+    with caplog.at_level("WARNING", logger="hymate_native"):
+        assert hymate_native.runnable_builds() == tuple(others)
+    (record,) = caplog.records
+    assert f"kernels-{best}.so" in record.getMessage()
+    assert "ConvolutionArguments.silu is absent there" in record.getMessage()
 
 
 @needs_kernels

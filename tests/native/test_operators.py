@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hymate_native
-from hymate_native import launch, mixer
+from hymate_native import library
 from modeling_hymate import selective_scan
 
 BUILDS = hymate_native.runnable_builds()
@@ -365,7 +365,7 @@ def test_the_mixer_agrees_with_float64(build, lengths, without):
     ],
 )
 def test_the_mixer_agrees_however_it_is_divided(build, monkeypatch, batch, length, sizes, threads):
-    monkeypatch.setattr(launch, "threads", lambda: threads)
+    monkeypatch.setattr(library, "threads", lambda: threads)
     options = {"lengths": lengths_of(batch, length) if 1 < batch < 6 else None}
     inputs = mixer_inputs(batch, length, **sizes)
     run = functools.partial(hymate_native.mamba_mixer, **options)
@@ -390,7 +390,7 @@ def test_the_mixer_makes_nothing_of_nothing(batch, length):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_the_mixer_in_half_precision(build, monkeypatch, multiplies, dtype, batch, length, without):
-    monkeypatch.setattr(mixer, "multiplies", lambda dtype: multiplies)
+    monkeypatch.setattr(library, "multiplies", lambda dtype: multiplies)
     sizes = {"hidden": 48} if without else {}
     inputs = {name: value for name, value in mixer_inputs(batch, length, **sizes).items() if name not in without}
     half = {name: tensor if name in ("A", "D") else tensor.to(dtype) for name, tensor in inputs.items()}

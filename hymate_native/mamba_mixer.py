@@ -1,20 +1,18 @@
 """The whole Mamba mixer as one PyTorch operator."""
 
+from collections.abc import Sequence
+from ctypes import Structure
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hymate_native import launch
-from hymate_native.library import MAX_KERNEL, multiplies
-from hymate_native.operators import (
-    Operator,
-    as_float,
-    check,
-    check_dtype,
-    checked_lengths,
-    needs_grad,
-    no_second_derivative,
-)
+from hymate_native import library
+from hymate_native.argument_checks import as_float, check_dtype, check_shapes, checked_lengths
+from hymate_native.custom_operator import CustomOperator, needs_grad, no_second_derivative
+from hymate_native.selective_scan import new_states, states_size
+from hymate_native.structures import DTYPES, MAX_KERNEL, MixerArguments, dense, dense_rows, describe, pointer
 
 _INPUTS = (
     "Tensor rows, Tensor? in_weight, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, Tensor x_weight, "
@@ -22,12 +20,12 @@ _INPUTS = (
 )
 
 
-@Operator("mamba_mixer", f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+@CustomOperator("mamba_mixer", f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 def _mixer(rows, *inputs):
     """Returns the output, and with `keep` what backward needs: the projected and the convolved rows, (time step, B, C)
     and the scan's states. A projection without a weight is the caller's."""
     *weights, lengths, keep = inputs
-    return launch.mixer_forward(rows, weights, lengths, keep=keep)
+    return _launch_forward(rows, weights, lengths, keep=keep)
 
 
 @_mixer.register_fake
@@ -44,11 +42,11 @@ def _(rows, *inputs):
     if not keep:
         return output, *(rows.new_empty(0) for _ in range(3)), A.new_empty(0)
     projected = rows.new_empty(0) if in_weight is None else new(2 * inner)
-    states = A.new_empty(launch.states_size(batch, length, inner, state))
+    states = A.new_empty(states_size(batch, length, inner, state))
     return output, projected, new(inner), new(x_weight.shape[0]), states
 
 
-@Operator(
+@CustomOperator(
     "mamba_mixer_backward",
     f"(Tensor grad, Tensor projected, Tensor convolved, Tensor parameters, Tensor states, {_INPUTS}) -> "
     f"({', '.join(['Tensor'] * 12)})",
@@ -56,7 +54,7 @@ def _(rows, *inputs):
 def _mixer_backward(grad, projected, convolved, parameters, states, rows, *inputs):
     """Returns the gradients of the inputs but `lengths`; those of absent ones have no elements."""
     *weights, lengths = inputs
-    grad_rows, grads = launch.mixer_backward(grad, projected, convolved, parameters, states, rows, weights, lengths)
+    grad_rows, grads = _launch_backward(grad, projected, convolved, parameters, states, rows, weights, lengths)
     return grad_rows, *(torch.empty(0) if weight_grad is None else weight_grad for weight_grad in grads)
 
 
@@ -85,6 +83,90 @@ def _differentiate_mixer(ctx, grad, *_):
 
 _mixer.register_autograd(_differentiate_mixer, setup_context=_keep_mixer)
 _mixer_backward.register_autograd(no_second_derivative("Mamba mixer"))
+
+
+def _launch_forward(
+    rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, *, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns the output and what backward needs: the projected and the convolved rows, (time step, B, C) and the kept
+    states; without `keep` those have no elements.
+
+    Args:
+        weights: float32, in the order of the struct: in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight,
+            dt_bias, A, D, out_weight, out_bias. Without in_weight the rows are projected ones, without out_weight the
+            gated rows are the output.
+    """
+    rows, lengths, weights = dense_rows(rows), dense(lengths), [dense(weight) for weight in weights]
+    sizes = _mixer_sizes(rows, weights)
+    batch, length, inner, state = (sizes[name] for name in ("batch", "length", "inner", "state"))
+
+    def new(width: int, kept: bool = keep) -> Tensor:
+        return torch.empty((batch, length, width) if kept else 0, dtype=rows.dtype)
+
+    output, projected = new(sizes["outputs"], True), new(2 * inner, keep and weights[0] is not None)
+    convolved, parameters = new(inner), new(sizes["rank"] + 2 * state)
+    states = new_states(batch if keep else 0, length, inner, state)
+    kept = _kept(projected, convolved, parameters, states) if keep else {}
+    library.call("mixer_forward", _mixer_arguments(sizes, rows, weights, lengths, out=describe(output), **kept))
+    return output, projected, convolved, parameters, states
+
+
+def _launch_backward(
+    grad_output: Tensor,
+    projected: Tensor,
+    convolved: Tensor,
+    parameters: Tensor,
+    states: Tensor,
+    rows: Tensor,
+    weights: Sequence[Tensor | None],
+    lengths: Tensor | None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Returns the gradients of the rows and of the weights; that of an absent weight is None."""
+    grad_output, rows = dense_rows(grad_output), dense_rows(rows)
+    lengths, weights = dense(lengths), [dense(weight) for weight in weights]
+    grad_rows = torch.empty(rows.shape, dtype=rows.dtype)
+    grad_weights = [None if weight is None else torch.empty(weight.shape) for weight in weights]
+    others = _kept(projected, convolved, parameters, states)
+    others |= {"grad_out": describe(grad_output), "grad_rows": describe(grad_rows)}
+    others |= {f"grad_{name}": pointer(grad) for name, grad in zip(_MIXER_WEIGHTS, grad_weights, strict=True)}
+    library.call("mixer_backward", _mixer_arguments(_mixer_sizes(rows, weights), rows, weights, lengths, **others))
+    return grad_rows, grad_weights
+
+
+_MIXER_WEIGHTS = (
+    *("in_weight", "in_bias", "conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "A", "D"),
+    *("out_weight", "out_bias"),
+)
+
+
+def _mixer_sizes(rows: Tensor, weights: Sequence[Any]) -> dict[str, int]:
+    _, _, conv_weight, _, _, dt_weight, _, A, _, out_weight, _ = weights
+    batch, length, width = rows.shape
+    inner, state = A.shape
+    outputs = inner if out_weight is None else out_weight.shape[0]
+    return {
+        **{"batch": batch, "length": length, "width": width, "inner": inner, "state": state},
+        **{"rank": dt_weight.shape[1], "kernel": conv_weight.shape[1], "outputs": outputs},
+    }
+
+
+def _kept(projected: Tensor, convolved: Tensor, parameters: Tensor, states: Tensor) -> dict[str, Any]:
+    rows = {"projected": projected, "convolved": convolved, "parameters": parameters}
+    described = {name: describe(tensor) for name, tensor in rows.items() if tensor.dim() == 3}
+    return {**described, "states": pointer(states)}
+
+
+def _mixer_arguments(
+    sizes: dict[str, int], rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, **others: Any
+) -> Structure:
+    named = dict(zip(_MIXER_WEIGHTS, map(pointer, weights), strict=True))
+    common = {
+        "dtype": DTYPES[rows.dtype],
+        "threads": library.threads(),
+        "rows": describe(rows),
+        "lengths": pointer(lengths),
+    }
+    return MixerArguments(**sizes, **common, **named, **others)
 
 
 def mamba_mixer(
@@ -135,7 +217,7 @@ def mamba_mixer(
     if not 1 <= kernel <= MAX_KERNEL:
         raise ValueError(f"conv_weight must have a kernel of 1 to {MAX_KERNEL}, got {kernel}")
     out_width = 0 if out_proj_weight is None else out_proj_weight.shape[0]
-    check(
+    check_shapes(
         states=(states, (batch, length, 2 * inner if in_proj_weight is None else width)),
         conv_weight=(conv_weight, (inner, 1, kernel)),
         conv_bias=(conv_bias, (inner,)),
@@ -153,7 +235,7 @@ def mamba_mixer(
     check_dtype(dtype)
     states = states.to(dtype)
     weights = {"in": (in_proj_weight, in_proj_bias), "out": (out_proj_weight, out_proj_bias)}
-    by_pytorch = multiplies(dtype)
+    by_pytorch = library.multiplies(dtype)
 
     def project(name: str, rows: Tensor) -> Tensor:
         weight, bias = weights[name]

@@ -1,23 +1,14 @@
-"""The selective scan and the causal convolution as PyTorch operators: with autograd, compiled, in half precision."""
+"""The selective scan of Mamba as a PyTorch operator: with autograd, compiled, in half precision."""
 
 import torch
 from torch import Tensor
 
-from hymate_native import launch
-from hymate_native.library import MAX_KERNEL
-from hymate_native.operators import (
-    Operator,
-    as_float,
-    check,
-    checked_lengths,
-    needs_grad,
-    no_second_derivative,
-    row_dtype,
-)
+from hymate_native import library
+from hymate_native.argument_checks import as_float, check_shapes, checked_lengths, row_dtype
+from hymate_native.custom_operator import CustomOperator, needs_grad, no_second_derivative
+from hymate_native.structures import CHUNK, DTYPES, ScanArguments, dense, dense_rows, describe, pointer
 
 # An operator returns tensors only: what was not asked for has no elements.
-
-# ------------------------------------------------------------------------------------------------- scan
 
 _SCAN_INPUTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
@@ -25,7 +16,7 @@ _SCAN_INPUTS = (
 )
 
 
-@Operator("scan", f"({_SCAN_INPUTS}, bool return_final_state, bool keep_states) -> (Tensor, Tensor, Tensor)")
+@CustomOperator("scan", f"({_SCAN_INPUTS}, bool return_final_state, bool keep_states) -> (Tensor, Tensor, Tensor)")
 def _scan(
     u,
     delta,
@@ -41,7 +32,7 @@ def _scan(
     return_final_state,
     keep_states,
 ):
-    return launch.scan_forward(
+    return _launch_forward(
         *(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state),
         return_final_state=return_final_state,
         keep_states=keep_states,
@@ -52,15 +43,14 @@ def _scan(
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state, return_final_state, keep_states):
     batch, length, inner = u.shape
     state = A.shape[1]
-    states_size = launch.states_size(batch, length, inner, state)
     return (
         u.new_empty((batch, length, inner)),
         A.new_empty((batch, inner, state) if return_final_state else 0),
-        A.new_empty(states_size if keep_states else 0),
+        A.new_empty(states_size(batch, length, inner, state) if keep_states else 0),
     )
 
 
-@Operator(
+@CustomOperator(
     "scan_backward",
     f"(Tensor? grad_y, Tensor? grad_final_state, Tensor states, {_SCAN_INPUTS}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -72,7 +62,7 @@ def _scan_backward(
     grad_z = None if z is None else torch.empty(z.shape, dtype=z.dtype)
     if grad_y is None:
         grad_y = torch.zeros_like(u)
-    grad_A, grad_D, grad_bias, grad_initial = launch.scan_backward(
+    grad_A, grad_D, grad_bias, grad_initial = _launch_backward(
         *(grad_y, grad_final_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths),
         grad_rows=(grad_u, grad_delta, grad_z, grad_B, grad_C),
         needs_initial_state=initial_state is not None,
@@ -119,52 +109,94 @@ _scan.register_autograd(_differentiate_scan, setup_context=_keep_scan)
 _scan_backward.register_autograd(no_second_derivative("selective scan"))
 
 
-# ------------------------------------------------------------------------------------------ convolution
-
-_CONVOLUTION_INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor? lengths"
-
-
-@Operator("causal_conv1d", f"({_CONVOLUTION_INPUTS}) -> Tensor")
-def _convolution(x, weight, bias, silu, lengths):
-    return launch.convolution_forward(x, weight, bias, silu, lengths)
+def states_size(batch: int, length: int, inner: int, state: int) -> int:
+    """Number of floats of the states that a training forward keeps for its backward, one at each chunk's start."""
+    return batch * ((length + CHUNK - 1) // CHUNK) * state * ((inner + 15) // 16 * 16)
 
 
-@_convolution.register_fake
-def _(x, weight, bias, silu, lengths):
-    return x.new_empty(x.shape)
+def new_states(batch: int, length: int, inner: int, state: int) -> Tensor:
+    """Room for the states that a training forward keeps."""
+    # builds of narrower vectors leave lanes beyond `inner` unwritten, and what stands there would differ between calls
+    new = torch.zeros if inner % 16 else torch.empty
+    return new(states_size(batch, length, inner, state))
 
 
-@Operator("causal_conv1d_backward", f"(Tensor grad_y, {_CONVOLUTION_INPUTS}) -> (Tensor, Tensor, Tensor)")
-def _convolution_backward(grad_y, x, weight, bias, silu, lengths):
-    grad_x = torch.empty(x.shape, dtype=x.dtype)
-    grad_weight, grad_bias = launch.convolution_backward(grad_y, x, weight, bias, silu, lengths, grad_x)
-    return grad_x, grad_weight, torch.empty(0) if grad_bias is None else grad_bias
-
-
-@_convolution_backward.register_fake
-def _(grad_y, x, weight, bias, silu, lengths):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(0 if bias is None else bias.shape)
-
-
-def _keep_convolution(ctx, inputs, output):
-    x, weight, bias, silu, lengths = inputs
-    ctx.silu = silu
-    ctx.save_for_backward(x, weight, bias, lengths)
-
-
-def _differentiate_convolution(ctx, grad_y):
-    x, weight, bias, lengths = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = torch.ops.hymate.causal_conv1d_backward(
-        grad_y, x, weight, bias, ctx.silu, lengths
+def _launch_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    *,
+    return_final_state: bool,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns y, the final state and the kept states; what was not asked for has no elements."""
+    u, delta, z, B, C = (dense_rows(tensor) for tensor in (u, delta, z, B, C))
+    A, D, delta_bias, lengths, initial_state = map(dense, (A, D, delta_bias, lengths, initial_state))
+    batch, length, inner = u.shape
+    state = A.shape[1]
+    y = torch.empty((batch, length, inner), dtype=u.dtype)
+    final_state = torch.empty((batch, inner, state) if return_final_state else 0)
+    states = new_states(batch if keep_states else 0, length, inner, state)
+    arguments = ScanArguments(
+        *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, library.threads()),
+        *map(describe, (u, delta, z, B, C)),
+        *map(pointer, (A, D, delta_bias, lengths, initial_state)),
+        describe(y),
+        pointer(final_state if return_final_state else None),
+        pointer(states if keep_states else None),
     )
-    return grad_x, grad_weight, None if bias is None else grad_bias, None, None
+    library.call("scan_forward", arguments)
+    return y, final_state, states
 
 
-_convolution.register_autograd(_differentiate_convolution, setup_context=_keep_convolution)
-_convolution_backward.register_autograd(no_second_derivative("causal convolution"))
-
-
-# ----------------------------------------------------------------------------------------- public functions
+def _launch_backward(
+    grad_y: Tensor,
+    grad_final_state: Tensor | None,
+    states: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    lengths: Tensor | None,
+    *,
+    grad_rows: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor],
+    needs_initial_state: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Writes the gradients of u, delta, z, B, C into `grad_rows`; returns those of A, D, delta_bias, initial_state."""
+    u, delta, z, B, C, grad_y = (dense_rows(tensor) for tensor in (u, delta, z, B, C, grad_y))
+    A, D, delta_bias, lengths, grad_final_state = map(dense, (A, D, delta_bias, lengths, grad_final_state))
+    batch, length, inner = u.shape
+    state = A.shape[1]
+    grad_A = torch.empty((inner, state))
+    grad_D = None if D is None else torch.empty(inner)
+    grad_bias = None if delta_bias is None else torch.empty(inner)
+    grad_initial = torch.empty((batch, inner, state)) if needs_initial_state else None
+    arguments = ScanArguments(
+        *(batch, length, inner, state, DTYPES[u.dtype], delta_softplus, library.threads()),
+        *map(describe, (u, delta, z, B, C)),
+        *map(pointer, (A, D, delta_bias, lengths, None)),
+        describe(None),
+        *map(pointer, (None, states)),
+        describe(grad_y),
+        pointer(grad_final_state),
+        *map(describe, grad_rows),
+        *map(pointer, (grad_A, grad_D, grad_bias, grad_initial)),
+    )
+    library.call("scan_backward", arguments)
+    return grad_A, grad_D, grad_bias, grad_initial
 
 
 def selective_scan(
@@ -207,7 +239,7 @@ def selective_scan(
     state = A.shape[1]
     if not inner:
         raise ValueError(f"u must have channels, got {tuple(u.shape)}")
-    check(
+    check_shapes(
         u=(u, (batch, length, inner)),
         delta=(delta, (batch, length, inner)),
         z=(z, (batch, length, inner)),
@@ -227,41 +259,3 @@ def selective_scan(
     )
     y = y.to(u.dtype)
     return (y, final_state) if return_final_state else y
-
-
-def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    activation: str | None = "silu",
-    lengths: Tensor | None = None,
-) -> Tensor:
-    """Depthwise convolution over the present and past steps, on the CPU.
-
-    Args:
-        x: `(batch, length, inner)`, float32, bfloat16 or float16. Time and batch may have any stride.
-        weight: `(inner, kernel)`, the last column for the present step; a kernel of at most 8.
-        bias: `(inner,)`.
-        activation: "silu" or None.
-        lengths: `(batch,)` integers; steps at or after a record's length give 0.
-
-    Returns:
-        `(batch, length, inner)` in x's dtype.
-
-    Raises:
-        ValueError: a shape, device, dtype or the activation does not fit.
-        RuntimeError: the kernels are not available, or a second derivative is asked for.
-    """
-    if x.dim() != 3 or weight.dim() != 2:
-        raise ValueError(f"x must have 3 dimensions and weight 2, got {x.dim()} and {weight.dim()}")
-    if not x.shape[2]:
-        raise ValueError(f"x must have channels, got {tuple(x.shape)}")
-    if activation not in ("silu", None):
-        raise ValueError(f'activation must be "silu" or None, got {activation!r}')
-    if not 1 <= weight.shape[1] <= MAX_KERNEL:
-        raise ValueError(f"weight must have 1 to {MAX_KERNEL} columns, got {weight.shape[1]}")
-    batch, length, inner = x.shape
-    check(x=(x, (batch, length, inner)), weight=(weight, (inner, weight.shape[1])), bias=(bias, (inner,)))
-    row_dtype(x)
-    lengths = checked_lengths(lengths, batch, length)
-    return torch.ops.hymate.causal_conv1d(x, weight.float(), as_float(bias), activation == "silu", lengths)

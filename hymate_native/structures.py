@@ -1,0 +1,93 @@
+"""The C structures that the kernels read, as ctypes sees them, and how tensors are described in them.
+
+`INTERFACE` says what this Python code takes the library to be; `hymate_native.library` compares it with what the
+library says of itself (csrc/interface.h) before it calls anything.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_KERNEL = 8  # widest causal convolution
+CHUNK = 16  # steps between two states that a training forward keeps
+VERSION = 1  # raised, here and in interface.h, when the meaning of a field changes and not its place
+
+
+class Rows(ctypes.Structure):
+    """A (batch, length, channels) tensor whose channels are contiguous; strides count elements."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("time_stride", ctypes.c_int64))
+
+
+def _structure(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
+    fields = [(field, kind) for kind, names in groups for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+ScanArguments = _structure(
+    "ScanArguments",
+    (ctypes.c_int64, "batch length inner state dtype softplus threads"),
+    (Rows, "u delta z B C"),
+    (ctypes.c_void_p, "A D bias lengths initial"),
+    (Rows, "out"),
+    (ctypes.c_void_p, "final states"),
+    (Rows, "grad_out"),
+    (ctypes.c_void_p, "grad_final"),
+    (Rows, "grad_u grad_delta grad_z grad_B grad_C"),
+    (ctypes.c_void_p, "grad_A grad_D grad_bias grad_initial"),
+)
+ConvolutionArguments = _structure(
+    "ConvolutionArguments",
+    (ctypes.c_int64, "batch length inner kernel dtype silu threads"),
+    (Rows, "x"),
+    (ctypes.c_void_p, "weight bias lengths"),
+    (Rows, "out grad_out grad_x"),
+    (ctypes.c_void_p, "grad_weight grad_bias"),
+)
+MixerArguments = _structure(
+    "MixerArguments",
+    (ctypes.c_int64, "batch length width inner state rank kernel outputs dtype threads"),
+    (Rows, "rows"),
+    (ctypes.c_void_p, "in_weight in_bias conv_weight conv_bias x_weight dt_weight dt_bias A D out_weight out_bias"),
+    (ctypes.c_void_p, "lengths"),
+    (Rows, "out projected convolved parameters"),
+    (ctypes.c_void_p, "states"),
+    (Rows, "grad_out grad_rows"),
+    (ctypes.c_void_p, "grad_in_weight grad_in_bias grad_conv_weight grad_conv_bias grad_x_weight grad_dt_weight"),
+    (ctypes.c_void_p, "grad_dt_bias grad_A grad_D grad_out_weight grad_out_bias"),
+)
+
+
+def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
+    interface = {"version": VERSION, "kChunk": CHUNK, "kLargeKernel": MAX_KERNEL}
+    for structure in structures:
+        name = structure.__name__
+        interface[f"sizeof({name})"] = ctypes.sizeof(structure)
+        interface |= {f"{name}.{field[0]}": getattr(structure, field[0]).offset for field in structure._fields_}
+    return interface
+
+
+INTERFACE = _interface(Rows, ScanArguments, ConvolutionArguments, MixerArguments)
+
+
+def describe(tensor: Tensor | None) -> Rows:
+    """Describes a (batch, length, channels) tensor; None becomes an absent one."""
+    if tensor is None:
+        return Rows(None, 0, 0)
+    return Rows(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def dense_rows(tensor: Any) -> Any:
+    """The tensor itself if its last dimension is contiguous, else a contiguous copy; None stays None."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def dense(tensor: Any) -> Any:
+    return None if tensor is None else tensor.contiguous()
