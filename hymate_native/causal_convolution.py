@@ -59,7 +59,7 @@ def _launch_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, 
     arguments = ConvolutionArguments(
         *(*x.shape, weight.shape[1], DTYPES[x.dtype], silu, library.threads()),
         describe(x),
-        *map(pointer, (weight, bias, lengths)),
+        *map(pointer, (weight, bias, lengths, None)),
         describe(y),
     )
     library.call("convolution_forward", arguments)
@@ -77,7 +77,7 @@ def _launch_backward(
     arguments = ConvolutionArguments(
         *(*x.shape, weight.shape[1], DTYPES[x.dtype], silu, library.threads()),
         describe(x),
-        *map(pointer, (weight, bias, lengths)),
+        *map(pointer, (weight, bias, lengths, None)),
         describe(None),
         *map(describe, (grad_y, grad_x)),
         *map(pointer, (grad_weight, grad_bias)),

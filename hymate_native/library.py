@@ -26,7 +26,7 @@ _MISSING = (
 
 FUNCTIONS = (
     *("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"),
-    *("mixer_forward", "mixer_backward"),
+    *("mixer_forward", "mixer_backward", "mixer_step"),
 )
 
 

@@ -85,6 +85,24 @@ _mixer.register_autograd(_differentiate_mixer, setup_context=_keep_mixer)
 _mixer_backward.register_autograd(no_second_derivative("Mamba mixer"))
 
 
+@CustomOperator(
+    "mamba_mixer_stream", f"({_INPUTS}, Tensor? conv_state, Tensor? scan_state) -> (Tensor, Tensor, Tensor)"
+)
+def _mixer_stream(rows, *inputs):
+    """Returns the output and both states after it. It has no gradient."""
+    *weights, lengths, conv_state, scan_state = inputs
+    return _launch_stream(rows, weights, lengths, conv_state, scan_state)
+
+
+@_mixer_stream.register_fake
+def _(rows, *inputs):
+    *weights, _lengths, _conv_state, _scan_state = inputs
+    conv_weight, A, out_weight = weights[2], weights[7], weights[9]
+    (batch, length, _), (inner, state) = rows.shape, A.shape
+    output = rows.new_empty((batch, length, inner if out_weight is None else out_weight.shape[0]))
+    return output, A.new_empty((batch, inner, conv_weight.shape[1] - 1)), A.new_empty((batch, inner, state))
+
+
 def _launch_forward(
     rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, *, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -109,6 +127,27 @@ def _launch_forward(
     kept = _kept(projected, convolved, parameters, states) if keep else {}
     library.call("mixer_forward", _mixer_arguments(sizes, rows, weights, lengths, out=describe(output), **kept))
     return output, projected, convolved, parameters, states
+
+
+def _launch_stream(
+    rows: Tensor,
+    weights: Sequence[Tensor | None],
+    lengths: Tensor | None,
+    conv_state: Tensor | None,
+    scan_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, lengths, weights = dense_rows(rows), dense(lengths), [dense(weight) for weight in weights]
+    sizes = _mixer_sizes(rows, weights)
+    batch, length, inner, state = (sizes[name] for name in ("batch", "length", "inner", "state"))
+    output = torch.empty((batch, length, sizes["outputs"]), dtype=rows.dtype)
+    final = torch.empty((batch, inner, sizes["kernel"] - 1)), torch.empty((batch, inner, state))
+    function = "mixer_step" if length <= _FEW_EVENTS else "mixer_forward"
+    states = {
+        **{"conv_initial": pointer(dense(conv_state)), "scan_initial": pointer(dense(scan_state))},
+        **{"conv_final": pointer(final[0]), "scan_final": pointer(final[1])},
+    }
+    library.call(function, _mixer_arguments(sizes, rows, weights, lengths, out=describe(output), **states))
+    return output, *final
 
 
 def _launch_backward(
@@ -169,6 +208,9 @@ def _mixer_arguments(
     return MixerArguments(**sizes, **common, **named, **others)
 
 
+_FEW_EVENTS = 4  # of a record: packing the weights would cost more than multiplying with them as they lie
+
+
 def mamba_mixer(
     states: Tensor,
     conv_weight: Tensor,
@@ -184,7 +226,9 @@ def mamba_mixer(
     in_proj_bias: Tensor | None = None,
     out_proj_weight: Tensor | None = None,
     out_proj_bias: Tensor | None = None,
-) -> Tensor:
+    initial_state: tuple[Tensor, Tensor] | None = None,
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
     """A Mamba mixer on the CPU as one differentiable function.
 
     Projection to states and gate, convolution with SiLU, projection to time step, B and C, projection of the time
@@ -200,13 +244,19 @@ def mamba_mixer(
         lengths: `(batch,)` integers, as in `selective_scan`.
         in_proj_weight: `(2 inner, hidden)`. in_proj_bias: `(2 inner,)`.
         out_proj_weight: `(out, inner)`. out_proj_bias: `(out,)`.
+        initial_state: what the events before left behind, as `return_final_state` gave it: the last inputs of the
+            convolution, `(batch, inner, kernel - 1)`, and the scan's state, `(batch, inner, state)`, both float32.
+            Absent, a record begins here.
+        return_final_state: also return the state after the last valid event.
 
     Returns:
-        `(batch, length, out)`; without `out_proj_weight` `(batch, length, inner)`.
+        `(batch, length, out)`; without `out_proj_weight` `(batch, length, inner)`. With `return_final_state` the pair
+        of it and the final state.
 
     Raises:
         ValueError: a shape, device or dtype does not fit.
-        RuntimeError: the kernels are not available, or a second derivative is asked for.
+        RuntimeError: the kernels are not available, a second derivative is asked for, or any derivative with an
+            initial or a final state.
     """
     if states.dim() != 3 or A.dim() != 2 or conv_weight.dim() != 3 or dt_proj_weight.dim() != 2:
         raise ValueError("states and conv_weight must have 3 dimensions, A and dt_proj_weight 2")
@@ -217,6 +267,7 @@ def mamba_mixer(
     if not 1 <= kernel <= MAX_KERNEL:
         raise ValueError(f"conv_weight must have a kernel of 1 to {MAX_KERNEL}, got {kernel}")
     out_width = 0 if out_proj_weight is None else out_proj_weight.shape[0]
+    conv_state, scan_state = initial_state or (None, None)
     check_shapes(
         states=(states, (batch, length, 2 * inner if in_proj_weight is None else width)),
         conv_weight=(conv_weight, (inner, 1, kernel)),
@@ -230,6 +281,8 @@ def mamba_mixer(
         in_proj_bias=(in_proj_bias, (2 * inner,)),
         out_proj_weight=(out_proj_weight, (out_width, inner)),
         out_proj_bias=(out_proj_bias, (out_width,)),
+        conv_state=(conv_state, (batch, inner, kernel - 1)),
+        scan_state=(scan_state, (batch, inner, state)),
     )
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
     check_dtype(dtype)
@@ -252,4 +305,14 @@ def mamba_mixer(
         *(as_float(dt_proj_weight), as_float(dt_proj_bias), as_float(A), as_float(D), *inside["out"]),
     )
     lengths = checked_lengths(lengths, batch, length)
-    return project("out", torch.ops.hymate.mamba_mixer(*tensors, lengths, needs_grad(*tensors))[0])
+    if initial_state is None and not return_final_state:
+        return project("out", torch.ops.hymate.mamba_mixer(*tensors, lengths, needs_grad(*tensors))[0])
+    if needs_grad(*tensors, conv_state, scan_state):
+        raise RuntimeError(
+            "a Mamba mixer that starts from a state or returns one has no gradient: use torch.no_grad()"
+        )
+    output, *final_state = torch.ops.hymate.mamba_mixer_stream(
+        *tensors, lengths, as_float(conv_state), as_float(scan_state)
+    )
+    output = project("out", output)
+    return (output, tuple(final_state)) if return_final_state else output

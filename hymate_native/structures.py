@@ -43,7 +43,7 @@ ConvolutionArguments = _structure(
     "ConvolutionArguments",
     (ctypes.c_int64, "batch length inner kernel dtype silu threads"),
     (Rows, "x"),
-    (ctypes.c_void_p, "weight bias lengths"),
+    (ctypes.c_void_p, "weight bias lengths initial"),
     (Rows, "out grad_out grad_x"),
     (ctypes.c_void_p, "grad_weight grad_bias"),
 )
@@ -52,7 +52,7 @@ MixerArguments = _structure(
     (ctypes.c_int64, "batch length width inner state rank kernel outputs dtype threads"),
     (Rows, "rows"),
     (ctypes.c_void_p, "in_weight in_bias conv_weight conv_bias x_weight dt_weight dt_bias A D out_weight out_bias"),
-    (ctypes.c_void_p, "lengths"),
+    (ctypes.c_void_p, "lengths conv_initial scan_initial conv_final scan_final"),
     (Rows, "out projected convolved parameters"),
     (ctypes.c_void_p, "states"),
     (Rows, "grad_out grad_rows"),

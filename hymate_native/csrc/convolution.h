@@ -14,6 +14,7 @@ struct ConvolutionArguments {
     const float* weight;     // (inner, kernel), kernel at most kLargeKernel
     const float* bias;       // (inner,), may be absent
     const int64_t* lengths;  // (batch,), may be absent
+    const float* initial;    // forward only; (batch, inner, kernel - 1): the inputs before the first, may be absent
     Rows out;
     Rows grad_out, grad_x;               // backward only
     float *grad_weight, *grad_bias;      // backward only; float32, grad_bias may be absent
@@ -73,12 +74,23 @@ struct Taps {
     }
 };
 
-// The inputs of the K - 1 steps before the column's start; before the record there is nothing.
+// The inputs of the K - 1 steps before the column's start; before the record there are the initial ones or nothing.
 template <int K, typename T, typename Count>
-HYMATE_INLINE void load_window(const Column<T>& x, int64_t start, Count count, Vector* inputs) {
+HYMATE_INLINE void load_window(const ConvolutionArguments& c, const Column<T>& x, int64_t batch, int64_t start,
+                               int64_t channel, Count count, Vector* inputs) {
     for (int k = 0; k < K - 1; ++k) {
         const int t = k - (K - 1);
-        inputs[k] = start + t < 0 ? Vector{} : x.load(Constant<1>(), t, count).v[0];
+        const int64_t column = c.kernel - 1 + start + t;  // of the initial inputs
+        if (start + t >= 0) {
+            inputs[k] = x.load(Constant<1>(), t, count).v[0];
+        } else if (c.initial != nullptr && column >= 0) {
+            float lanes[kLanes] = {};
+            for (int i = 0; i < minimum_of(kLanes, c.inner - channel); ++i)
+                lanes[i] = c.initial[(batch * c.inner + channel + i) * (c.kernel - 1) + column];
+            inputs[k] = load(lanes);
+        } else {
+            inputs[k] = Vector{};
+        }
     }
 }
 
@@ -88,7 +100,7 @@ void convolve_block(const ConvolutionArguments& c, const TapRows& all_taps, int6
     const Taps<K> taps(all_taps, channel);
     const Column<T> x(c.x, batch, start, channel), out(c.out, batch, start, channel);
     Vector inputs[kChunk + K - 1];
-    load_window<K>(x, start, count, inputs);
+    load_window<K>(c, x, batch, start, channel, count, inputs);
     for_steps(steps, [&](auto size, int t) {
         constexpr int U = decltype(size)::value;
         const Pack<U> fresh = x.load(size, t, count);
@@ -163,7 +175,7 @@ void convolve_block_backward(const ConvolutionArguments& c, const TapRows& all_t
     const Column<T> x(c.x, batch, start, channel), grad_out(c.grad_out, batch, start, channel),
         grad_x(c.grad_x, batch, start, channel);
     Vector inputs[kChunk + K - 1], grads[kChunk + K - 1], sums[K + 1] = {};
-    load_window<K>(x, start, count, inputs);
+    load_window<K>(c, x, batch, start, channel, count, inputs);
     for (int k = 0; k < K - 1; ++k) grads[steps + k] = load(gradients.future + k * gradients.stride + channel);
     for_steps(steps, [&](auto size, int t) {
         constexpr int U = decltype(size)::value;

@@ -20,6 +20,10 @@ struct MixerArguments {
     const float *A, *D;                   // (inner, state), (inner,)
     const float *out_weight, *out_bias;   // (outputs, inner), (outputs,); without a weight the gated rows go out
     const int64_t* lengths;               // (batch,), may be absent
+    // Forward only: what a record's earlier events left behind, and what this call's leave; each may be absent. The
+    // last inputs of the convolution, (batch, inner, kernel - 1), and the scan's state, (batch, inner, state).
+    const float *conv_initial, *scan_initial;
+    float *conv_final, *scan_final;
     Rows out;
     Rows projected, convolved, parameters;  // kept for backward, or absent; projected only with an in_weight
     float* states;                          // as in ScanArguments

@@ -46,13 +46,14 @@ constexpr InterfaceEntry kInterface[] = {
 
     HYMATE_SIZE(ConvolutionArguments),
     HYMATE_FIELDS(ConvolutionArguments, batch, length, inner, kernel, dtype, silu, threads),
-    HYMATE_FIELDS(ConvolutionArguments, x, weight, bias, lengths, out),
+    HYMATE_FIELDS(ConvolutionArguments, x, weight, bias, lengths, initial, out),
     HYMATE_FIELDS(ConvolutionArguments, grad_out, grad_x, grad_weight, grad_bias),
 
     HYMATE_SIZE(MixerArguments),
     HYMATE_FIELDS(MixerArguments, batch, length, width, inner, state, rank, kernel, outputs),
     HYMATE_FIELDS(MixerArguments, dtype, threads, rows, in_weight, in_bias, conv_weight, conv_bias, x_weight),
     HYMATE_FIELDS(MixerArguments, dt_weight, dt_bias, A, D, out_weight, out_bias, lengths),
+    HYMATE_FIELDS(MixerArguments, conv_initial, scan_initial, conv_final, scan_final),
     HYMATE_FIELDS(MixerArguments, out, projected, convolved, parameters, states),
     HYMATE_FIELDS(MixerArguments, grad_out, grad_rows, grad_in_weight, grad_in_bias, grad_conv_weight, grad_conv_bias),
     HYMATE_FIELDS(MixerArguments, grad_x_weight, grad_dt_weight, grad_dt_bias, grad_A, grad_D, grad_out_weight),

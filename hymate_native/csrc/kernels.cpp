@@ -1,5 +1,6 @@
 // The functions that Python calls. Each returns a Status; arguments are checked in Python.
 #include "interface.h"
+#include "mixer_step.h"
 
 using namespace hymate;
 
@@ -30,6 +31,10 @@ HYMATE_EXPORT int hymate_mixer_forward(const MixerArguments* m) {
 HYMATE_EXPORT int hymate_mixer_backward(const MixerArguments* m) {
     if (m->kernel > kLargeKernel) return kBadArgument;
     HYMATE_BY_DTYPE(m->dtype, mixer_backward, *m)
+}
+HYMATE_EXPORT int hymate_mixer_step(const MixerArguments* m) {
+    if (m->kernel > kLargeKernel) return kBadArgument;
+    HYMATE_BY_DTYPE(m->dtype, mixer_step, *m)
 }
 
 // What Python compares with its own structures; the last entry has no name.

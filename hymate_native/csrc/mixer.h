@@ -29,6 +29,7 @@ inline ScanArguments scan_of(const MixerArguments& m) {
     ScanArguments s{};
     s.batch = m.batch, s.length = m.length, s.inner = m.inner, s.state = m.state, s.softplus = 1;
     s.A = m.A, s.D = m.D, s.bias = m.dt_bias, s.lengths = m.lengths, s.states = m.states;
+    s.initial = m.scan_initial, s.final = m.scan_final;
     s.grad_A = m.grad_A, s.grad_D = m.grad_D, s.grad_bias = m.grad_dt_bias;
     return s;
 }
@@ -36,7 +37,7 @@ inline ScanArguments scan_of(const MixerArguments& m) {
 inline ConvolutionArguments convolution_of(const MixerArguments& m) {
     ConvolutionArguments c{};
     c.batch = m.batch, c.length = m.length, c.inner = m.inner, c.kernel = m.kernel, c.silu = 1;
-    c.weight = m.conv_weight, c.bias = m.conv_bias, c.lengths = m.lengths;
+    c.weight = m.conv_weight, c.bias = m.conv_bias, c.lengths = m.lengths, c.initial = m.conv_initial;
     c.grad_weight = m.grad_conv_weight, c.grad_bias = m.grad_conv_bias;
     return c;
 }
@@ -130,6 +131,22 @@ struct MixerForward : MixerWalk<T> {
         this->for_tasks([&](int64_t worker, const Partition::Task& task) { scans[worker].begin(task); });
         for (int64_t start = 0; start < m.length; start += division.stretch)
             stretch(start, minimum_of(start + division.stretch, m.length));
+        if (m.length == 0) crew.share(crew.end - crew.first, [&](int64_t i) { keep_inputs(crew.first + i, 0, 0); });
+        this->for_tasks([&](int64_t worker, const Partition::Task& task) { scans[worker].end(task); });
+    }
+
+    // The last inputs of the convolution, if the record ends in the steps start .. stop.
+    void keep_inputs(int64_t record, int64_t start, int64_t stop) const {
+        const int64_t end = this->valid(record), window = m.kernel - 1;
+        if (m.conv_final == nullptr || end > stop || (end <= start && start > 0)) return;
+        for (int64_t column = 0; column < window; ++column) {
+            const int64_t t = end - window + column;
+            for (int64_t i = 0; i < m.inner; ++i) {
+                const int64_t at = (record * m.inner + i) * window + column;
+                const float before = m.conv_initial != nullptr && t < 0 ? m.conv_initial[at + end] : 0.0f;
+                m.conv_final[at] = t < 0 ? before : projected.floats.template at<float>(record, t)[i];
+            }
+        }
     }
 
     void stretch(int64_t start, int64_t stop) {
@@ -166,7 +183,10 @@ struct MixerForward : MixerWalk<T> {
         this->for_tasks([&](int64_t worker, const Partition::Task& task) {
             scans[worker].advance(task, start, this->end_of(task, stop));
         });
-        crew.share(crew.end - crew.first, [&](int64_t i) { projected.pass_on(crew.first + i, start, stop); });
+        crew.share(crew.end - crew.first, [&](int64_t i) {
+            keep_inputs(crew.first + i, start, stop);
+            projected.pass_on(crew.first + i, start, stop);
+        });
         crew.wait();
         this->for_pieces(start, stop, [&](int64_t record, int64_t begin, int64_t middle, int64_t end) {
             if (m.out_weight == nullptr) {

@@ -156,14 +156,18 @@ struct ScanForward {
         begin(task);
         advance(task, 0, length);
         zero_rows<T>(s.out, task.batch, length, s.length, task.begin, task.channels);
-        const int64_t offset = task.batch * s.inner * s.state;
-        store_state(s.final ? s.final + offset : nullptr, s.state, task.begin, task.channels, state, width);
+        end(task);
     }
 
     void begin(const Partition::Task& task) {
         channels.fill(s, task.begin, task.channels);
         const int64_t offset = task.batch * s.inner * s.state;
         load_state(s.initial ? s.initial + offset : nullptr, s.state, task.begin, task.channels, state, width);
+    }
+
+    void end(const Partition::Task& task) const {
+        const int64_t offset = task.batch * s.inner * s.state;
+        store_state(s.final ? s.final + offset : nullptr, s.state, task.begin, task.channels, state, width);
     }
 
     // Goes on from where `begin` or the last call ended, at the start of a chunk.

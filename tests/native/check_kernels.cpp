@@ -19,6 +19,7 @@ int hymate_convolution_forward(const ConvolutionArguments*);
 int hymate_convolution_backward(const ConvolutionArguments*);
 int hymate_mixer_forward(const MixerArguments*);
 int hymate_mixer_backward(const MixerArguments*);
+int hymate_mixer_step(const MixerArguments*);
 }
 
 namespace {
@@ -421,6 +422,37 @@ double mixer_loss(const MixerCase& k, const std::vector<int64_t>& lengths, const
     return loss;
 }
 
+// The same records in pieces, each from the state that the one before left, by either kernel in turn.
+void check_stream(MixerArguments m, Tensor& rows, Tensor& out, const std::vector<int64_t>& lengths,
+                  const std::vector<double>& y) {
+    const size_t window = (size_t)(m.batch * (m.kernel - 1) * m.inner), floats = (size_t)(m.batch * m.inner * m.state);
+    std::vector<float> inputs[3], states[3];
+    for (int i = 0; i < 3; ++i) inputs[i].resize(window), states[i].resize(floats);
+    m.conv_final = inputs[2].data(), m.scan_final = states[2].data();
+    failures += hymate_mixer_forward(&m) != kOk;
+    report("whole", compare(out, y), tolerance_of(rows.dtype));
+    const Rows all_rows = rows.rows(), all_out = out.rows();
+    const int64_t length = m.length;
+    std::vector<int64_t> left = lengths;
+    m.lengths = left.data();
+    for (int64_t start = 0, piece = 0, size = 1; start < length; start += size, ++piece) {
+        size = minimum_of(piece % 3 == 0 ? 1 : 1 + (int64_t)(engine() % 90), length - start);
+        for (size_t b = 0; b < left.size(); ++b) left[b] = lengths[b] - start;
+        m.length = size;
+        m.rows.data = (uint8_t*)all_rows.data + start * all_rows.time_stride * rows.item();
+        m.out.data = (uint8_t*)all_out.data + start * all_out.time_stride * out.item();
+        m.conv_initial = start == 0 ? nullptr : inputs[piece % 2].data();
+        m.scan_initial = start == 0 ? nullptr : states[piece % 2].data();
+        m.conv_final = inputs[(piece + 1) % 2].data(), m.scan_final = states[(piece + 1) % 2].data();
+        failures += (piece % 2 ? hymate_mixer_forward(&m) : hymate_mixer_step(&m)) != kOk;
+        if (start + size < length) continue;
+        const std::vector<float>&last_inputs = inputs[(piece + 1) % 2], &last_states = states[(piece + 1) % 2];
+        report("last inputs", compare(last_inputs, {inputs[2].begin(), inputs[2].end()}), 2e-6);
+        report("last state", compare(last_states, {states[2].begin(), states[2].end()}), 2e-6);
+    }
+    report("in pieces", compare(out, y), tolerance_of(rows.dtype));
+}
+
 // Outputs directly; gradients along one random direction each, against the difference of the loss along it.
 void check_mixer(const MixerCase& k) {
     const int64_t B = k.batch, L = k.length, D = k.inner, N = k.state, wide = k.rank + 2 * N;
@@ -464,6 +496,7 @@ void check_mixer(const MixerCase& k) {
            (int)k.width, (int)D, (int)N, (int)k.rank, (int)k.kernel, (int)k.dtype, (int)k.threads, k.padded ? " padded" : "",
            k.projections ? " projections" : "", k.biases ? " biases" : "");
     report("inference", compare(out, y), tolerance_of(k.dtype));
+    check_stream(m, rows, out, lengths, y);
     m.projected = projected.rows(), m.convolved = convolved.rows(), m.parameters = parameters.rows();
     m.states = states.data();
     failures += hymate_mixer_forward(&m) != kOk;

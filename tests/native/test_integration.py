@@ -101,8 +101,11 @@ def test_operators_keep_pytorchs_rules(given):
     torch.library.opcheck(torch.ops.hymate.causal_conv1d.default, convolution, test_utils=tests)
     into, out = ((normal(10, 6), normal(10)), (normal(6, 5), normal(6))) if given else ((None, None), (None, None))
     mixer = (normal(2, 7, 6 if given else 10), *into, normal(5, 4), optional["bias"], normal(8, 5), normal(5, 2))
-    mixer += (optional["bias"], A, normal(5), *out, optional["lengths"], True)
-    torch.library.opcheck(torch.ops.hymate.mamba_mixer.default, mixer, test_utils=tests)
+    mixer += (optional["bias"], A, normal(5), *out, optional["lengths"])
+    torch.library.opcheck(torch.ops.hymate.mamba_mixer.default, (*mixer, True), test_utils=tests)
+    stream = [tensor if tensor is None else tensor.detach() for tensor in mixer]
+    stream += [torch.randn(2, 5, 3), torch.randn(2, 5, 3)] if given else [None, None]
+    torch.library.opcheck(torch.ops.hymate.mamba_mixer_stream.default, tuple(stream), test_utils=tests)
 
 
 # ------------------------------------------------------------------------------------- processes, threads

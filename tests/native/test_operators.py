@@ -354,6 +354,41 @@ def test_the_mixer_agrees_with_float64(build, lengths, without):
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    "without", [(), BIASES, ("out_proj_weight", "out_proj_bias"), ("in_proj_weight", "in_proj_bias")]
+)
+@pytest.mark.parametrize("kernel", [1, 4, 7])
+@pytest.mark.parametrize("pieces", [(1,) * 45, (45,), (3, 1, 20, 5, 16), (0, 45, 0)])
+def test_the_mixer_carries_records_on_from_piece_to_piece(build, pieces, kernel, without):
+    sizes = {"hidden": 48} if "in_proj_weight" in without else {}
+    inputs = mixer_inputs(kernel=kernel, **sizes) | dict.fromkeys(without)
+    lengths = torch.tensor([45, 0, 20])
+    double = {name: None if tensor is None else tensor.double() for name, tensor in inputs.items()}
+    expected = reference_mixer(**double, lengths=lengths)
+    _, (window, state) = hymate_native.mamba_mixer(**inputs, lengths=lengths, return_final_state=True)
+    states, outputs, final = inputs.pop("states"), [], None
+    for rows in states.split(pieces, 1):
+        output, final = hymate_native.mamba_mixer(
+            rows, **inputs, lengths=lengths, initial_state=final, return_final_state=True
+        )
+        outputs.append(output)
+        lengths = (lengths - rows.shape[1]).clamp(min=0)
+    found = {"output": torch.cat(outputs, 1), "window": final[0], "state": final[1]}
+    assert_close(found, {"output": expected, "window": window.double(), "state": state.double()})
+
+
+def test_a_mixer_that_carries_a_state_has_no_gradient_and_says_so():
+    inputs = mixer_inputs()
+    inputs["D"].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"has no gradient: use torch.no_grad\(\)"):
+        hymate_native.mamba_mixer(**inputs, return_final_state=True)
+    with torch.no_grad():
+        _, state = hymate_native.mamba_mixer(**inputs, return_final_state=True)
+        wrong = (state[0][..., 1:], state[1])
+        with pytest.raises(ValueError, match=r"conv_state must have the shape \(3, 24, 3\), got \(3, 24, 2\)"):
+            hymate_native.mamba_mixer(**inputs, initial_state=wrong)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("batch", "length", "sizes"),
