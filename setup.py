@@ -23,7 +23,7 @@ def kernels(build: str, *flags: str) -> Extension:
     """One build of the source for one level of processor: a plain shared library that ctypes opens."""
     return Extension(
         f"hymate_native.kernels-{build}",
-        sources=[str(SOURCES / "kernels.cpp")],
+        sources=sorted(map(str, SOURCES.glob("*.cpp"))),
         depends=sorted(map(str, SOURCES.glob("*.h"))),
         extra_compile_args=[*FLAGS, *flags],
         language="c++",
@@ -38,7 +38,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         build_temp = self.build_temp
-        self.build_temp = os.path.join(build_temp, ext.name)  # every build compiles the same file
+        self.build_temp = os.path.join(build_temp, ext.name)  # every build compiles the same files
         try:
             self._build_with_or_without_openmp(ext)
         except (BaseError, CCompilerError, OSError) as error:

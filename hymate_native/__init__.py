@@ -1,17 +1,29 @@
-"""Native CPU kernels for Mamba layers: the selective scan, the causal convolution and the projections."""
+"""Native CPU kernels: Mamba layers, running quantities of channels, and layers across channel tokens."""
 
+from hymate_native.attention_layer import attention_layer
 from hymate_native.causal_convolution import causal_conv1d
+from hymate_native.channel_tokens import channel_tokens
+from hymate_native.event_embedding import event_embedding
+from hymate_native.fusion_attention import fusion_attention
 from hymate_native.library import is_available, runnable_builds, selected_build, unavailable_reason
 from hymate_native.mamba_mixer import mamba_mixer
+from hymate_native.pooling_projection import pooling_projection
+from hymate_native.running_quantities import running_quantities
 from hymate_native.selective_scan import selective_scan
 from hymate_native.structures import MAX_KERNEL
 
 __all__ = [
     "MAX_KERNEL",
+    "attention_layer",
     "causal_conv1d",
+    "channel_tokens",
+    "event_embedding",
+    "fusion_attention",
     "is_available",
     "mamba_mixer",
+    "pooling_projection",
     "runnable_builds",
+    "running_quantities",
     "selected_build",
     "selective_scan",
     "unavailable_reason",

@@ -33,6 +33,12 @@ def check_shapes(**shapes: tuple[Tensor | None, tuple[int, ...]]) -> None:
             raise ValueError(f"{name} must have the shape {tuple(expected)}, got {tuple(tensor.shape)}")
 
 
+def check_float32(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} must be float32, got {tensor.dtype}")
+
+
 def checked_lengths(lengths: Tensor | None, batch: int, length: int) -> Tensor | None:
     if lengths is None:
         return None

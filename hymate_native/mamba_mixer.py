@@ -16,7 +16,14 @@ from hymate_native.structures import DTYPES, MAX_KERNEL, MixerArguments, dense, 
 
 _INPUTS = (
     "Tensor rows, Tensor? in_weight, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, Tensor x_weight, "
-    "Tensor dt_weight, Tensor? dt_bias, Tensor A, Tensor D, Tensor? out_weight, Tensor? out_bias, Tensor? lengths"
+    "Tensor dt_weight, Tensor? dt_bias, Tensor A, Tensor D, Tensor? out_weight, Tensor? out_bias, Tensor? norm, "
+    "Tensor? factors, Tensor? lengths, float eps"
+)
+
+
+_WEIGHTS = (
+    *("in_weight", "in_bias", "conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "A", "D"),
+    *("out_weight", "out_bias", "norm", "factors"),
 )
 
 
@@ -24,14 +31,16 @@ _INPUTS = (
 def _mixer(rows, *inputs):
     """Returns the output, and with `keep` what backward needs: the projected and the convolved rows, (time step, B, C)
     and the scan's states. A projection without a weight is the caller's."""
-    *weights, lengths, keep = inputs
-    return _launch_forward(rows, weights, lengths, keep=keep)
+    *weights, lengths, eps, keep = inputs
+    return _launch_forward(rows, weights, lengths, eps, keep=keep)
 
 
 @_mixer.register_fake
 def _(rows, *inputs):
-    *weights, _lengths, keep = inputs
-    in_weight, _, _, _, x_weight, _, _, A, _, out_weight, _ = weights
+    *weights, _lengths, _eps, keep = inputs
+    in_weight, x_weight, A, out_weight = (
+        weights[_WEIGHTS.index(name)] for name in ("in_weight", "x_weight", "A", "out_weight")
+    )
     batch, length, _ = rows.shape
     inner, state = A.shape
 
@@ -49,23 +58,24 @@ def _(rows, *inputs):
 @CustomOperator(
     "mamba_mixer_backward",
     f"(Tensor grad, Tensor projected, Tensor convolved, Tensor parameters, Tensor states, {_INPUTS}) -> "
-    f"({', '.join(['Tensor'] * 12)})",
+    f"({', '.join(['Tensor'] * 14)})",
 )
 def _mixer_backward(grad, projected, convolved, parameters, states, rows, *inputs):
-    """Returns the gradients of the inputs but `lengths`; those of absent ones have no elements."""
-    *weights, lengths = inputs
-    grad_rows, grads = _launch_backward(grad, projected, convolved, parameters, states, rows, weights, lengths)
+    """Returns the gradients of the tensors but `lengths`; those of absent ones have no elements."""
+    *weights, lengths, eps = inputs
+    grad_rows, grads = _launch_backward(grad, projected, convolved, parameters, states, rows, weights, lengths, eps)
     return grad_rows, *(torch.empty(0) if weight_grad is None else weight_grad for weight_grad in grads)
 
 
 @_mixer_backward.register_fake
 def _(grad, projected, convolved, parameters, states, *inputs):
-    *tensors, _lengths = inputs
-    return tuple(states.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors)
+    *tensors, _factors, _lengths, _eps = inputs
+    grads = (states.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors)
+    return *grads, states.new_empty(0)
 
 
 def _keep_mixer(ctx, inputs, output):
-    *tensors, ctx.keep = inputs
+    *tensors, ctx.eps, ctx.keep = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:], *tensors)
 
@@ -74,11 +84,11 @@ def _differentiate_mixer(ctx, grad, *_):
     if not ctx.keep:
         raise RuntimeError("what backward needs was not kept: call mamba_mixer with keep=True")
     if grad is None:
-        return (None,) * 14
+        return (None,) * 17
     kept_and_inputs = ctx.saved_tensors
-    grads = torch.ops.hymate.mamba_mixer_backward(grad, *kept_and_inputs)
-    inputs = kept_and_inputs[4:16]
-    return *(None if tensor is None else grad for tensor, grad in zip(inputs, grads, strict=True)), None, None
+    *grads, _ = torch.ops.hymate.mamba_mixer_backward(grad, *kept_and_inputs, ctx.eps)
+    inputs = kept_and_inputs[4:-2]
+    return *(None if tensor is None else grad for tensor, grad in zip(inputs, grads, strict=True)), *(None,) * 4
 
 
 _mixer.register_autograd(_differentiate_mixer, setup_context=_keep_mixer)
@@ -90,29 +100,28 @@ _mixer_backward.register_autograd(no_second_derivative("Mamba mixer"))
 )
 def _mixer_stream(rows, *inputs):
     """Returns the output and both states after it. It has no gradient."""
-    *weights, lengths, conv_state, scan_state = inputs
-    return _launch_stream(rows, weights, lengths, conv_state, scan_state)
+    *weights, lengths, eps, conv_state, scan_state = inputs
+    return _launch_stream(rows, weights, lengths, eps, conv_state, scan_state)
 
 
 @_mixer_stream.register_fake
 def _(rows, *inputs):
-    *weights, _lengths, _conv_state, _scan_state = inputs
-    conv_weight, A, out_weight = weights[2], weights[7], weights[9]
+    conv_weight, A, out_weight = (inputs[_WEIGHTS.index(name)] for name in ("conv_weight", "A", "out_weight"))
     (batch, length, _), (inner, state) = rows.shape, A.shape
     output = rows.new_empty((batch, length, inner if out_weight is None else out_weight.shape[0]))
     return output, A.new_empty((batch, inner, conv_weight.shape[1] - 1)), A.new_empty((batch, inner, state))
 
 
 def _launch_forward(
-    rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, *, keep: bool
+    rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, eps: float, *, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the output and what backward needs: the projected and the convolved rows, (time step, B, C) and the kept
     states; without `keep` those have no elements.
 
     Args:
         weights: float32, in the order of the struct: in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight,
-            dt_bias, A, D, out_weight, out_bias. Without in_weight the rows are projected ones, without out_weight the
-            gated rows are the output.
+            dt_bias, A, D, out_weight, out_bias, norm, factors. Without in_weight the rows are projected ones, without
+            out_weight the gated rows are the output.
     """
     rows, lengths, weights = dense_rows(rows), dense(lengths), [dense(weight) for weight in weights]
     sizes = _mixer_sizes(rows, weights)
@@ -125,7 +134,8 @@ def _launch_forward(
     convolved, parameters = new(inner), new(sizes["rank"] + 2 * state)
     states = new_states(batch if keep else 0, length, inner, state)
     kept = _kept(projected, convolved, parameters, states) if keep else {}
-    library.call("mixer_forward", _mixer_arguments(sizes, rows, weights, lengths, out=describe(output), **kept))
+    kept |= {"out": describe(output), "eps": eps}
+    library.call("mixer_forward", _mixer_arguments(sizes, rows, weights, lengths, **kept))
     return output, projected, convolved, parameters, states
 
 
@@ -133,6 +143,7 @@ def _launch_stream(
     rows: Tensor,
     weights: Sequence[Tensor | None],
     lengths: Tensor | None,
+    eps: float,
     conv_state: Tensor | None,
     scan_state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,7 +155,7 @@ def _launch_stream(
     function = "mixer_step" if length <= _FEW_EVENTS else "mixer_forward"
     states = {
         **{"conv_initial": pointer(dense(conv_state)), "scan_initial": pointer(dense(scan_state))},
-        **{"conv_final": pointer(final[0]), "scan_final": pointer(final[1])},
+        **{"conv_final": pointer(final[0]), "scan_final": pointer(final[1]), "eps": eps},
     }
     library.call(function, _mixer_arguments(sizes, rows, weights, lengths, out=describe(output), **states))
     return output, *final
@@ -159,27 +170,22 @@ def _launch_backward(
     rows: Tensor,
     weights: Sequence[Tensor | None],
     lengths: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Returns the gradients of the rows and of the weights; that of an absent weight is None."""
+    """Returns the gradients of the rows and of the weights; that of an absent weight, and of the factors, is None."""
     grad_output, rows = dense_rows(grad_output), dense_rows(rows)
     lengths, weights = dense(lengths), [dense(weight) for weight in weights]
     grad_rows = torch.empty(rows.shape, dtype=rows.dtype)
-    grad_weights = [None if weight is None else torch.empty(weight.shape) for weight in weights]
+    grad_weights = [None if weight is None else torch.empty(weight.shape) for weight in weights[:-1]]
     others = _kept(projected, convolved, parameters, states)
-    others |= {"grad_out": describe(grad_output), "grad_rows": describe(grad_rows)}
-    others |= {f"grad_{name}": pointer(grad) for name, grad in zip(_MIXER_WEIGHTS, grad_weights, strict=True)}
+    others |= {"grad_out": describe(grad_output), "grad_rows": describe(grad_rows), "eps": eps}
+    others |= {f"grad_{name}": pointer(grad) for name, grad in zip(_WEIGHTS, grad_weights, strict=False)}
     library.call("mixer_backward", _mixer_arguments(_mixer_sizes(rows, weights), rows, weights, lengths, **others))
-    return grad_rows, grad_weights
-
-
-_MIXER_WEIGHTS = (
-    *("in_weight", "in_bias", "conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "A", "D"),
-    *("out_weight", "out_bias"),
-)
+    return grad_rows, [*grad_weights, None]
 
 
 def _mixer_sizes(rows: Tensor, weights: Sequence[Any]) -> dict[str, int]:
-    _, _, conv_weight, _, _, dt_weight, _, A, _, out_weight, _ = weights
+    conv_weight, dt_weight, A, out_weight = weights[2], weights[5], weights[7], weights[9]
     batch, length, width = rows.shape
     inner, state = A.shape
     outputs = inner if out_weight is None else out_weight.shape[0]
@@ -198,7 +204,7 @@ def _kept(projected: Tensor, convolved: Tensor, parameters: Tensor, states: Tens
 def _mixer_arguments(
     sizes: dict[str, int], rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, **others: Any
 ) -> Structure:
-    named = dict(zip(_MIXER_WEIGHTS, map(pointer, weights), strict=True))
+    named = dict(zip(_WEIGHTS, map(pointer, weights), strict=True))
     common = {
         "dtype": DTYPES[rows.dtype],
         "threads": library.threads(),
@@ -226,6 +232,9 @@ def mamba_mixer(
     in_proj_bias: Tensor | None = None,
     out_proj_weight: Tensor | None = None,
     out_proj_bias: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    factors: Tensor | None = None,
     initial_state: tuple[Tensor, Tensor] | None = None,
     return_final_state: bool = False,
 ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -244,6 +253,10 @@ def mamba_mixer(
         lengths: `(batch,)` integers, as in `selective_scan`.
         in_proj_weight: `(2 inner, hidden)`. in_proj_bias: `(2 inner,)`.
         out_proj_weight: `(out, inner)`. out_proj_bias: `(out,)`.
+        norm: `(hidden,)`, the gain of a root mean square norm with `eps`. With it, all of this is inside a residual
+            layer, `states + factors * mixer(norm(states))`, for float32 states and with both projections; padding
+            gives 0 then.
+        factors: `(batch, hidden)`, such as those of dropout of whole features. They have no gradient.
         initial_state: what the events before left behind, as `return_final_state` gave it: the last inputs of the
             convolution, `(batch, inner, kernel - 1)`, and the scan's state, `(batch, inner, state)`, both float32.
             Absent, a record begins here.
@@ -281,11 +294,15 @@ def mamba_mixer(
         in_proj_bias=(in_proj_bias, (2 * inner,)),
         out_proj_weight=(out_proj_weight, (out_width, inner)),
         out_proj_bias=(out_proj_bias, (out_width,)),
+        norm=(norm, (width,)),
+        factors=(factors, (batch, width)),
         conv_state=(conv_state, (batch, inner, kernel - 1)),
         scan_state=(scan_state, (batch, inner, state)),
     )
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
     check_dtype(dtype)
+    if norm is not None and (in_proj_weight is None or out_width != width or dtype != torch.float32):
+        raise ValueError(f"norm needs float32 states, in_proj_weight and an out_proj_weight of {width} outputs")
     states = states.to(dtype)
     weights = {"in": (in_proj_weight, in_proj_bias), "out": (out_proj_weight, out_proj_bias)}
     by_pytorch = library.multiplies(dtype)
@@ -303,16 +320,17 @@ def mamba_mixer(
     tensors = (
         *(states, *inside["in"], as_float(conv_weight.squeeze(1)), as_float(conv_bias), as_float(x_proj_weight)),
         *(as_float(dt_proj_weight), as_float(dt_proj_bias), as_float(A), as_float(D), *inside["out"]),
+        *(as_float(norm), as_float(factors)),
     )
     lengths = checked_lengths(lengths, batch, length)
     if initial_state is None and not return_final_state:
-        return project("out", torch.ops.hymate.mamba_mixer(*tensors, lengths, needs_grad(*tensors))[0])
+        return project("out", torch.ops.hymate.mamba_mixer(*tensors, lengths, eps, needs_grad(*tensors))[0])
     if needs_grad(*tensors, conv_state, scan_state):
         raise RuntimeError(
             "a Mamba mixer that starts from a state or returns one has no gradient: use torch.no_grad()"
         )
     output, *final_state = torch.ops.hymate.mamba_mixer_stream(
-        *tensors, lengths, as_float(conv_state), as_float(scan_state)
+        *tensors, lengths, eps, as_float(conv_state), as_float(scan_state)
     )
     output = project("out", output)
     return (output, tuple(final_state)) if return_final_state else output

@@ -13,6 +13,7 @@ from torch import Tensor
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_KERNEL = 8  # widest causal convolution
 CHUNK = 16  # steps between two states that a training forward keeps
+NUM_QUANTITIES = 13, 2  # running quantities of a channel, and those that it has for each half-life
 VERSION = 1  # raised, here and in interface.h, when the meaning of a field changes and not its place
 
 
@@ -52,17 +53,72 @@ MixerArguments = _structure(
     (ctypes.c_int64, "batch length width inner state rank kernel outputs dtype threads"),
     (Rows, "rows"),
     (ctypes.c_void_p, "in_weight in_bias conv_weight conv_bias x_weight dt_weight dt_bias A D out_weight out_bias"),
-    (ctypes.c_void_p, "lengths conv_initial scan_initial conv_final scan_final"),
+    (ctypes.c_void_p, "lengths"),
+    (ctypes.c_double, "eps"),
+    (ctypes.c_void_p, "norm factors conv_initial scan_initial conv_final scan_final"),
     (Rows, "out projected convolved parameters"),
     (ctypes.c_void_p, "states"),
     (Rows, "grad_out grad_rows"),
     (ctypes.c_void_p, "grad_in_weight grad_in_bias grad_conv_weight grad_conv_bias grad_x_weight grad_dt_weight"),
-    (ctypes.c_void_p, "grad_dt_bias grad_A grad_D grad_out_weight grad_out_bias"),
+    (ctypes.c_void_p, "grad_dt_bias grad_A grad_D grad_out_weight grad_out_bias grad_norm"),
+)
+
+_ATTENTION_WEIGHTS = (
+    "attention_norm q_weight q_bias k_weight k_bias v_weight v_bias o_weight o_bias mlp_norm up_weight up_bias "
+    "down_weight down_bias"
+)
+AttentionArguments = _structure(
+    "AttentionArguments",
+    (ctypes.c_int64, "groups tokens width heads inside threads seed"),
+    (ctypes.c_double, "eps dropout attention_dropout"),
+    (ctypes.c_void_p, f"x mask {_ATTENTION_WEIGHTS} out grad_out grad_x"),
+    (ctypes.c_void_p, " ".join(f"grad_{weight}" for weight in _ATTENTION_WEIGHTS.split())),
+)
+FusionArguments = _structure(
+    "FusionArguments",
+    (ctypes.c_int64, "groups tokens width threads"),
+    (ctypes.c_double, "eps"),
+    (ctypes.c_void_p, "x mask norm weight bias score pooled weights grad_pooled grad_weights"),
+    (ctypes.c_void_p, "grad_x grad_norm grad_weight grad_bias grad_score"),
+)
+RunningArguments = _structure(
+    "RunningArguments",
+    (ctypes.c_int64, "batch length predictions channels width queries half_lives threads"),
+    (ctypes.c_void_p, "parts scores values times value_mask slots prediction_times half_life"),
+    (ctypes.c_void_p, "pooled totals statistics grad_pooled grad_totals grad_parts grad_scores"),
+)
+TokenArguments = _structure(
+    "TokenArguments",
+    (ctypes.c_int64, "batch predictions channels width statistics bins variables threads"),
+    (ctypes.c_void_p, "pooled mask statistic present channel_ids embedding knots out"),
+    (ctypes.c_void_p, "grad_out grad_embedding grad_knots"),
+)
+EmbeddingArguments = _structure(
+    "EmbeddingArguments",
+    (ctypes.c_int64, "batch length width inside variables threads"),
+    (
+        ctypes.c_void_p,
+        "values times variable_ids value_mask lengths variable vectors value_weight value_bias value_out",
+    ),
+    (ctypes.c_void_p, "time_weight time_bias time_out missing factors out grad_out grad_variable grad_vectors"),
+    (
+        ctypes.c_void_p,
+        "grad_value_weight grad_value_bias grad_value_out grad_time_weight grad_time_bias grad_time_out",
+    ),
+    (ctypes.c_void_p, "grad_missing"),
+)
+ProjectionArguments = _structure(
+    "ProjectionArguments",
+    (ctypes.c_int64, "batch length width queries threads"),
+    (ctypes.c_double, "eps bound"),
+    (ctypes.c_void_p, "x lengths norm query_weight value_weight value_bias parts scores grad_parts grad_scores"),
+    (ctypes.c_void_p, "grad_x grad_norm grad_query_weight grad_value_weight grad_value_bias"),
 )
 
 
 def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
     interface = {"version": VERSION, "kChunk": CHUNK, "kLargeKernel": MAX_KERNEL}
+    interface |= dict(zip(("kQuantities", "kHalfLifeQuantities"), NUM_QUANTITIES, strict=True))
     for structure in structures:
         name = structure.__name__
         interface[f"sizeof({name})"] = ctypes.sizeof(structure)
@@ -70,7 +126,11 @@ def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
     return interface
 
 
-INTERFACE = _interface(Rows, ScanArguments, ConvolutionArguments, MixerArguments)
+INTERFACE = _interface(
+    *(Rows, ScanArguments, ConvolutionArguments, MixerArguments),
+    *(AttentionArguments, FusionArguments, RunningArguments, TokenArguments),
+    *(EmbeddingArguments, ProjectionArguments),
+)
 
 
 def describe(tensor: Tensor | None) -> Rows:

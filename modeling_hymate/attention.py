@@ -6,6 +6,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hymate import HyMaTEConfig
+from .native import runs_natively
+from .scan import hymate_native
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -71,10 +73,49 @@ class HyMaTEAttentionLayer(GradientCheckpointingLayer):
         )
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+    def runs_natively(self, hidden_states: torch.Tensor) -> bool:
+        """Whether a compiled kernel takes the place of this layer, for which a mask of tokens is enough."""
+        attention, (up, activation, down) = self.attention, self.mlp
+        return attention.config._attn_implementation == "sdpa" and runs_natively(
+            hidden_states,
+            *(self.attention_norm, attention, attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+            *(self.mlp_norm, self.mlp, up, activation, down, self.dropout),
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(batch, tokens, hidden_size) -> the same shape. Where it `runs_natively`, `token_mask (batch, tokens)` alone
+        is looked at, else `attention_mask` alone."""
+        if token_mask is not None and self.runs_natively(hidden_states):
+            return self._run_natively(hidden_states, token_mask)
         attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+
+    def _run_natively(self, hidden_states: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+        attention, (up, _, down) = self.attention, self.mlp
+        return hymate_native.attention_layer(
+            hidden_states,
+            token_mask,
+            attention_norm=self.attention_norm.weight,
+            q_proj=(attention.q_proj.weight, attention.q_proj.bias),
+            k_proj=(attention.k_proj.weight, attention.k_proj.bias),
+            v_proj=(attention.v_proj.weight, attention.v_proj.bias),
+            o_proj=(attention.o_proj.weight, attention.o_proj.bias),
+            mlp_norm=self.mlp_norm.weight,
+            up_proj=(up.weight, up.bias),
+            down_proj=(down.weight, down.bias),
+            num_heads=attention.config.num_attention_heads,
+            eps=self.attention_norm.eps,
+            dropout=self.dropout.p if self.training else 0.0,
+            attention_dropout=attention.attention_dropout if self.training else 0.0,
+            seed=torch.randint(2**62, ()) if self.training else None,
+        )
 
 
 class HyMaTEFusionAttention(nn.Module):
@@ -89,6 +130,11 @@ class HyMaTEFusionAttention(nn.Module):
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, tokens, hidden_size), boolean (batch, tokens) -> (batch, hidden_size) and the float32 weights
         (batch, tokens), which sum to one, or are all zero for a record without tokens."""
+        if runs_natively(tokens, self.norm, self.projection, self.score):
+            return hymate_native.fusion_attention(
+                *(tokens, mask, self.norm.weight, self.projection.weight, self.projection.bias),
+                *(self.score.weight.squeeze(0), self.norm.eps),
+            )
         tokens = self.norm(tokens)
         scores = self.score(torch.tanh(self.projection(tokens))).squeeze(-1).float()
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

@@ -3,9 +3,11 @@
 import torch
 from torch import nn
 
-from .channel_statistics import HyMaTEChannelStatistics, split_quantities
+from .channel_statistics import HyMaTEChannelStatistics, channel_statistics, split_quantities
 from .configuration_hymate import HyMaTEConfig
+from .native import runs_natively
 from .running_quantities import SCORE_BOUND
+from .scan import hymate_native
 
 
 class ChannelIndex:
@@ -83,8 +85,16 @@ class HyMaTEChannelTokens(nn.Module):
         if self.statistics is None:
             self.occurrence = nn.Linear(3, config.hidden_size, bias=False)
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, length, hidden_size) -> `parts` and `scores` of `running_quantities`."""
+    def project(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, length, hidden_size) of records that have `lengths` real events, first -> `parts` and `scores` of
+        `running_quantities`."""
+        if runs_natively(hidden_states, self.norm, self.query, self.value):
+            query, value = self.query.weight, self.value.weight
+            return hymate_native.pooling_projection(
+                *(hidden_states, lengths),
+                **{"norm": self.norm.weight, "query_weight": query, "value_weight": value},
+                **{"value_bias": self.value.bias, "eps": self.norm.eps, "bound": SCORE_BOUND},
+            )
         states = self.norm(hidden_states)
         scores = self.query(states).float()
         return self.value(states), SCORE_BOUND * torch.tanh(scores / SCORE_BOUND)
@@ -93,11 +103,19 @@ class HyMaTEChannelTokens(nn.Module):
         self,
         pooled: torch.Tensor,
         quantities: torch.Tensor,
+        mask: torch.Tensor,
         channel_ids: torch.Tensor,
         variable_embedding: nn.Embedding,
     ) -> torch.Tensor:
-        """Running quantities at each prediction time, `(batch, predictions, channels, ...)`, and the variable of each
-        channel, `(batch, channels)` -> tokens `(batch, predictions, channels, hidden_size)`."""
+        """Running quantities at each prediction time, `(batch, predictions, channels, ...)`, which channels have any
+        event by then, `(batch, predictions, channels)`, and the variable of each channel, `(batch, channels)` ->
+        tokens `(batch, predictions, channels, hidden_size)`; those of channels without an event mean nothing."""
+        if self._is_native(pooled, quantities, variable_embedding):
+            statistics, present = channel_statistics(quantities, self.time_scale)
+            return hymate_native.channel_tokens(
+                *(pooled, mask, statistics, present, channel_ids, variable_embedding.weight),
+                *(self.statistics.knots, self.statistics.num_bins),
+            )
         tokens = pooled + variable_embedding(channel_ids.clamp(min=0)).unsqueeze(1)
         if self.statistics is not None:
             described = self.statistics(quantities, channel_ids)
@@ -106,3 +124,7 @@ class HyMaTEChannelTokens(nn.Module):
             hours = (found[name].clamp(min=0) * self.time_scale for name in ("since_first", "since_last"))
             described = self.occurrence(torch.stack([found["count"], *hours], -1).log1p().to(tokens.dtype))
         return tokens + described.to(tokens.dtype)
+
+    def _is_native(self, pooled, quantities, variable_embedding) -> bool:
+        has_statistics = self.statistics is not None and not quantities.requires_grad
+        return has_statistics and runs_natively(pooled, variable_embedding, self.statistics)

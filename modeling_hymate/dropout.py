@@ -12,7 +12,11 @@ class FeatureDropout(nn.Dropout):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden_size) -> the same shape"""
+        factors = self.factors(states)
+        return states if factors is None else states * factors.unsqueeze(1)
+
+    def factors(self, states: torch.Tensor) -> torch.Tensor | None:
+        """What the features of each record are multiplied with, `(batch, hidden_size)`; None where nothing drops."""
         if not self.training or self.p == 0:
-            return states
-        ones = states.new_ones(states.shape[0], 1, states.shape[2])
-        return states * nn.functional.dropout(ones, self.p)
+            return None
+        return nn.functional.dropout(states.new_ones(states.shape[0], states.shape[-1]), self.p)

@@ -7,6 +7,8 @@ from torch import nn
 
 from .configuration_hymate import HyMaTEConfig
 from .dropout import FeatureDropout
+from .native import runs_natively
+from .scan import hymate_native
 
 
 class ScalarEmbedding(nn.Sequential):
@@ -15,6 +17,10 @@ class ScalarEmbedding(nn.Sequential):
     def __init__(self, hidden_size: int, num_inputs: int = 1):
         width = math.ceil(math.sqrt(hidden_size))
         super().__init__(nn.Linear(num_inputs, width), nn.Tanh(), nn.Linear(width, hidden_size, bias=False))
+
+    def weights(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the embedding of one number: weight and bias before tanh `(width,)`, and the weight behind it."""
+        return self[0].weight.squeeze(1), self[0].bias, self[2].weight
 
 
 class HyMaTEPredictionTimeEmbedding(nn.Module):
@@ -46,9 +52,26 @@ class HyMaTEEmbedding(nn.Module):
         self.dropout = FeatureDropout(config.hidden_dropout)
 
     def forward(
-        self, values: torch.Tensor, times: torch.Tensor, variable_ids: torch.Tensor, value_mask: torch.Tensor
+        self,
+        values: torch.Tensor,
+        times: torch.Tensor,
+        variable_ids: torch.Tensor,
+        value_mask: torch.Tensor,
+        lengths: torch.Tensor,
     ) -> torch.Tensor:
-        """All arguments (batch, length), `value_mask` boolean; returns (batch, length, hidden_size)."""
+        """All arguments but the number of real events, which come first, are (batch, length), `value_mask` boolean;
+        returns (batch, length, hidden_size)."""
+        if self._is_native(values, times):
+            vectors = self.variable_value_vectors
+            return hymate_native.event_embedding(
+                *(values, times, variable_ids, value_mask, lengths),
+                variable=self.variable_embedding.weight,
+                vectors=None if vectors is None else vectors.weight,
+                value=self.value_embedding.weights(),
+                time=self.time_embedding.weights(),
+                missing=self.missing_value,
+                factors=self.dropout.factors(self.missing_value.expand(len(values), -1)),
+            )
         dtype = self.missing_value.dtype
         value_embeds = self.value_embedding(values.to(dtype).unsqueeze(-1))
         if self.variable_value_vectors is not None:
@@ -56,6 +79,13 @@ class HyMaTEEmbedding(nn.Module):
         value_embeds = torch.where(value_mask.unsqueeze(-1), value_embeds, self.missing_value.to(value_embeds.dtype))
         time_embeds = self.time_embedding(times.to(dtype).unsqueeze(-1))
         return self.dropout(self.variable_embedding(variable_ids) + value_embeds + time_embeds)
+
+    def _is_native(self, values: torch.Tensor, times: torch.Tensor) -> bool:
+        embeddings = (self.variable_embedding, self.variable_value_vectors, self.value_embedding, self.time_embedding)
+        layers = [layer for layer in embeddings if layer is not None]
+        layers += [self.dropout, *self.value_embedding, *self.time_embedding]
+        differentiates = values.requires_grad or times.requires_grad
+        return not differentiates and times.dtype == values.dtype and runs_natively(values, *layers)
 
 
 class HyMaTEStaticEmbedding(nn.Module):

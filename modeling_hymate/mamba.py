@@ -1,7 +1,7 @@
 """The temporal encoder's layer: a Mamba mixer (Gu and Dao, arXiv 2312.00752) that runs on CPUs and CUDA."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_hymate import HyMaTEConfig
 from .dropout import FeatureDropout
+from .native import is_plain, runs_natively
 from .scan import hymate_native, resolve_backend, selective_scan
 
 
@@ -61,34 +62,17 @@ class HyMaTEMixer(nn.Module):
         Returns:
             `(batch, length, hidden_size)`.
         """
+        is_native = resolve_backend(hidden_states) == "native"
+        if is_native and self.is_fusable():
+            return self.mix_natively(hidden_states, lengths)
         A = -torch.exp(self.A_log.float())
-        is_native = resolve_backend(hidden_states) == "native" and self._convolution_is_native()
-        if is_native and self._is_fusable():
-            projections: dict[str, torch.Tensor | None] = {}
-            for name, layer in {"in_proj": self.in_proj, "out_proj": self.out_proj}.items():
-                if _is_plain(layer):
-                    projections[f"{name}_weight"], projections[f"{name}_bias"] = layer.weight, layer.bias
-            states = hidden_states if "in_proj_weight" in projections else self.in_proj(hidden_states)
-            states = hymate_native.mamba_mixer(
-                states,
-                self.conv1d.weight,
-                self.conv1d.bias,
-                self.x_proj.weight,
-                self.dt_proj.weight,
-                self.dt_proj.bias,
-                A,
-                self.D,
-                lengths,
-                **projections,
-            )
-            return states if "out_proj_weight" in projections else self.out_proj(states)
         states, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        states = self._convolve(states, lengths, is_native)
+        states = self._convolve(states, lengths, is_native and self._convolution_is_native())
         config = self.config
         time_step, B, C = self.x_proj(states).split(
             [config.time_step_rank, config.state_size, config.state_size], dim=-1
         )
-        if _is_plain(self.dt_proj):
+        if is_plain(self.dt_proj):
             # the bias is added inside the scan, in float32
             delta, delta_bias = F.linear(time_step, self.dt_proj.weight), self.dt_proj.bias
         else:
@@ -120,11 +104,38 @@ class HyMaTEMixer(nn.Module):
         )
         return self.out_proj(mixed), inputs, state
 
-    def _convolution_is_native(self) -> bool:
-        return _is_plain(self.conv1d) and self.config.conv_kernel <= hymate_native.MAX_KERNEL
+    def mix_natively(self, states: torch.Tensor, lengths: torch.Tensor, **options) -> Any:
+        """`hymate_native.mamba_mixer` with this layer's weights. A projection that is not plain is called."""
+        projections: dict[str, torch.Tensor | None] = {}
+        for name, layer in {"in_proj": self.in_proj, "out_proj": self.out_proj}.items():
+            if is_plain(layer):
+                projections[f"{name}_weight"], projections[f"{name}_bias"] = layer.weight, layer.bias
+        mixed = hymate_native.mamba_mixer(
+            states if "in_proj_weight" in projections else self.in_proj(states),
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            -torch.exp(self.A_log.float()),
+            self.D,
+            lengths,
+            **projections,
+            **options,
+        )
+        return mixed if "out_proj_weight" in projections else self.out_proj(mixed)
 
-    def _is_fusable(self) -> bool:
-        return _is_plain(self.x_proj) and _is_plain(self.dt_proj) and self.config.hidden_act == "silu"
+    def is_fusable(self) -> bool:
+        """Whether all that lies between the projections may be one kernel."""
+        return (
+            self._convolution_is_native()
+            and is_plain(self.x_proj)
+            and is_plain(self.dt_proj)
+            and self.config.hidden_act == "silu"
+        )
+
+    def _convolution_is_native(self) -> bool:
+        return is_plain(self.conv1d) and self.config.conv_kernel <= hymate_native.MAX_KERNEL
 
     def _convolve(self, states: torch.Tensor, lengths: torch.Tensor, is_native: bool) -> torch.Tensor:
         """Depthwise convolution over past events and the activation, on (batch, length, inner)."""
@@ -133,15 +144,6 @@ class HyMaTEMixer(nn.Module):
             return self.act(hymate_native.causal_conv1d(states, weight, self.conv1d.bias, None, lengths))
         padded = F.pad(states.transpose(1, 2), (self.config.conv_kernel - 1, 0))
         return self.act(self.conv1d(padded).transpose(1, 2))
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer may be read for its weight: one that an adapter (LoRA) wraps, that is quantized or pruned, that
-    has hooks or whose `forward` is another (accelerate's offload replaces it) must be called."""
-    has_hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    is_replaced = getattr(layer.forward, "__func__", None) is not type(layer).forward or hasattr(layer, "_hf_hook")
-    is_known = type(layer) in (nn.Linear, nn.Conv1d) and type(layer.weight) is nn.Parameter
-    return is_known and not has_hooks and not is_replaced
 
 
 class HyMaTEMambaLayer(GradientCheckpointingLayer):
@@ -154,11 +156,27 @@ class HyMaTEMambaLayer(GradientCheckpointingLayer):
         self.dropout = FeatureDropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        if self._is_fusable(hidden_states):
+            factors = self.dropout.factors(hidden_states)
+            return self.mixer.mix_natively(
+                hidden_states, lengths, norm=self.norm.weight, eps=self.norm.eps, factors=factors
+            )
         return hidden_states + self.dropout(self.mixer(self.norm(hidden_states), lengths))
 
     def advance(
         self, hidden_states: torch.Tensor, lengths: torch.Tensor, inputs: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `HyMaTEMixer.advance`."""
+        if self._is_fusable(hidden_states) and not torch.is_grad_enabled():
+            options = {"norm": self.norm.weight, "eps": self.norm.eps}
+            mixed, (inputs, state) = self.mixer.mix_natively(
+                hidden_states, lengths, **options, initial_state=(inputs, state), return_final_state=True
+            )
+            return mixed, inputs, state
         mixed, inputs, state = self.mixer.advance(self.norm(hidden_states), lengths, inputs, state)
         return hidden_states + mixed, inputs, state
+
+    def _is_fusable(self, hidden_states: torch.Tensor) -> bool:
+        mixer = self.mixer
+        layers = (self.norm, self.dropout, mixer, mixer.in_proj, mixer.out_proj)
+        return runs_natively(hidden_states, *layers) and mixer.is_fusable()

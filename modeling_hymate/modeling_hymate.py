@@ -177,9 +177,9 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             )
         events = sort_events(values, times, variable_ids, mask, has_value)
         asked = sort_predictions(prediction_times, prediction_mask, events)
-        hidden_states = self.embedding(events.values, events.times, events.variable_ids, events.has_value)
-        all_hidden_states = [hidden_states]
         lengths = events.lengths
+        hidden_states = self.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)
+        all_hidden_states = [hidden_states]
         for layer in self.mamba_layers:
             hidden_states = layer(hidden_states, lengths)
             all_hidden_states.append(hidden_states)
@@ -285,15 +285,16 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         shape = tokens.shape
         tokens, mask = tokens.flatten(0, -3), mask.flatten(0, -2)
         if len(self.attention_layers):
-            attention_mask = create_bidirectional_mask(self.config, tokens, mask)
+            is_native = all(layer.runs_natively(tokens) for layer in self.attention_layers)
+            attention_mask = None if is_native else create_bidirectional_mask(self.config, tokens, mask)
             for layer in self.attention_layers:
-                tokens = layer(tokens, attention_mask, **kwargs)
+                tokens = layer(tokens, attention_mask, token_mask=mask, **kwargs)
         pooled, weights = self.fusion(tokens, mask)
         return tokens.view(shape), pooled.view(*shape[:-2], -1), weights.view(shape[:-1])
 
     def _encode_channels(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels at the prediction times, some of them at a time."""
-        parts, scores = self.channel_tokens.project(hidden_states)
+        parts, scores = self.channel_tokens.project(hidden_states, events.lengths)
         batch, predictions = asked.times.shape
         at_a_time = predictions
         if predictions > 1 and not torch.compiler.is_compiling():
@@ -333,7 +334,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         """Running quantities `(batch, predictions, channels, ...)` -> what is said of channels and records."""
         named = split_quantities(quantities)
         mask = (named["count"] > 0) & (channel_ids >= 0).unsqueeze(1)
-        tokens = self.channel_tokens(pooled, quantities, channel_ids, self.embedding.variable_embedding)
+        tokens = self.channel_tokens(pooled, quantities, mask, channel_ids, self.embedding.variable_embedding)
         tokens, pooled, weights = self._mix_tokens(tokens, mask, **kwargs)
         found = {
             "pooler_output": pooled,

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from .native import runs_natively
+from .scan import hymate_native
+
 SCORE_BOUND = 10.0  # pooling scores lie within it, so that their exponentials can be summed as they are
 QUANTITIES = (
     "count",
@@ -62,6 +65,10 @@ def running_quantities(
         All are 0 where a channel has no event yet, and a quantity also where it says nothing (such as the change of a
         single number).
     """
+    if runs_natively(parts) and scores.dtype == torch.float32 and not (values.requires_grad or times.requires_grad):
+        return hymate_native.running_quantities(
+            parts, scores, values, times, value_mask, slots, prediction_times, num_channels, half_lives
+        )
     batch, predictions = prediction_times.shape
     interval = torch.searchsorted(prediction_times.contiguous(), times.contiguous())  # that the event falls into
     rows = torch.arange(batch, device=times.device).unsqueeze(1)

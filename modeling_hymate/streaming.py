@@ -214,13 +214,13 @@ def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMe
     if not lengths.any():
         return memory
     is_single = events.mask.shape[1] == 1 and bool(lengths.all())
-    hidden_states = model.embedding(events.values, events.times, events.variable_ids, events.has_value)
+    hidden_states = model.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)
     convolutions, scans = [], []
     for layer, *before in zip(model.mamba_layers, memory.convolution, memory.scan, strict=True):
         hidden_states, convolution, scan = layer.advance(hidden_states, lengths, *before)
         convolutions.append(convolution)
         scans.append(scan)
-    parts, scores = model.channel_tokens.project(hidden_states)
+    parts, scores = model.channel_tokens.project(hidden_states, lengths)
     if is_single:
         variables, sums = events.variable_ids, pooling_summands(parts, scores)
         running = describe_event(events.values, events.times, events.has_value, len(model.half_lives))

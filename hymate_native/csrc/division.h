@@ -20,6 +20,9 @@ struct MixerArguments {
     const float *A, *D;                   // (inner, state), (inner,)
     const float *out_weight, *out_bias;   // (outputs, inner), (outputs,); without a weight the gated rows go out
     const int64_t* lengths;               // (batch,), may be absent
+    // Where there is a norm, the mixer is inside a residual layer: rows + factors * mixer(norm(rows)), zero at padding.
+    double eps;
+    const float *norm, *factors;  // (width,), and (batch, width), which may be absent; outputs are of this width, too
     // Forward only: what a record's earlier events left behind, and what this call's leave; each may be absent. The
     // last inputs of the convolution, (batch, inner, kernel - 1), and the scan's state, (batch, inner, state).
     const float *conv_initial, *scan_initial;
@@ -31,7 +34,7 @@ struct MixerArguments {
     // where what they belong to is.
     Rows grad_out, grad_rows;
     float *grad_in_weight, *grad_in_bias, *grad_conv_weight, *grad_conv_bias, *grad_x_weight, *grad_dt_weight;
-    float *grad_dt_bias, *grad_A, *grad_D, *grad_out_weight, *grad_out_bias;
+    float *grad_dt_bias, *grad_A, *grad_D, *grad_out_weight, *grad_out_bias, *grad_norm;
 };
 
 constexpr int64_t kStretchFloats = 98304;  // of all rows of a stretch, about 12 inner widths; but at least a piece
@@ -85,6 +88,17 @@ struct Crew {
         for (int64_t i = rank; i < count; i += size) visit(i);
     }
 };
+
+// Calls visit(thread, first, end) for contiguous shares of some items: the same ones for the same number of threads.
+template <typename F>
+inline void share_work(int64_t items, int64_t threads, F visit) {
+    const int used = (int)minimum_of(threads, items > 0 ? items : 1);
+#pragma omp parallel for num_threads(used) schedule(static, 1)
+    for (int thread = 0; thread < used; ++thread) {
+        FlushSubnormals flush;
+        visit(thread, items * thread / used, items * (thread + 1) / used);
+    }
+}
 
 // Hands out pieces of memory, or only counts them where there is none yet.
 struct Pieces {

@@ -5,7 +5,12 @@
 
 #include <cstddef>
 
+#include "attention.h"
+#include "channel_tokens.h"
+#include "events.h"
+#include "fusion.h"
 #include "mixer.h"
+#include "running_quantities.h"
 
 namespace hymate {
 
@@ -33,6 +38,8 @@ constexpr InterfaceEntry kInterface[] = {
     {"version", 1},
     {"kChunk", kChunk},
     {"kLargeKernel", kLargeKernel},
+    {"kQuantities", kQuantities},
+    {"kHalfLifeQuantities", kHalfLifeQuantities},
 
     HYMATE_SIZE(Rows),
     HYMATE_FIELDS(Rows, data, batch_stride, time_stride),
@@ -53,11 +60,50 @@ constexpr InterfaceEntry kInterface[] = {
     HYMATE_FIELDS(MixerArguments, batch, length, width, inner, state, rank, kernel, outputs),
     HYMATE_FIELDS(MixerArguments, dtype, threads, rows, in_weight, in_bias, conv_weight, conv_bias, x_weight),
     HYMATE_FIELDS(MixerArguments, dt_weight, dt_bias, A, D, out_weight, out_bias, lengths),
+    HYMATE_FIELDS(MixerArguments, eps, norm, factors),
     HYMATE_FIELDS(MixerArguments, conv_initial, scan_initial, conv_final, scan_final),
     HYMATE_FIELDS(MixerArguments, out, projected, convolved, parameters, states),
     HYMATE_FIELDS(MixerArguments, grad_out, grad_rows, grad_in_weight, grad_in_bias, grad_conv_weight, grad_conv_bias),
     HYMATE_FIELDS(MixerArguments, grad_x_weight, grad_dt_weight, grad_dt_bias, grad_A, grad_D, grad_out_weight),
-    HYMATE_FIELDS(MixerArguments, grad_out_bias),
+    HYMATE_FIELDS(MixerArguments, grad_out_bias, grad_norm),
+
+    HYMATE_SIZE(AttentionArguments),
+    HYMATE_FIELDS(AttentionArguments, groups, tokens, width, heads, inside, threads, seed),
+    HYMATE_FIELDS(AttentionArguments, eps, dropout, attention_dropout, x, mask),
+    HYMATE_FIELDS(AttentionArguments, attention_norm, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, o_weight),
+    HYMATE_FIELDS(AttentionArguments, o_bias, mlp_norm, up_weight, up_bias, down_weight, down_bias, out, grad_out),
+    HYMATE_FIELDS(AttentionArguments, grad_x, grad_attention_norm, grad_q_weight, grad_q_bias, grad_k_weight),
+    HYMATE_FIELDS(AttentionArguments, grad_k_bias, grad_v_weight, grad_v_bias, grad_o_weight, grad_o_bias),
+    HYMATE_FIELDS(AttentionArguments, grad_mlp_norm, grad_up_weight, grad_up_bias, grad_down_weight, grad_down_bias),
+
+    HYMATE_SIZE(FusionArguments),
+    HYMATE_FIELDS(FusionArguments, groups, tokens, width, threads, eps, x, mask),
+    HYMATE_FIELDS(FusionArguments, norm, weight, bias, score, pooled, weights, grad_pooled, grad_weights),
+    HYMATE_FIELDS(FusionArguments, grad_x, grad_norm, grad_weight, grad_bias, grad_score),
+
+    HYMATE_SIZE(RunningArguments),
+    HYMATE_FIELDS(RunningArguments, batch, length, predictions, channels, width, queries, half_lives, threads),
+    HYMATE_FIELDS(RunningArguments, parts, scores, values, times, value_mask, slots, prediction_times, half_life),
+    HYMATE_FIELDS(RunningArguments, pooled, totals, statistics, grad_pooled, grad_totals, grad_parts, grad_scores),
+
+    HYMATE_SIZE(TokenArguments),
+    HYMATE_FIELDS(TokenArguments, batch, predictions, channels, width, statistics, bins, variables, threads),
+    HYMATE_FIELDS(TokenArguments, pooled, mask, statistic, present, channel_ids, embedding, knots, out),
+    HYMATE_FIELDS(TokenArguments, grad_out, grad_embedding, grad_knots),
+
+    HYMATE_SIZE(EmbeddingArguments),
+    HYMATE_FIELDS(EmbeddingArguments, batch, length, width, inside, variables, threads, values, times),
+    HYMATE_FIELDS(EmbeddingArguments, variable_ids, value_mask, lengths, variable, vectors),
+    HYMATE_FIELDS(EmbeddingArguments, value_weight, value_bias, value_out, time_weight, time_bias, time_out),
+    HYMATE_FIELDS(EmbeddingArguments, missing, factors, out, grad_out, grad_variable, grad_vectors),
+    HYMATE_FIELDS(EmbeddingArguments, grad_value_weight, grad_value_bias, grad_value_out, grad_time_weight),
+    HYMATE_FIELDS(EmbeddingArguments, grad_time_bias, grad_time_out, grad_missing),
+
+    HYMATE_SIZE(ProjectionArguments),
+    HYMATE_FIELDS(ProjectionArguments, batch, length, width, queries, threads, eps, bound),
+    HYMATE_FIELDS(ProjectionArguments, x, lengths, norm, query_weight, value_weight, value_bias, parts, scores),
+    HYMATE_FIELDS(ProjectionArguments, grad_parts, grad_scores, grad_x, grad_norm, grad_query_weight),
+    HYMATE_FIELDS(ProjectionArguments, grad_value_weight, grad_value_bias),
 
     {nullptr, 0},
 };

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "division.h"
+#include "norm.h"
 #include "scan_backward.h"
 
 namespace hymate {
@@ -41,6 +42,57 @@ inline ConvolutionArguments convolution_of(const MixerArguments& m) {
     c.grad_weight = m.grad_conv_weight, c.grad_bias = m.grad_conv_bias;
     return c;
 }
+
+// One thread's room for a piece of rows of the residual layer around the mixer.
+struct ResidualPiece {
+    const MixerArguments& m;
+    const int64_t width;
+    Arena arena;
+    FloatRows normed, grads, shares;
+    float* inverse;
+
+    explicit ResidualPiece(const MixerArguments& m_)
+        : m(m_), width(round_up(m.width, 16)), arena(m.norm == nullptr ? 0 : kPiece * (3 * width + 1) + 64) {
+        if (!arena.ok() || m.norm == nullptr) return;
+        for (FloatRows* rows : {&normed, &grads, &shares}) *rows = {arena.take(kPiece * width), width};
+        inverse = arena.take(kPiece);
+    }
+    // What the mixer sees of rows.
+    FloatRows enter(FloatRows rows, int64_t count) const {
+        if (m.norm == nullptr) return rows;
+        normalize_rows(rows, m.norm, m.width, m.eps, count, normed, inverse);
+        return normed;
+    }
+    HYMATE_INLINE Vector factor(int64_t record, int64_t k, int lanes) const {
+        return m.factors == nullptr ? broadcast(1.0f) : load(m.factors + record * m.width + k, lanes);
+    }
+    void leave(int64_t record, FloatRows rows, FloatRows out, int64_t count) const {
+        if (m.norm == nullptr) return;
+        each(count, [&](int64_t i, int64_t k, int lanes) {
+            store(out.at(i, k), load(rows.at(i, k), lanes) + load(out.at(i, k), lanes) * factor(record, k, lanes), lanes);
+        });
+    }
+    // The gradients of what the mixer gave.
+    FloatRows enter_backward(int64_t record, FloatRows grad_out, int64_t count) const {
+        if (m.norm == nullptr || m.factors == nullptr) return grad_out;
+        each(count, [&](int64_t i, int64_t k, int lanes) {
+            store(grads.at(i, k), load(grad_out.at(i, k), lanes) * factor(record, k, lanes), lanes);
+        });
+        return grads;
+    }
+    // After `enter` for the same rows; `grads` holds the gradients of what the mixer saw.
+    void leave_backward(FloatRows rows, FloatRows grad_out, FloatRows grad_rows, int64_t count) const {
+        each(count, [&](int64_t i, int64_t k, int lanes) { store(grad_rows.at(i, k), load(grad_out.at(i, k), lanes), lanes); });
+        normalize_backward(rows, grads, m.norm, inverse, m.width, count, grad_rows, shares);
+    }
+
+   private:
+    template <typename F>
+    HYMATE_INLINE void each(int64_t count, F visit) const {
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t k = 0; k < m.width; k += kLanes) visit(i, k, (int)minimum_of(kLanes, m.width - k));
+    }
+};
 
 // What forward and backward share: one thread's walk over stretches of time, whose pieces (of rows) and tasks (of
 // channels) it divides with the rest of its crew.
@@ -111,15 +163,17 @@ struct MixerForward : MixerWalk<T> {
     const ForwardWeights& w;
     Stretch<T> gated, out;
     Workers<ScanForward<float>> scans;
+    ResidualPiece residual;
 
     MixerForward(const MixerArguments& m_, const Division& d, int64_t workers, const ForwardWeights& weights)
         : Walk(m_, d),
           w(weights),
           gated(m_.out_weight ? Rows{} : m_.out, m_.inner),
           out(m_.out, m_.outputs),
-          scans(workers, scan, d.tasks) {}
+          scans(workers, scan, d.tasks),
+          residual(m_) {}
 
-    bool ok() const { return scans.ok(); }
+    bool ok() const { return scans.ok() && residual.arena.ok(); }
 
     void place(Pieces& pieces) {
         Walk::place(pieces);
@@ -160,7 +214,7 @@ struct MixerForward : MixerWalk<T> {
             rows.read(record, begin, middle);
             const FloatRows from = rows.at(record, begin), to = projected.at(record, begin);
             const int64_t count = middle - begin;
-            multiply_rows(w.in, from, to, count, false, [&](int64_t i) {
+            multiply_rows(w.in, residual.enter(from, count), to, count, false, [&](int64_t i) {
                 fetch_row(from.at(i + count), m.width);
                 fetch_row(to.at(i + count), 2 * m.inner);
             });
@@ -194,8 +248,9 @@ struct MixerForward : MixerWalk<T> {
                 gated.fill(record, middle, end);
             } else {
                 multiply_rows(w.out, gated.at(record, begin), out.at(record, begin), middle - begin);
+                residual.leave(record, rows.at(record, begin), out.at(record, begin), middle - begin);
                 out.write(record, begin, middle);
-                out.fill(record, middle, end, m.out_bias);
+                out.fill(record, middle, end, m.norm == nullptr ? m.out_bias : nullptr);
             }
         });
     }
@@ -221,7 +276,7 @@ struct BackwardWeights {
 // The sums over rows in the gradients of all weights. A thread adds to the part of its own number.
 struct MixerSums {
     WeightGradient in, x, dt, out;
-    BiasGradient in_bias, out_bias;
+    BiasGradient in_bias, out_bias, norm;
     ConvolutionSums convolution;
     ScanSums scan;
 
@@ -232,11 +287,12 @@ struct MixerSums {
           out(m.out_weight ? m.outputs : 0, m.inner, d.threads),
           in_bias(2 * m.inner, d.threads),
           out_bias(m.outputs, d.threads),
+          norm(m.width, d.threads),
           convolution(c, d.apart ? d.crews : m.batch),
           scan(s, d.apart ? d.crews : m.batch) {}
     bool ok() const {
         return in.arena.ok() && x.arena.ok() && dt.arena.ok() && out.arena.ok() && in_bias.arena.ok() &&
-               out_bias.arena.ok() && convolution.arena.ok() && scan.arena.ok();
+               out_bias.arena.ok() && norm.arena.ok() && convolution.arena.ok() && scan.arena.ok();
     }
     void finish(const MixerArguments& m, const ConvolutionArguments& c, const ScanArguments& s) {
         in.finish(m.grad_in_weight);
@@ -245,6 +301,7 @@ struct MixerSums {
         out.finish(m.grad_out_weight);
         in_bias.finish(m.grad_in_bias);
         out_bias.finish(m.grad_out_bias);
+        norm.finish(m.grad_norm);
         convolution.finish(c);
         scan.finish(s);
     }
@@ -262,6 +319,7 @@ struct MixerBackward : MixerWalk<T> {
     Rows shares{};
     float* share_buffer = nullptr;
     Workers<ScanBackward<float>> scans;
+    ResidualPiece residual;
 
     MixerBackward(const MixerArguments& m_, const Division& d, int64_t workers, const BackwardWeights& weights,
                   MixerSums& sums_)
@@ -276,9 +334,10 @@ struct MixerBackward : MixerWalk<T> {
           grad_convolved(Rows{}, m_.inner),
           grad_delta(Rows{}, m_.inner),
           grad_parameters(Rows{}, m_.rank + 2 * m_.state),
-          scans(workers, scan, d.tasks, shares) {}
+          scans(workers, scan, d.tasks, shares),
+          residual(m_) {}
 
-    bool ok() const { return scans.ok(); }
+    bool ok() const { return scans.ok() && residual.arena.ok(); }
 
     void place(Pieces& pieces) {
         Walk::place(pieces);
@@ -327,8 +386,8 @@ struct MixerBackward : MixerWalk<T> {
                 grad_gated.read(record, begin, middle);
             } else {
                 grad_out.read(record, begin, end);
-                const FloatRows from = grad_out.at(record, begin);
-                if (m.grad_out_bias != nullptr) sums.out_bias.add(part, from, end - begin);
+                const FloatRows from = residual.enter_backward(record, grad_out.at(record, begin), count);
+                if (m.grad_out_bias != nullptr) sums.out_bias.add(part, from, m.norm == nullptr ? end - begin : count);
                 multiply_rows(w.out, from, grad_gated.at(record, begin), count);
             }
             const int64_t window = begin == start ? minimum_of(kWindow, start) : 0;
@@ -347,7 +406,9 @@ struct MixerBackward : MixerWalk<T> {
                 for (int64_t t = begin; t < middle; ++t) add_shares<float>(scan, shares, division.tasks.splits, record, t);
             const FloatRows parameter_grads = grad_parameters.at(record, begin), inputs = convolved.at(record, begin);
             const FloatRows step_grads = grad_delta.at(record, begin), input_grads = grad_convolved.at(record, begin);
-            if (m.out_weight != nullptr) sums.out.add(part, grad_out.at(record, begin), gated.at(record, begin), count);
+            if (m.out_weight != nullptr)
+                sums.out.add(part, residual.enter_backward(record, grad_out.at(record, begin), count),
+                             gated.at(record, begin), count);
             multiply_rows(w.dt, step_grads, parameter_grads, count);
             sums.dt.add(part, step_grads, parameters.at(record, begin), count);
             multiply_rows(w.x, parameter_grads, input_grads, count, true);
@@ -367,8 +428,13 @@ struct MixerBackward : MixerWalk<T> {
             const FloatRows grads = grad_projected.at(record, begin);
             rows.read(record, begin, middle);
             if (m.grad_in_bias != nullptr) sums.in_bias.add(part, grads, count);
-            multiply_rows(w.in, grads, grad_rows.at(record, begin), count);
-            sums.in.add(part, grads, rows.at(record, begin), count);
+            const FloatRows seen = residual.enter(rows.at(record, begin), count), result = grad_rows.at(record, begin);
+            multiply_rows(w.in, grads, m.norm == nullptr ? result : residual.grads, count);
+            sums.in.add(part, grads, seen, count);
+            if (m.norm != nullptr) {
+                residual.leave_backward(rows.at(record, begin), grad_out.at(record, begin), result, count);
+                sums.norm.add(part, residual.shares, count);
+            }
             grad_rows.write(record, begin, middle);
             grad_rows.fill(record, middle, end);
         });

@@ -28,11 +28,12 @@ struct MixerStep {
     const MixerArguments& m;
     const int64_t state_width;  // state rounded up to whole vectors
     Arena arena;
-    float *row, *projected, *convolved, *parameters, *delta, *gated, *out, *b, *c;
+    float *row, *normed, *projected, *convolved, *parameters, *delta, *gated, *out, *b, *c;
 
     explicit MixerStep(const MixerArguments& m_) : m(m_), state_width(round_up(m_.state, kLanes)), arena(arena_floats()) {
         if (!arena.ok()) return;
         row = arena.take(m.width + kLanes);
+        normed = arena.take(m.width + kLanes);
         projected = arena.take(2 * m.inner + kLanes);
         convolved = arena.take(m.inner + kLanes);
         parameters = arena.take(m.rank + 2 * m.state + kLanes);
@@ -43,7 +44,7 @@ struct MixerStep {
         c = arena.take(state_width);
     }
     int64_t arena_floats() const {
-        return m.width + m.outputs + 6 * m.inner + m.rank + 2 * m.state + 2 * state_width + 9 * (kLanes + 16);
+        return 2 * m.width + m.outputs + 6 * m.inner + m.rank + 2 * m.state + 2 * state_width + 10 * (kLanes + 16);
     }
     bool ok() const { return arena.ok(); }
 
@@ -57,12 +58,13 @@ struct MixerStep {
         for (int64_t t = 0; t < length; ++t) {
             exchange(row, m.rows.at<T>(record, t), m.width, [](float* near, T* far, int n) { store(near, load(far, n), n); });
             step(window, state);
+            if (m.norm != nullptr) add_row(record);
             exchange(out, m.out.at<T>(record, t), m.outputs, [](float* near, T* far, int n) { store(far, load(near, n), n); });
         }
         for (int64_t t = length; t < m.length; ++t)  // what the other kernel gives as padding
             for (int64_t i = 0; i < m.outputs; i += kLanes) {
                 const int n = (int)minimum_of(kLanes, m.outputs - i);
-                const bool biased = m.out_weight != nullptr && m.out_bias != nullptr;
+                const bool biased = m.out_weight != nullptr && m.out_bias != nullptr && m.norm == nullptr;
                 store(m.out.at<T>(record, t) + i, biased ? load(m.out_bias + i, n) : Vector{}, n);
             }
     }
@@ -85,7 +87,7 @@ struct MixerStep {
         if (is_projected)
             memcpy(projected, row, 2 * m.inner * sizeof(float));
         else
-            multiply_row(m.in_weight, m.in_bias, 2 * m.inner, m.width, row, projected);
+            multiply_row(m.in_weight, m.in_bias, 2 * m.inner, m.width, normalize(), projected);
         convolve_step(window);
         multiply_row(m.x_weight, nullptr, m.rank + 2 * m.state, m.inner, convolved, parameters);
         memcpy(b, parameters + m.rank, m.state * sizeof(float));
@@ -96,6 +98,17 @@ struct MixerStep {
             memcpy(out, gated, m.inner * sizeof(float));
         else
             multiply_row(m.out_weight, m.out_bias, m.outputs, m.inner, gated, out);
+    }
+
+    const float* normalize() {
+        if (m.norm == nullptr) return row;
+        float inverse;
+        normalize_rows({row, m.width}, m.norm, m.width, m.eps, 1, {normed, m.width}, &inverse);
+        return normed;
+    }
+    void add_row(int64_t record) {
+        for (int64_t i = 0; i < m.width; ++i)
+            out[i] = row[i] + out[i] * (m.factors == nullptr ? 1.0f : m.factors[record * m.width + i]);
     }
 
     void convolve_step(float* window) {

@@ -336,6 +336,24 @@ HYMATE_INLINE Pack<U> silu_slope(Pack<U> x, Pack<U> open) {
     return open;
 }
 
+template <int U>
+HYMATE_INLINE Pack<U> hyperbolic_tangent(Pack<U> x) {
+    Pack<U> size = x, w;
+    HYMATE_EACH size.v[i] = float_of(bits_of(x.v[i]) & 0x7fffffff);
+    w = exponential(size * -2.0f);  // 1 .. 0
+    Pack<U> quotient = w;
+    const Pack<U> inverse = reciprocal(w + 1.0f);
+    HYMATE_EACH quotient.v[i] = (1.0f - w.v[i]) * inverse.v[i];
+    // near 0 the difference above loses its digits: x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315
+    HYMATE_EACH {
+        const Vector q = size.v[i] * size.v[i];
+        const Vector series = size.v[i] * (1.0f + q * (-0.33333333f + q * (0.13333333f - q * 0.053968254f)));
+        quotient.v[i] = select(size.v[i] < 0.15f, series, quotient.v[i]);
+        quotient.v[i] = float_of(bits_of(quotient.v[i]) | (bits_of(x.v[i]) & (int32_t)0x80000000));
+    }
+    return quotient;
+}
+
 // U rows, `stride` elements apart; count as in load and store.
 template <int U, typename T, typename Count>
 HYMATE_INLINE Pack<U> load_rows(const T* p, int64_t stride, Count count) {

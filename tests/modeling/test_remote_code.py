@@ -44,6 +44,7 @@ CODE = {
     "losses.py",
     "mamba.py",
     "modeling_hymate.py",
+    "native.py",
     "outputs.py",
     "pipeline_hymate.py",
     "running_quantities.py",

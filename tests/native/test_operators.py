@@ -12,23 +12,12 @@ from hypothesis import strategies as st
 import hymate_native
 from hymate_native import library
 from modeling_hymate import selective_scan
+from tests.support.agreement import TOLERANCE, assert_close, normal, with_gradients
 
 BUILDS = hymate_native.runnable_builds()
-TOLERANCE = 2e-6  # of the largest entry
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 pytestmark = pytest.mark.skipif(not BUILDS, reason="the native kernels are not built: no C++ compiler")
-
-
-@pytest.fixture(params=BUILDS)
-def build(request, monkeypatch):
-    """Each build that this processor runs, in turn."""
-    monkeypatch.setenv("HYMATE_NATIVE_ISA", request.param)
-    return request.param
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def scan_inputs(batch, length, inner, state, seed=0, without=()):
@@ -44,27 +33,6 @@ def scan_inputs(batch, length, inner, state, seed=0, without=()):
         "initial_state": normal(batch, inner, state, seed=seed + 7),
     }
     return {name: tensor for name, tensor in inputs.items() if name not in without}
-
-
-def with_gradients(function, inputs, dtype=None):
-    """The outputs of `function(**inputs)` and the gradients of all inputs under a fixed random weighting."""
-    leaves = {name: tensor.to(dtype or tensor.dtype).detach().requires_grad_() for name, tensor in inputs.items()}
-    outputs = function(**leaves)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    loss = sum((output * normal(*output.shape, seed=9 + i).to(output)).sum() for i, output in enumerate(outputs))
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    return {f"output {i}": output.detach() for i, output in enumerate(outputs)} | dict(
-        zip(leaves, gradients, strict=True)
-    )
-
-
-def assert_close(found, expected, tolerance=TOLERANCE, at_least=0.0):
-    """Errors relative to the largest entry, which is taken for `at_least` where it is below that."""
-    for name, wanted in expected.items():
-        assert found[name].isfinite().all(), name
-        largest = max(wanted.abs().max().item(), at_least) if wanted.numel() else 0.0
-        error = (found[name].double() - wanted).abs().max().item() if wanted.numel() else 0.0
-        assert error <= tolerance * largest, f"{name}: {error:.2e} of {largest:.2e}"
 
 
 def assert_scan_agrees(inputs, tolerance=TOLERANCE, at_least=0.0, **options):

@@ -1,0 +1,306 @@
+// Quantities of each channel (a variable observed in a record) as of prediction times, in one walk over a record's
+// events: softmax-weighted means, forward and backward, and statistics. What each means stands in
+// modeling_hymate/running_quantities.py.
+//
+// An event updates its channel alone; whatever did not change since the last prediction time is copied from there.
+// Backward walks from the last event to the first with sums over the prediction times that see it.
+#pragma once
+
+#include <cmath>
+
+#include "division.h"
+
+namespace hymate {
+
+constexpr int kQuantities = 13;       // those without half-lives
+constexpr int kHalfLifeQuantities = 2;
+
+struct RunningArguments {
+    int64_t batch, length, predictions, channels, width, queries, half_lives, threads;  // width a multiple of queries
+    const float *parts, *scores;  // (batch, length, width), (batch, length, queries)
+    const float *values, *times;  // (batch, length); times ascending
+    const uint8_t* value_mask;    // (batch, length)
+    const int64_t* slots;         // (batch, length): each event's channel, or -1, after which there are no others
+    const float* prediction_times;  // (batch, predictions), ascending
+    const double* half_life;        // (half_lives,)
+    float *pooled, *totals, *statistics;  // (batch, predictions, channels, width), (.., queries), (.., quantities)
+    // Backward only; the first is there, the second may be absent.
+    const float *grad_pooled, *grad_totals;
+    float *grad_parts, *grad_scores;
+};
+
+// What is known of a channel, all in double precision.
+struct ChannelHistory {
+    double count, first_time, last_time;
+    double numbers, number_time, total, squares, low, high, first, last, last_change, change_squares;
+};
+
+struct RunningWalk {
+    const RunningArguments& r;
+    const int64_t width, columns;  // width rounded up to whole vectors; a part's columns
+    float *weights, *expanded;     // exponentials of a record's scores; one number a query, repeated for its columns
+
+    explicit RunningWalk(const RunningArguments& r_)
+        : r(r_), width(round_up(r_.width, 16)), columns(r_.width / (r_.queries < 1 ? 1 : r_.queries)) {}
+
+    void place(Pieces& pieces) {
+        weights = pieces.take(r.length * r.queries + 16);
+        expanded = pieces.take(width);
+    }
+
+    int64_t events(int64_t record) const {
+        int64_t count = 0;
+        while (count < r.length && r.slots[record * r.length + count] >= 0) ++count;
+        return count;
+    }
+    void exponentiate(int64_t record, int64_t events) {
+        const float* scores = r.scores + record * r.length * r.queries;
+        for (int64_t i = 0; i < events * r.queries; i += kLanes) {
+            const int count = (int)minimum_of(kLanes, events * r.queries - i);
+            store(weights + i, exponential(Pack<1>{load(scores + i, count)}).v[0], count);
+        }
+    }
+    template <typename F>
+    void expand(F number) {
+        for (int64_t q = 0; q < r.queries; ++q) {
+            const float value = number(q);
+            for (int64_t k = 0; k < columns; ++k) expanded[q * columns + k] = value;
+        }
+    }
+    int64_t cell(int64_t record, int64_t prediction) const { return (record * r.predictions + prediction) * r.channels; }
+};
+
+struct RunningForward : RunningWalk {
+    float *sums, *carries, *total_sums, *total_carries;  // (channels, width), (channels, queries rounded up)
+    ChannelHistory* history;
+    double *recent, *decayed_weight, *decayed_total;  // (channels, half-lives)
+    uint8_t* changed;                                 // since the last prediction time
+
+    using RunningWalk::RunningWalk;
+    int64_t query_width() const { return round_up(r.queries, 16); }
+
+    void place(Pieces& pieces) {
+        RunningWalk::place(pieces);
+        sums = pieces.take(r.channels * width), carries = pieces.take(r.channels * width);
+        total_sums = pieces.take(r.channels * query_width()), total_carries = pieces.take(r.channels * query_width());
+        history = (ChannelHistory*)pieces.take(r.channels * (int64_t)sizeof(ChannelHistory) / 4);
+        for (double** decaying : {&recent, &decayed_weight, &decayed_total})
+            *decaying = (double*)pieces.take(2 * r.channels * r.half_lives);
+        changed = (uint8_t*)pieces.take(r.channels / 4 + 1);
+    }
+
+    void run(int64_t record) {
+        clear();
+        const int64_t count = events(record), at = record * r.length;
+        exponentiate(record, count);
+        const float* asked = r.prediction_times + record * r.predictions;
+        int64_t prediction = 0;
+        for (int64_t i = 0; i < count && prediction < r.predictions; ++i) {
+            while (prediction < r.predictions && asked[prediction] < r.times[at + i]) answer(record, prediction++);
+            if (prediction == r.predictions) break;
+            const int64_t channel = r.slots[at + i];
+            pool(channel, r.parts + (at + i) * r.width, weights + i * r.queries);
+            note(channel, r.times[at + i], r.value_mask[at + i] != 0, r.values[at + i]);
+            changed[channel] = 1;
+        }
+        while (prediction < r.predictions) answer(record, prediction++);
+    }
+
+    void clear() {
+        memset(sums, 0, r.channels * width * sizeof(float));
+        memset(carries, 0, r.channels * width * sizeof(float));
+        memset(total_sums, 0, r.channels * query_width() * sizeof(float));
+        memset(total_carries, 0, r.channels * query_width() * sizeof(float));
+        memset((void*)history, 0, r.channels * sizeof(ChannelHistory));
+        for (double* decaying : {recent, decayed_weight, decayed_total})
+            memset(decaying, 0, r.channels * r.half_lives * sizeof(double));
+        memset(changed, 1, r.channels);
+    }
+
+    void pool(int64_t channel, const float* part, const float* weight) {
+        expand([&](int64_t q) { return weight[q]; });
+        float *sum = sums + channel * width, *carry = carries + channel * width;
+        for (int64_t k = 0; k < r.width; k += kLanes) {
+            const Vector x = load(part + k, (int)minimum_of(kLanes, r.width - k));
+            add_compensated(sum + k, carry + k, x * load(expanded + k));
+        }
+        float *total = total_sums + channel * query_width(), *total_carry = total_carries + channel * query_width();
+        for (int64_t q = 0; q < r.queries; q += kLanes)
+            add_compensated(total + q, total_carry + q, load(weight + q, (int)minimum_of(kLanes, r.queries - q)));
+    }
+
+    double fading(double hours, int64_t half_life) const {
+        return hours <= 0 ? 1.0 : std::exp2(-hours / r.half_life[half_life]);
+    }
+
+    void note(int64_t channel, double time, bool is_number, double value) {
+        ChannelHistory& h = history[channel];
+        double *own_recent = recent + channel * r.half_lives, *own_weight = decayed_weight + channel * r.half_lives,
+               *own_total = decayed_total + channel * r.half_lives;
+        if (h.count == 0) h.first_time = h.last_time = time;
+        for (int64_t k = 0; k < r.half_lives; ++k) own_recent[k] = own_recent[k] * fading(time - h.last_time, k) + 1;
+        h.last_time = time;
+        h.count += 1;
+        if (!is_number) return;
+        if (h.numbers == 0) {
+            h.first = h.low = h.high = value;
+            h.number_time = time;
+        } else {
+            h.last_change = value - h.last;
+            h.change_squares += h.last_change * h.last_change;
+            h.low = value < h.low ? value : h.low;
+            h.high = value > h.high ? value : h.high;
+        }
+        for (int64_t k = 0; k < r.half_lives; ++k) {
+            const double faded = fading(time - h.number_time, k);
+            own_weight[k] = own_weight[k] * faded + 1;
+            own_total[k] = own_total[k] * faded + value;
+        }
+        h.last = value;
+        h.number_time = time;
+        h.total += value;
+        h.squares += value * value;
+        h.numbers += 1;
+    }
+
+    void answer(int64_t record, int64_t prediction) {
+        const int64_t quantities = kQuantities + kHalfLifeQuantities * r.half_lives;
+        const double now = r.prediction_times[record * r.predictions + prediction];
+        for (int64_t channel = 0; channel < r.channels; ++channel) {
+            const int64_t at = cell(record, prediction) + channel;
+            float *pooled = r.pooled + at * r.width, *totals = r.totals + at * r.queries;
+            if (prediction > 0 && !changed[channel]) {
+                memcpy(pooled, pooled - r.channels * r.width, r.width * sizeof(float));
+                memcpy(totals, totals - r.channels * r.queries, r.queries * sizeof(float));
+            } else {
+                const float* total = total_sums + channel * query_width();
+                expand([&](int64_t q) { return total[q] > 0 ? 1 / total[q] : 0.0f; });
+                for (int64_t k = 0; k < r.width; k += kLanes)
+                    store(pooled + k, load(sums + channel * width + k) * load(expanded + k),
+                          (int)minimum_of(kLanes, r.width - k));
+                memcpy(totals, total, r.queries * sizeof(float));
+            }
+            changed[channel] = 0;
+            describe(channel, now, r.statistics + at * quantities);
+        }
+    }
+
+    void describe(int64_t channel, double now, float* to) const {
+        const ChannelHistory& h = history[channel];
+        memset(to, 0, (kQuantities + kHalfLifeQuantities * r.half_lives) * sizeof(float));
+        if (h.count == 0) return;
+        float* decaying = to + kQuantities;
+        to[0] = (float)h.count;
+        to[1] = (float)(now - h.first_time);
+        to[2] = (float)(now - h.last_time);
+        for (int64_t k = 0; k < r.half_lives; ++k)
+            decaying[r.half_lives + k] = (float)(recent[channel * r.half_lives + k] * fading(now - h.last_time, k));
+        if (h.numbers == 0) return;
+        const double mean = h.total / h.numbers, variance = h.squares / h.numbers - mean * mean;
+        to[3] = (float)h.numbers;
+        to[4] = (float)h.first, to[5] = (float)h.last, to[6] = (float)h.low, to[7] = (float)h.high;
+        to[8] = (float)mean;
+        to[9] = variance > 0 ? (float)variance : 0.0f;
+        for (int64_t k = 0; k < r.half_lives; ++k)
+            decaying[k] = (float)(decayed_total[channel * r.half_lives + k] / decayed_weight[channel * r.half_lives + k]);
+        if (h.numbers < 2) return;
+        const double changes = h.numbers - 1, mean_change = (h.last - h.first) / changes,
+                     change_variance = h.change_squares / changes - mean_change * mean_change;
+        to[10] = (float)mean_change;
+        to[11] = (float)h.last_change;
+        to[12] = change_variance > 0 ? (float)change_variance : 0.0f;
+    }
+};
+
+struct RunningBackward : RunningWalk {
+    float *slopes, *pulls, *total_slopes;  // sums over prediction times: of G / total, of G pooled / total, of grad totals
+
+    using RunningWalk::RunningWalk;
+
+    void place(Pieces& pieces) {
+        RunningWalk::place(pieces);
+        slopes = pieces.take(r.channels * width), pulls = pieces.take(r.channels * width);
+        total_slopes = pieces.take(r.channels * r.queries);
+    }
+
+    void run(int64_t record) {
+        const int64_t count = events(record), at = record * r.length;
+        exponentiate(record, count);
+        memset(slopes, 0, r.channels * width * sizeof(float));
+        memset(pulls, 0, r.channels * width * sizeof(float));
+        memset(total_slopes, 0, r.channels * r.queries * sizeof(float));
+        memset(r.grad_parts + (at + count) * r.width, 0, (r.length - count) * r.width * sizeof(float));
+        memset(r.grad_scores + (at + count) * r.queries, 0, (r.length - count) * r.queries * sizeof(float));
+        const float* asked = r.prediction_times + record * r.predictions;
+        int64_t prediction = r.predictions - 1;
+        for (int64_t i = count - 1; i >= 0; --i) {
+            while (prediction >= 0 && asked[prediction] >= r.times[at + i]) see(record, prediction--);
+            hand_on(r.slots[at + i], at + i, weights + i * r.queries);
+        }
+    }
+
+    void see(int64_t record, int64_t prediction) {
+        for (int64_t channel = 0; channel < r.channels; ++channel) {
+            const int64_t at = cell(record, prediction) + channel;
+            const float *totals = r.totals + at * r.queries, *grad = r.grad_pooled + at * r.width, *pooled = r.pooled + at * r.width;
+            if (!(totals[0] > 0)) continue;
+            expand([&](int64_t q) { return 1 / totals[q]; });
+            float *slope = slopes + channel * width, *pull = pulls + channel * width;
+            for (int64_t k = 0; k < r.width; k += kLanes) {
+                const int lanes = (int)minimum_of(kLanes, r.width - k);
+                const Vector share = load(grad + k, lanes) * load(expanded + k);
+                store(slope + k, load(slope + k) + share);
+                store(pull + k, load(pull + k) + share * load(pooled + k, lanes));
+            }
+            if (r.grad_totals == nullptr) continue;
+            for (int64_t q = 0; q < r.queries; ++q)
+                total_slopes[channel * r.queries + q] += r.grad_totals[at * r.queries + q];
+        }
+    }
+
+    void hand_on(int64_t channel, int64_t event, const float* weight) {
+        const float *slope = slopes + channel * width, *pull = pulls + channel * width, *part = r.parts + event * r.width;
+        float* grad = r.grad_parts + event * r.width;
+        expand([&](int64_t q) { return weight[q]; });
+        alignas(64) float gaps[kLanes];
+        float *to = r.grad_scores + event * r.queries, sum = 0;
+        int64_t q = 0, left = columns;
+        for (int64_t k = 0; k < r.width; k += kLanes) {
+            const int lanes = (int)minimum_of(kLanes, r.width - k);
+            const Vector z = load(slope + k);
+            store(grad + k, z * load(expanded + k), lanes);
+            store(gaps, load(part + k, lanes) * z - load(pull + k));
+            for (int i = 0; i < lanes; ++i) {
+                sum += gaps[i];
+                if (--left > 0) continue;
+                to[q] = weight[q] * (sum + total_slopes[channel * r.queries + q]);
+                sum = 0, left = columns, ++q;
+            }
+        }
+    }
+};
+
+template <typename Walk>
+int walk_records(const RunningArguments& r) {
+    int failed = 0;
+    share_work(r.batch, r.threads, [&](int, int64_t first, int64_t end) {
+        Walk walk(r);
+        Pieces sizes{nullptr};
+        walk.place(sizes);
+        Arena arena(sizes.floats);
+        if (!arena.ok()) {
+#pragma omp atomic write
+            failed = 1;
+            return;
+        }
+        Pieces pieces{arena.take(0)};
+        walk.place(pieces);
+        for (int64_t record = first; record < end; ++record) walk.run(record);
+    });
+    return failed ? kOutOfMemory : kOk;
+}
+
+inline int running_forward(const RunningArguments& r) { return walk_records<RunningForward>(r); }
+inline int running_backward(const RunningArguments& r) { return walk_records<RunningBackward>(r); }
+
+}  // namespace hymate

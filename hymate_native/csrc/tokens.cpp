@@ -1,0 +1,17 @@
+// The functions on channels and their tokens that Python calls; each returns a Status.
+#include "attention.h"
+#include "channel_tokens.h"
+#include "exports.h"
+#include "fusion.h"
+#include "running_quantities.h"
+
+using namespace hymate;
+
+HYMATE_EXPORT int hymate_attention_forward(const AttentionArguments* a) { return attention_forward(*a); }
+HYMATE_EXPORT int hymate_attention_backward(const AttentionArguments* a) { return attention_backward(*a); }
+HYMATE_EXPORT int hymate_fusion_forward(const FusionArguments* f) { return fusion_forward(*f); }
+HYMATE_EXPORT int hymate_fusion_backward(const FusionArguments* f) { return fusion_backward(*f); }
+HYMATE_EXPORT int hymate_running_forward(const RunningArguments* r) { return running_forward(*r); }
+HYMATE_EXPORT int hymate_running_backward(const RunningArguments* r) { return running_backward(*r); }
+HYMATE_EXPORT int hymate_tokens_forward(const TokenArguments* t) { return tokens_forward(*t); }
+HYMATE_EXPORT int hymate_tokens_backward(const TokenArguments* t) { return tokens_backward(*t); }
