@@ -92,7 +92,7 @@ wheels:
 # The kernels' own tests, without Python: under the address and undefined-behavior sanitizers, and on an emulated ARM.
 CHECK_FLAGS := -std=c++17 -fno-exceptions -fno-math-errno -fno-trapping-math -fno-signed-zeros -ffp-contract=fast \
 	-fopenmp -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized
-CHECK_SOURCES := tests/native/check_kernels.cpp $(wildcard hymate_native/csrc/*.cpp)
+CHECK_SOURCES := $(wildcard tests/native/*.cpp hymate_native/csrc/*.cpp)
 
 sanitize:
 	mkdir -p build

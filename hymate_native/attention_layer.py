@@ -1,5 +1,7 @@
 """A Transformer layer across the tokens of each group as one PyTorch operator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -67,7 +69,7 @@ _layer.register_autograd(_differentiate, setup_context=_keep)
 _layer_backward.register_autograd(no_second_derivative("attention layer"))
 
 
-def _arguments(tokens, mask, weights, heads, eps, dropout, attention_dropout, seed) -> AttentionArguments:
+def _arguments(tokens, mask, weights, heads, eps, dropout, attention_dropout, seed) -> Any:
     groups, count, width = tokens.shape
     inside = weights[_WEIGHTS.index("up_weight")].shape[0]
     return AttentionArguments(

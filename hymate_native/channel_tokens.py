@@ -1,5 +1,7 @@
 """One token per channel and prediction time, with piecewise-linear functions of its statistics, as an operator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,7 @@ _tokens.register_autograd(_differentiate, setup_context=_keep)
 _tokens_backward.register_autograd(no_second_derivative("channel tokens"))
 
 
-def _arguments(mask, statistics, present, channel_ids, embedding, knots, bins) -> TokenArguments:
+def _arguments(mask, statistics, present, channel_ids, embedding, knots, bins) -> Any:
     variables, width = embedding.shape
     return TokenArguments(
         *(*mask.shape, width, statistics.shape[-1], bins, variables, library.threads()),
@@ -101,6 +103,7 @@ def channel_tokens(
     """
     batch, predictions, channels, width = pooled.shape
     (variables, _), cells, count = embedding.shape, (batch, predictions, channels), statistics.shape[-1]
+    floats: dict[str, tuple[Tensor, tuple[int, ...]]]
     floats = {"pooled": (pooled, (*cells, width)), "statistics": (statistics, (*cells, count))}
     floats |= {"embedding": (embedding, (variables, width))}
     floats |= {"knots": (knots, (variables * count * (num_bins + 1), width))}

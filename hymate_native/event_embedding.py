@@ -1,5 +1,7 @@
 """The embedding of events as one PyTorch operator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ _embedding.register_autograd(_differentiate, setup_context=_keep)
 _embedding_backward.register_autograd(no_second_derivative("event embedding"))
 
 
-def _arguments(*tensors: Tensor | None) -> EmbeddingArguments:
+def _arguments(*tensors: Any) -> Any:
     (batch, length), (variables, width), inside = tensors[0].shape, tensors[5].shape, tensors[7].shape[0]
     sizes = (batch, length, width, inside, variables, library.threads())
     return EmbeddingArguments(*sizes, *map(pointer, tensors))

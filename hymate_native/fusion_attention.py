@@ -1,5 +1,7 @@
 """Fusion attention, which pools the tokens of each group into one vector, as one PyTorch operator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ _fusion.register_autograd(_differentiate, setup_context=_keep)
 _fusion_backward.register_autograd(no_second_derivative("fusion attention"))
 
 
-def _arguments(tokens, mask, norm, weight, bias, score, eps) -> FusionArguments:
+def _arguments(tokens, mask, norm, weight, bias, score, eps) -> Any:
     tensors = map(pointer, (tokens, mask, norm, weight, bias, score))
     return FusionArguments(*tokens.shape, library.threads(), eps, *tensors)
 

@@ -1,5 +1,7 @@
 """What events are pooled by: a norm, the projection to what is averaged, and bounded scores, as one operator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ _projection.register_autograd(_differentiate, setup_context=_keep)
 _projection_backward.register_autograd(no_second_derivative("pooling projection"))
 
 
-def _arguments(states, lengths, norm, query_weight, value_weight, value_bias, eps, bound) -> ProjectionArguments:
+def _arguments(states, lengths, norm, query_weight, value_weight, value_bias, eps, bound) -> Any:
     return ProjectionArguments(
         *(*states.shape, query_weight.shape[0], library.threads(), eps, bound),
         *map(pointer, (states, lengths, norm, query_weight, value_weight, value_bias)),

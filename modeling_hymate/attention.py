@@ -1,5 +1,8 @@
 """Attention across tokens: self-attention layers, and fusion attention that pools them into one vector."""
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -98,7 +101,7 @@ class HyMaTEAttentionLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
     def _run_natively(self, hidden_states: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
-        attention, (up, _, down) = self.attention, self.mlp
+        attention, (up, _, down) = self.attention, cast(Iterable[Any], self.mlp)
         return hymate_native.attention_layer(
             hidden_states,
             token_mask,
@@ -111,7 +114,7 @@ class HyMaTEAttentionLayer(GradientCheckpointingLayer):
             up_proj=(up.weight, up.bias),
             down_proj=(down.weight, down.bias),
             num_heads=attention.config.num_attention_heads,
-            eps=self.attention_norm.eps,
+            eps=cast(float, self.attention_norm.eps),
             dropout=self.dropout.p if self.training else 0.0,
             attention_dropout=attention.attention_dropout if self.training else 0.0,
             seed=torch.randint(2**62, ()) if self.training else None,
@@ -133,7 +136,7 @@ class HyMaTEFusionAttention(nn.Module):
         if runs_natively(tokens, self.norm, self.projection, self.score):
             return hymate_native.fusion_attention(
                 *(tokens, mask, self.norm.weight, self.projection.weight, self.projection.bias),
-                *(self.score.weight.squeeze(0), self.norm.eps),
+                *(self.score.weight.squeeze(0), cast(float, self.norm.eps)),
             )
         tokens = self.norm(tokens)
         scores = self.score(torch.tanh(self.projection(tokens))).squeeze(-1).float()

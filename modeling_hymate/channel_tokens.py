@@ -1,5 +1,7 @@
 """One token per variable observed in a record: its events pooled by attention, and what its values and times say."""
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -89,11 +91,15 @@ class HyMaTEChannelTokens(nn.Module):
         """(batch, length, hidden_size) of records that have `lengths` real events, first -> `parts` and `scores` of
         `running_quantities`."""
         if runs_natively(hidden_states, self.norm, self.query, self.value):
-            query, value = self.query.weight, self.value.weight
             return hymate_native.pooling_projection(
-                *(hidden_states, lengths),
-                **{"norm": self.norm.weight, "query_weight": query, "value_weight": value},
-                **{"value_bias": self.value.bias, "eps": self.norm.eps, "bound": SCORE_BOUND},
+                hidden_states,
+                lengths,
+                norm=self.norm.weight,
+                query_weight=self.query.weight,
+                value_weight=self.value.weight,
+                value_bias=self.value.bias,
+                eps=cast(float, self.norm.eps),
+                bound=SCORE_BOUND,
             )
         states = self.norm(hidden_states)
         scores = self.query(states).float()
@@ -110,21 +116,18 @@ class HyMaTEChannelTokens(nn.Module):
         """Running quantities at each prediction time, `(batch, predictions, channels, ...)`, which channels have any
         event by then, `(batch, predictions, channels)`, and the variable of each channel, `(batch, channels)` ->
         tokens `(batch, predictions, channels, hidden_size)`; those of channels without an event mean nothing."""
-        if self._is_native(pooled, quantities, variable_embedding):
+        layer = self.statistics
+        if layer is not None and not quantities.requires_grad and runs_natively(pooled, variable_embedding, layer):
             statistics, present = channel_statistics(quantities, self.time_scale)
+            embedding, knots = variable_embedding.weight, layer.knots
             return hymate_native.channel_tokens(
-                *(pooled, mask, statistics, present, channel_ids, variable_embedding.weight),
-                *(self.statistics.knots, self.statistics.num_bins),
+                pooled, mask, statistics, present, channel_ids, embedding, knots, layer.num_bins
             )
         tokens = pooled + variable_embedding(channel_ids.clamp(min=0)).unsqueeze(1)
-        if self.statistics is not None:
-            described = self.statistics(quantities, channel_ids)
+        if layer is not None:
+            described = layer(quantities, channel_ids)
         else:
             found = split_quantities(quantities)
             hours = (found[name].clamp(min=0) * self.time_scale for name in ("since_first", "since_last"))
             described = self.occurrence(torch.stack([found["count"], *hours], -1).log1p().to(tokens.dtype))
         return tokens + described.to(tokens.dtype)
-
-    def _is_native(self, pooled, quantities, variable_embedding) -> bool:
-        has_statistics = self.statistics is not None and not quantities.requires_grad
-        return has_statistics and runs_natively(pooled, variable_embedding, self.statistics)

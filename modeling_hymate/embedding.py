@@ -1,6 +1,8 @@
 """Event embedding: what was measured, what its value was, and when (STraTS, arXiv 2107.14293, section 4.1)."""
 
 import math
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +22,8 @@ class ScalarEmbedding(nn.Sequential):
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the embedding of one number: weight and bias before tanh `(width,)`, and the weight behind it."""
-        return self[0].weight.squeeze(1), self[0].bias, self[2].weight
+        before, _, behind = cast(Iterable[Any], self)
+        return before.weight.squeeze(1), before.bias, behind.weight
 
 
 class HyMaTEPredictionTimeEmbedding(nn.Module):
@@ -82,7 +85,7 @@ class HyMaTEEmbedding(nn.Module):
 
     def _is_native(self, values: torch.Tensor, times: torch.Tensor) -> bool:
         embeddings = (self.variable_embedding, self.variable_value_vectors, self.value_embedding, self.time_embedding)
-        layers = [layer for layer in embeddings if layer is not None]
+        layers: list[nn.Module] = [layer for layer in embeddings if layer is not None]
         layers += [self.dropout, *self.value_embedding, *self.time_embedding]
         differentiates = values.requires_grad or times.requires_grad
         return not differentiates and times.dtype == values.dtype and runs_natively(values, *layers)

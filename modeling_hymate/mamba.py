@@ -106,7 +106,7 @@ class HyMaTEMixer(nn.Module):
 
     def mix_natively(self, states: torch.Tensor, lengths: torch.Tensor, **options) -> Any:
         """`hymate_native.mamba_mixer` with this layer's weights. A projection that is not plain is called."""
-        projections: dict[str, torch.Tensor | None] = {}
+        projections: dict[str, Any] = {}
         for name, layer in {"in_proj": self.in_proj, "out_proj": self.out_proj}.items():
             if is_plain(layer):
                 projections[f"{name}_weight"], projections[f"{name}_bias"] = layer.weight, layer.bias

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -285,7 +285,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         shape = tokens.shape
         tokens, mask = tokens.flatten(0, -3), mask.flatten(0, -2)
         if len(self.attention_layers):
-            is_native = all(layer.runs_natively(tokens) for layer in self.attention_layers)
+            is_native = all(cast(HyMaTEAttentionLayer, layer).runs_natively(tokens) for layer in self.attention_layers)
             attention_mask = None if is_native else create_bidirectional_mask(self.config, tokens, mask)
             for layer in self.attention_layers:
                 tokens = layer(tokens, attention_mask, token_mask=mask, **kwargs)

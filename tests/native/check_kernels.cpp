@@ -1,16 +1,14 @@
 // The kernels against plain loops in double precision, without Python: for the sanitizers, and for processors that are
 // only emulated here. Prints one line a case and fails if any error is above its tolerance.
-#include <cmath>
-#include <cstdio>
 #include <limits>
-#include <random>
-#include <vector>
 
 #include "../../hymate_native/csrc/convolution.h"
 #include "../../hymate_native/csrc/mixer.h"
 #include "../../hymate_native/csrc/scan_backward.h"
+#include "checks.h"
 
 using namespace hymate;
+using namespace checks;
 
 extern "C" {
 int hymate_scan_forward(const ScanArguments*);
@@ -24,8 +22,7 @@ int hymate_mixer_step(const MixerArguments*);
 
 namespace {
 
-int failures = 0;
-std::mt19937 engine(0);
+using checks::compare;
 
 // --------------------------------------------------------------------------------------------- numbers
 
@@ -69,16 +66,6 @@ void encode(void* data, int64_t at, int64_t dtype, double value) {
     ((uint16_t*)data)[at] = bits;
 }
 
-double random_number() {  // seven bits: exact in every data type
-    return std::round(std::normal_distribution<double>(0, 1)(engine) * 32 + 0.5) / 32;
-}
-
-std::vector<float> random_floats(int64_t count, double low, double high) {
-    std::vector<float> values((size_t)count);
-    for (float& value : values) value = (float)std::uniform_real_distribution<double>(low, high)(engine);
-    return values;
-}
-
 // ------------------------------------------------------------------------------------------------ rows
 
 // A (batch, length, channels) tensor inside a wider buffer: what lies between its rows must not be touched.
@@ -110,22 +97,6 @@ struct Tensor {
     }
 };
 
-struct Error {
-    double largest = 0, difference = 0;
-    void add(double expected, double found) {
-        largest = std::fmax(largest, std::fabs(expected));
-        const double error = std::fabs(expected - found);
-        difference = error <= difference ? difference : error;  // NaN stays
-    }
-    double relative() const { return difference == 0 ? 0 : difference / std::fmax(largest, 1e-30); }
-};
-
-void report(const char* what, const Error& error, double tolerance, bool quiet = true) {
-    const bool bad = !(error.relative() <= tolerance);
-    failures += bad;
-    if (bad || !quiet) printf("    %-14s %.1e%s\n", what, error.relative(), bad ? "  <-- too much" : "");
-}
-
 Error compare(const Tensor& found, const std::vector<double>& expected) {
     Error error;
     for (int64_t b = 0, i = 0; b < found.batch; ++b)
@@ -135,20 +106,6 @@ Error compare(const Tensor& found, const std::vector<double>& expected) {
     if (!found.guards_hold()) printf("    wrote between the rows\n");
     return error;
 }
-
-Error compare(const std::vector<float>& found, const std::vector<double>& expected) {
-    Error error;
-    for (size_t i = 0; i < found.size(); ++i) error.add(expected[i], found[i]);
-    return error;
-}
-
-std::vector<int64_t> some_lengths(int64_t batch, int64_t length, bool padded) {
-    std::vector<int64_t> lengths((size_t)batch, length);
-    for (int64_t b = 1; padded && b < batch; ++b) lengths[(size_t)b] = b == 1 ? 0 : (int64_t)(engine() % (length + 1));
-    return lengths;
-}
-
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 double tolerance_of(int64_t dtype) { return dtype == kFloat32 ? 2e-6 : dtype == kBfloat16 ? 4e-3 : 5e-4; }
 
@@ -368,9 +325,12 @@ void check_matrices(int64_t rows, int64_t inputs, int64_t outputs) {
 struct MixerCase {
     int64_t batch, length, width, inner, state, rank, kernel, outputs, dtype, threads;
     bool padded, projections, biases;
+    bool residual = false;
 };
 
-enum Weight { kInW, kInB, kConvW, kConvB, kXW, kDtW, kDtB, kA, kD, kOutW, kOutB, kWeights };
+constexpr double kEps = 1e-5, kFactor = 1.25;  // of the residual layer
+
+enum Weight { kInW, kInB, kConvW, kConvB, kXW, kDtW, kDtB, kA, kD, kOutW, kOutB, kNorm, kWeights };
 
 // The sum over outputs times `grad_out`, in double precision. `rows` are (batch, length, width).
 double mixer_loss(const MixerCase& k, const std::vector<int64_t>& lengths, const std::vector<double>& rows,
@@ -383,10 +343,16 @@ double mixer_loss(const MixerCase& k, const std::vector<int64_t>& lengths, const
         for (int64_t t = 0; t < L; ++t) {
             std::vector<double> u((size_t)D), gate((size_t)D), parameters((size_t)wide), y((size_t)D);
             const bool real = t < lengths[(size_t)b];
-            const double* row = rows.data() + (b * L + t) * k.width;
+            const double* given = rows.data() + (b * L + t) * k.width;
+            std::vector<double> row(given, given + k.width);
+            if (k.residual) {
+                double square = 0;
+                for (double value : row) square += value * value / (double)k.width;
+                for (int64_t i = 0; i < k.width; ++i) row[(size_t)i] *= weight(kNorm, i) / std::sqrt(square + kEps);
+            }
             for (int64_t d = 0; real && d < 2 * D; ++d) {
-                double value = k.projections ? weight(kInB, d) : row[d];
-                for (int64_t i = 0; k.projections && i < k.width; ++i) value += row[i] * weight(kInW, d * k.width + i);
+                double value = k.projections ? weight(kInB, d) : row[(size_t)d];
+                for (int64_t i = 0; k.projections && i < k.width; ++i) value += row[(size_t)i] * weight(kInW, d * k.width + i);
                 (d < D ? x[(size_t)(t * D + d)] : gate[(size_t)(d - D)]) = value;
             }
             for (int64_t d = 0; real && d < D; ++d) {
@@ -414,6 +380,7 @@ double mixer_loss(const MixerCase& k, const std::vector<int64_t>& lengths, const
             for (int64_t o = 0; o < O; ++o) {
                 double value = k.projections ? weight(kOutB, o) : y[(size_t)o];
                 for (int64_t d = 0; k.projections && d < D; ++d) value += y[(size_t)d] * weight(kOutW, o * D + d);
+                if (k.residual) value = real ? given[o] + kFactor * value : 0;
                 loss += value * grad_out[(size_t)((b * L + t) * O + o)];
                 if (out != nullptr) (*out)[(size_t)((b * L + t) * O + o)] = value;
             }
@@ -464,7 +431,7 @@ void check_mixer(const MixerCase& k) {
     grad_out.randomize(full);
     const int64_t sizes[kWeights] = {k.projections ? 2 * D * k.width : 0, k.projections && k.biases ? 2 * D : 0, D * k.kernel,
                                      k.biases ? D : 0, wide * D, D * k.rank, k.biases ? D : 0, D * N, D,
-                                     k.projections ? O * D : 0, k.projections && k.biases ? O : 0};
+                                     k.projections ? O * D : 0, k.projections && k.biases ? O : 0, k.residual ? k.width : 0};
     std::vector<float> weights[kWeights], grads[kWeights];
     std::vector<double> exact[kWeights];
     for (int i = 0; i < kWeights; ++i) {
@@ -483,6 +450,8 @@ void check_mixer(const MixerCase& k) {
     m.conv_bias = data(weights[kConvB]), m.x_weight = data(weights[kXW]), m.dt_weight = data(weights[kDtW]);
     m.dt_bias = data(weights[kDtB]), m.A = data(weights[kA]), m.D = data(weights[kD]);
     m.out_weight = data(weights[kOutW]), m.out_bias = data(weights[kOutB]);
+    std::vector<float> factors((size_t)(B * k.width), (float)kFactor);
+    if (k.residual) m.eps = kEps, m.norm = data(weights[kNorm]), m.factors = factors.data(), m.grad_norm = data(grads[kNorm]);
     failures += hymate_mixer_forward(&m) != kOk;
     std::vector<double> wide_rows((size_t)(B * L * k.width)), wide_grads((size_t)(B * L * O)), y((size_t)(B * L * O));
     for (int64_t b = 0, i = 0, j = 0; b < B; ++b)
@@ -530,7 +499,7 @@ void check_mixer(const MixerCase& k) {
         error.add(difference, predicted);
         error.largest = std::fmax(error.largest, std::sqrt(size));
         static const char* const names[] = {"rows", "in weight", "in bias", "conv weight", "conv bias", "x weight",
-                                            "dt weight", "dt bias", "A", "D", "out weight", "out bias"};
+                                            "dt weight", "dt bias", "A", "D", "out weight", "out bias", "norm"};
         report(names[i + 1], error, tolerance);
     }
 }
@@ -562,8 +531,12 @@ int main() {
             check_mixer({1, 700, 80, 40, 3, 2, 8, 4, dtype, 2, false, flag, true});  // several stretches of time,
             check_mixer({3, 200, 140, 70, 2, 3, 4, 5, dtype, 2 + flag, true, !flag, true});  // together and apart
         }
+    check_mixer({4, 150, 12, 20, 4, 2, 4, 12, kFloat32, 2, true, true, true, true});
+    check_mixer({1, 700, 80, 40, 3, 2, 8, 80, kFloat32, 3, false, true, false, true});
     check_mixer({0, 5, 3, 2, 2, 1, 4, 3, kFloat32, 2, true, true, true});
     check_mixer({2, 0, 3, 2, 2, 1, 4, 3, kFloat32, 3, true, true, true});
+    check_tokens();
+    check_events();
     printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
     return failures != 0;
 }

@@ -101,11 +101,51 @@ def test_operators_keep_pytorchs_rules(given):
     torch.library.opcheck(torch.ops.hymate.causal_conv1d.default, convolution, test_utils=tests)
     into, out = ((normal(10, 6), normal(10)), (normal(6, 5), normal(6))) if given else ((None, None), (None, None))
     mixer = (normal(2, 7, 6 if given else 10), *into, normal(5, 4), optional["bias"], normal(8, 5), normal(5, 2))
-    mixer += (optional["bias"], A, normal(5), *out, optional["lengths"])
+    residual = (normal(6), torch.rand(2, 6)) if given else (None, None)
+    mixer += (optional["bias"], A, normal(5), *out, *residual, optional["lengths"], 1e-5)
     torch.library.opcheck(torch.ops.hymate.mamba_mixer.default, (*mixer, True), test_utils=tests)
-    stream = [tensor if tensor is None else tensor.detach() for tensor in mixer]
+    stream = [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in mixer]
     stream += [torch.randn(2, 5, 3), torch.randn(2, 5, 3)] if given else [None, None]
     torch.library.opcheck(torch.ops.hymate.mamba_mixer_stream.default, tuple(stream), test_utils=tests)
+
+
+def channel_operators():
+    """An operator and its arguments, for each of those on events, channels and tokens."""
+
+    def normal(*shape):
+        return torch.randn(*shape, requires_grad=True)
+
+    def positive(*shape):
+        return torch.rand(*shape).sort(-1).values
+
+    lengths, ids = torch.tensor([7, 3]), torch.randint(4, (2, 7))
+    numbers = (normal(3), normal(3), normal(6, 3))
+    events = (torch.randn(2, 7), positive(2, 7), ids, torch.rand(2, 7) < 0.5, lengths)
+    yield "event_embedding", (*events, normal(4, 6), normal(4, 6), *numbers, *numbers, normal(6), torch.rand(2, 6))
+    yield (
+        "pooling_projection",
+        (normal(2, 7, 6), lengths, normal(6), normal(2, 6), normal(6, 6), normal(6), 1e-5, 10.0),
+    )
+    slots = ids.masked_fill(torch.arange(7) >= lengths.unsqueeze(1), -1)
+    running = (normal(2, 7, 6), normal(2, 7, 2), torch.randn(2, 7), positive(2, 7), torch.rand(2, 7) < 0.5, slots)
+    yield "running_quantities", (*running, positive(2, 3), 4, [0.5])
+    cells = torch.rand(2, 3, 4) < 0.7
+    statistics = (torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5) < 0.7, torch.randint(4, (2, 4)))
+    yield "channel_tokens", (normal(2, 3, 4, 6), cells, *statistics, normal(4, 6), normal(60, 6), 2)
+    tokens, mask = normal(5, 4, 6), torch.rand(5, 4) < 0.7
+    projections = [normal(*size) for _ in range(4) for size in ((6, 6), (6,))]
+    weights = [normal(6), *projections, normal(6), normal(8, 6), normal(8), normal(6, 8), normal(6)]
+    yield "attention_layer", (tokens, mask, weights, 2, 1e-5, 0.1, 0.2, torch.tensor(7))
+    yield "fusion_attention", (tokens, mask, normal(6), normal(6, 6), normal(6), normal(6), 1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "arguments"), channel_operators(), ids=lambda item: item if isinstance(item, str) else ""
+)
+def test_channel_operators_keep_pytorchs_rules(name, arguments):
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(torch.ops.hymate, name).default, arguments, test_utils=tests)
 
 
 # ------------------------------------------------------------------------------------- processes, threads
