@@ -92,9 +92,9 @@ class HyMaTEAttentionLayer(GradientCheckpointingLayer):
         token_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> the same shape. Where it `runs_natively`, `token_mask (batch, tokens)` alone
-        is looked at, else `attention_mask` alone."""
-        if token_mask is not None and self.runs_natively(hidden_states):
+        """(batch, tokens, hidden_size) -> the same shape. With `token_mask (batch, tokens)`, for a layer that
+        `runs_natively`, the compiled kernel does it and `attention_mask` is not looked at."""
+        if token_mask is not None:
             return self._run_natively(hidden_states, token_mask)
         attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)

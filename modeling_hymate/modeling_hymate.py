@@ -286,9 +286,10 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         tokens, mask = tokens.flatten(0, -3), mask.flatten(0, -2)
         if len(self.attention_layers):
             is_native = all(cast(HyMaTEAttentionLayer, layer).runs_natively(tokens) for layer in self.attention_layers)
+            token_mask = mask if is_native else None
             attention_mask = None if is_native else create_bidirectional_mask(self.config, tokens, mask)
             for layer in self.attention_layers:
-                tokens = layer(tokens, attention_mask, token_mask=mask, **kwargs)
+                tokens = layer(tokens, attention_mask, token_mask=token_mask, **kwargs)
         pooled, weights = self.fusion(tokens, mask)
         return tokens.view(shape), pooled.view(*shape[:-2], -1), weights.view(shape[:-1])
 

@@ -23,6 +23,8 @@ from .running_quantities import (
     summarize,
 )
 
+FIXED = tuple(name for name in Running._fields if name not in DECAYING)  # one number each
+
 
 @dataclass
 class StreamMemory:
@@ -149,10 +151,7 @@ def advance_stream(model: Any, state: StreamState, *events: torch.Tensor) -> Str
     values, times, variable_ids, mask, has_value = events
     if len(values) != len(current.last_time):
         raise ValueError(f"the state is of {len(current.last_time)} records, but values holds {len(values)}")
-    if (
-        values.shape[1] == 1
-        and ((times[:, 0] > current.last_time) | (current.num_events == 0)).logical_and(mask[:, 0]).all()
-    ):
+    if values.shape[1] == 1 and (mask[:, 0] & ((times[:, 0] > current.last_time) | (current.num_events == 0))).all():
         new = SortedEvents(values.masked_fill(~has_value, 0), times.float(), variable_ids.long(), mask, has_value)
         return StreamState(current, _advance(model, current, new), new, state.static_embeds)
     new = sort_events(*events)
@@ -194,7 +193,7 @@ def observed_quantities(
     """`pooled` and `statistics` as of `running_quantities` at the times `now (batch,)`, `(batch, 1, channels, ...)`,
     and the variables observed so far, `(batch, channels)`."""
     num_variables = model.config.num_variables
-    observed = memory.running[:, :-1, 0] > 0  # by the count, which comes first
+    observed = memory.running[:, :-1, FIXED.index("events")] > 0
     if len(observed) == 1:
         channel_ids = observed[0].nonzero().view(1, -1)
         if not channel_ids.numel():
@@ -211,9 +210,10 @@ def observed_quantities(
 
 def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMemory:
     """The memory after the real ones of `events`, of which none is older."""
-    if not events.mask.any():
-        return memory
     lengths = events.lengths
+    if not lengths.any():
+        return memory
+    is_single = events.mask.shape[1] == 1 and bool(lengths.all())
     hidden_states = model.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)
     convolutions, scans = [], []
     for layer, *before in zip(model.mamba_layers, memory.convolution, memory.scan, strict=True):
@@ -221,7 +221,7 @@ def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMe
         convolutions.append(convolution)
         scans.append(scan)
     parts, scores = model.channel_tokens.project(hidden_states, lengths)
-    if events.mask.shape[1] == 1 and events.mask.all():
+    if is_single:
         variables, sums = events.variable_ids, pooling_summands(parts, scores)
         running = describe_event(events.values, events.times, events.has_value, len(model.half_lives))
     else:
@@ -229,12 +229,13 @@ def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMe
     old_sums, old_running = (_of_variables(held, variables) for held in (memory.sums, memory.running))
     merged = _pack(merge(_unpack(old_running, len(model.half_lives)), running, model.half_lives))
     places = variables.unsqueeze(-1)
+    latest = events.times[:, 0] if is_single else torch.where(lengths > 0, events.last_times, memory.last_time)
     return StreamMemory(
         convolution=torch.stack(convolutions) if convolutions else memory.convolution,
         scan=torch.stack(scans) if scans else memory.scan,
         sums=memory.sums.scatter(1, places.expand_as(old_sums), old_sums + sums),
         running=memory.running.scatter(1, places.expand_as(merged), merged),
-        last_time=torch.where(lengths > 0, events.last_times, memory.last_time),
+        last_time=latest,
         num_events=memory.num_events + lengths,
     )
 
@@ -258,17 +259,15 @@ def _of_variables(held: torch.Tensor, variables: torch.Tensor) -> torch.Tensor:
 
 
 def _pack(running: Running) -> torch.Tensor:
-    """All fields side by side, `(..., numbers)`."""
-    shape = running.events.dim()
-    return torch.cat([field if field.dim() > shape else field.unsqueeze(-1) for field in running], -1)
+    """All fields side by side, `(..., numbers)`, those that decay at the end."""
+    fixed = torch.stack([getattr(running, name) for name in FIXED], -1)
+    return torch.cat([fixed, *(getattr(running, name) for name in DECAYING)], -1)
 
 
 def _unpack(packed: torch.Tensor, half_lives: int) -> Running:
-    sizes = [half_lives if name in DECAYING else 1 for name in Running._fields]
-    parts = packed.split(sizes, -1)
-    return Running(
-        *(part if name in DECAYING else part.squeeze(-1) for name, part in zip(Running._fields, parts, strict=True))
-    )
+    fixed, *decaying = packed.split([len(FIXED), *[half_lives] * len(DECAYING)], -1)
+    names = (*FIXED, *DECAYING)
+    return Running(**dict(zip(names, (*fixed.unbind(-1), *decaying), strict=True)))
 
 
 def _select(events: SortedEvents, keep: torch.Tensor) -> SortedEvents:

@@ -88,7 +88,7 @@ inline int tokens_forward(const TokenArguments& a) {
     share_work(a.batch * a.channels, a.threads, [&](int, int64_t begin, int64_t end) {
         for_cells(a, begin, end, [&](int64_t cell, int64_t variable) {
             if (!a.mask[cell]) {
-                memset(a.out + cell * a.width, 0, a.width * sizeof(float));
+                clear_floats(a.out + cell * a.width, a.width);
                 return;
             }
             for_stripes(a.width, [&](auto vectors, int64_t first, int last) {

@@ -111,7 +111,7 @@ struct EmbeddingForward {
             }
             for (int64_t j = 0; j < 2 * a.inside; j += kLanes)
                 store(row + j, hyperbolic_tangent(Pack<1>{load(row + j)}).v[0], (int)minimum_of(kLanes, 2 * a.inside - j));
-            if (!a.value_mask[event + i]) memset(row, 0, a.inside * sizeof(float));
+            if (!a.value_mask[event + i]) clear_floats(row, a.inside);
         }
     }
 
@@ -134,7 +134,7 @@ struct EmbeddingForward {
             }
         }
     }
-    void pad(int64_t event, int64_t count) { memset(a.out + event * a.width, 0, count * a.width * sizeof(float)); }
+    void pad(int64_t event, int64_t count) { clear_floats(a.out + event * a.width, count * a.width); }
 };
 
 // Each thread's sums over events.
@@ -285,8 +285,8 @@ struct ProjectionForward {
                       (int)minimum_of(kLanes, a.queries - q));
     }
     void pad(int64_t event, int64_t count) {
-        memset(a.parts + event * a.width, 0, count * a.width * sizeof(float));
-        memset(a.scores + event * a.queries, 0, count * a.queries * sizeof(float));
+        clear_floats(a.parts + event * a.width, count * a.width);
+        clear_floats(a.scores + event * a.queries, count * a.queries);
     }
 };
 
@@ -342,7 +342,7 @@ struct ProjectionBackward {
                            grad_x, shares);
         sums.norm.add(thread, shares, count);
     }
-    void pad(int64_t event, int64_t count) { memset(a.grad_x + event * a.width, 0, count * a.width * sizeof(float)); }
+    void pad(int64_t event, int64_t count) { clear_floats(a.grad_x + event * a.width, count * a.width); }
 };
 
 inline int projection_forward(const ProjectionArguments& a) {

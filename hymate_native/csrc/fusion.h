@@ -88,8 +88,8 @@ struct FusionForward {
     void run(const TokenBlock& block) {
         block.read(a.x, x);
         weigh(block);
-        memset(a.pooled + block.first * a.width, 0, (block.end - block.first) * a.width * sizeof(float));
-        memset(a.weights + block.first * a.tokens, 0, (block.end - block.first) * a.tokens * sizeof(float));
+        clear_floats(a.pooled + block.first * a.width, (block.end - block.first) * a.width);
+        clear_floats(a.weights + block.first * a.tokens, (block.end - block.first) * a.tokens);
         for_groups_of(block, [&](int64_t group, int64_t start, int64_t end) {
             for (int64_t i = start; i < end; ++i) a.weights[block.places[i]] = weights[i];
             for (int64_t k = 0; k < a.width; k += kLanes) {
@@ -146,7 +146,7 @@ struct FusionBackward {
         const int64_t count = block.count, width = forward.width;
         block.read(a.x, forward.x);
         forward.weigh(block);
-        memset(incoming.data, 0, count * width * sizeof(float));
+        clear_floats(incoming.data, count * width);
         if (a.grad_pooled != nullptr)
             for (int64_t i = 0; i < count; ++i)
                 memcpy(incoming.at(i), a.grad_pooled + block.places[i] / a.tokens * a.width, a.width * sizeof(float));
@@ -170,7 +170,7 @@ struct FusionBackward {
         sums.bias.add(part, grad_projected, count);
         sums.weight.add(part, grad_projected, forward.normed, count);
         multiply_rows(back.projection, grad_projected, grad_normed, count, true);
-        memset(grad.data, 0, count * width * sizeof(float));
+        clear_floats(grad.data, count * width);
         normalize_backward(forward.x, grad_normed, w.norm, forward.inverse, a.width, count, grad, shares);
         sums.norm.add(part, shares, count);
         block.write(a.grad_x, grad);

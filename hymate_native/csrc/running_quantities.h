@@ -107,10 +107,10 @@ struct RunningForward : RunningWalk {
     }
 
     void clear() {
-        memset(sums, 0, r.channels * width * sizeof(float));
-        memset(carries, 0, r.channels * width * sizeof(float));
-        memset(total_sums, 0, r.channels * query_width() * sizeof(float));
-        memset(total_carries, 0, r.channels * query_width() * sizeof(float));
+        clear_floats(sums, r.channels * width);
+        clear_floats(carries, r.channels * width);
+        clear_floats(total_sums, r.channels * query_width());
+        clear_floats(total_carries, r.channels * query_width());
         memset((void*)history, 0, r.channels * sizeof(ChannelHistory));
         for (double* decaying : {recent, decayed_weight, decayed_total})
             memset(decaying, 0, r.channels * r.half_lives * sizeof(double));
@@ -187,7 +187,7 @@ struct RunningForward : RunningWalk {
 
     void describe(int64_t channel, double now, float* to) const {
         const ChannelHistory& h = history[channel];
-        memset(to, 0, (kQuantities + kHalfLifeQuantities * r.half_lives) * sizeof(float));
+        clear_floats(to, kQuantities + kHalfLifeQuantities * r.half_lives);
         if (h.count == 0) return;
         float* decaying = to + kQuantities;
         to[0] = (float)h.count;
@@ -226,11 +226,11 @@ struct RunningBackward : RunningWalk {
     void run(int64_t record) {
         const int64_t count = events(record), at = record * r.length;
         exponentiate(record, count);
-        memset(slopes, 0, r.channels * width * sizeof(float));
-        memset(pulls, 0, r.channels * width * sizeof(float));
-        memset(total_slopes, 0, r.channels * r.queries * sizeof(float));
-        memset(r.grad_parts + (at + count) * r.width, 0, (r.length - count) * r.width * sizeof(float));
-        memset(r.grad_scores + (at + count) * r.queries, 0, (r.length - count) * r.queries * sizeof(float));
+        clear_floats(slopes, r.channels * width);
+        clear_floats(pulls, r.channels * width);
+        clear_floats(total_slopes, r.channels * r.queries);
+        clear_floats(r.grad_parts + (at + count) * r.width, (r.length - count) * r.width);
+        clear_floats(r.grad_scores + (at + count) * r.queries, (r.length - count) * r.queries);
         const float* asked = r.prediction_times + record * r.predictions;
         int64_t prediction = r.predictions - 1;
         for (int64_t i = count - 1; i >= 0; --i) {

@@ -76,6 +76,11 @@ struct Ahead {
 HYMATE_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 HYMATE_INLINE int64_t minimum_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Zeroes floats, of which there may be none, nowhere.
+HYMATE_INLINE void clear_floats(float* first, int64_t count) {
+    if (count > 0) memset(first, 0, (size_t)count * sizeof(float));
+}
+
 HYMATE_INLINE int64_t valid_length(const int64_t* lengths, int64_t batch, int64_t length) {
     return lengths == nullptr ? length : minimum_of(lengths[batch] < 0 ? 0 : lengths[batch], length);
 }

@@ -113,6 +113,7 @@ def _config_field(field: dataclasses.Field) -> Schema:
         "architectures": _list({"enum": [name.rpartition(".")[2] for name in AUTO_MAP.values()]}, 1),
         "id2label": _optional(_map(LABEL, {"pattern": r"^\d{1,4}$"})),
         "label2id": _optional(_map(COUNT)),
+        **dict.fromkeys(("half_lives", "forecast_horizons"), _list(NUMBER, 20, 1)),
         "pos_weight": {"anyOf": [NUMBER, _list(NUMBER, MAX_LABELS), {"type": "null"}]},
     }
     word: Schema = {"type": "string", "pattern": r"^[a-z0-9_.]{1,40}$"}
