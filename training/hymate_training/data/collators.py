@@ -112,6 +112,7 @@ class ForecastCollator:
             late = np.bincount(events.rows[events.times > start], minlength=len(events))[:, None]
             chosen = events.times[events.offsets[1:, None] - late + (place * late).astype(np.int64)]
             cuts = np.maximum(start, chosen - (1 - shift) * min(self.forecast_horizons))
+            cuts = np.minimum(cuts, np.nextafter(chosen, -np.inf))  # rounding must not move a cut to its event
         return np.sort(cuts.astype(np.float32), axis=1)
 
     def _targets(self, events: Events, records: np.ndarray, cuts: np.ndarray) -> dict[str, np.ndarray]:

@@ -44,14 +44,15 @@ class ExampleDataset(Dataset):
     batch over, which a collator turns into tensors.
 
     Attributes:
-        events: of all records of the split.
+        events: of all records of the split, their times in float32.
         rows: position of each example's record in `events`, `(examples,)`.
         prediction_times: hours, float32 as those of events, `(examples,)`.
         epoch: see `Examples`.
     """
 
     def __init__(self, events: Events, rows: np.ndarray, prediction_times: np.ndarray) -> None:
-        self.events = events
+        # in float32, as the model compares them with prediction times
+        self.events = replace(events, times=events.times.astype(np.float32, copy=False))
         self.rows = rows
         self.prediction_times = prediction_times.astype(np.float32, copy=False)
         self.epoch = 0

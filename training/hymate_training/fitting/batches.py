@@ -16,8 +16,8 @@ MEGA_BATCH = 32  # batches whose records are sorted by length together
 
 
 class EpochLoader:
-    """Batches of records of similar lengths, shared out to processes, in an order that depends on the seed and the epoch
-    alone. The examples of a record, or as many as `options.examples_per_record` says, are in one batch.
+    """Batches of records of similar lengths in an order that depends on the seed and the epoch alone, shared out to
+    processes. The examples of a record, or as many as `options.examples_per_record` says, are in one batch.
 
     Every process gets the same number of batches, so that none waits for another; what does not divide evenly is
     made up for with the epoch's first batches.

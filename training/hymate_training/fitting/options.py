@@ -10,7 +10,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 def option(default: Any, description: str) -> Any:
     """A dataclass field with a sentence about it, which the command line shows as its flag's help."""
     changes = isinstance(default, dict | list)
-    factory = {"default_factory": lambda: default.copy()} if changes else {"default": default}
+    factory = {"default_factory": default.copy} if changes else {"default": default}
     return dataclasses.field(**factory, metadata={"help": description})
 
 
