@@ -40,6 +40,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             not among `variables`: refuse them, or drop and count them.
         max_events (`int`, *optional*): Latest events that are kept of longer records, as in the model's training; all
             of them by default.
+        trained_hours (`tuple[float, float]`, *optional*): First and last hour at which the model was asked in training;
+            None where it was asked at the end of each record alone, and what it says earlier means little.
     """
 
     model_input_names = [  # noqa: RUF012 - transformers' own convention
@@ -58,6 +60,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         time_scale: float = 1.0,
         unknown_variables: Literal["error", "ignore"] = "error",
         max_events: int | None = None,
+        trained_hours: Sequence[float] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -70,6 +73,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         self.time_scale = time_scale
         self.unknown_variables = unknown_variables
         self.max_events = max_events
+        self.trained_hours = None if trained_hours is None else [float(hour) for hour in trained_hours]
         for name in ("value_ranges", "value_medians", "value_means", "value_deviations"):
             if len(getattr(self, name)) != len(self.variables):
                 raise ValueError(
@@ -83,6 +87,10 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"time_scale must be positive, got {time_scale}")
         if max_events is not None and max_events < 1:
             raise ValueError(f"max_events must be at least 1, got {max_events}")
+        if self.trained_hours is not None and not (
+            len(self.trained_hours) == 2 and 0 <= self.trained_hours[0] <= self.trained_hours[1] < math.inf
+        ):
+            raise ValueError(f"trained_hours must be a first and a last hour, got {trained_hours}")
 
     @classmethod
     def fit(

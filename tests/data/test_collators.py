@@ -37,12 +37,13 @@ def test_cuts_at_events_always_leave_something_to_forecast(years, extractor):
     for epoch in range(60):
         years.set_epoch(epoch)
         examples = years.__getitems__([0, 1])
-        collator = ForecastCollator(extractor, min_observed_hours=1.0, forecast_hours=2.0, cut_by="event", seed=3)
+        collator = ForecastCollator(extractor, min_observed_hours=1.0, cuts_per_record=3, cut_by="event", seed=3)
         features = collator(examples)
+        assert features["forecast_mask"].shape == (2, 3, 1, 6)
         assert features["forecast_mask"].any(-1).all()
         assert features["attention_mask"].any(1).all()
-        cuts += collator._cuts(examples).tolist()
-        plain = ForecastCollator(extractor, min_observed_hours=1.0, forecast_hours=2.0, seed=3)
+        cuts += collator._cuts(examples).ravel().tolist()
+        plain = ForecastCollator(extractor, min_observed_hours=1.0, cuts_per_record=3, seed=3)
         assert (plain._cuts(examples) >= 1).all()
     assert min(cuts) >= 1
     # all three visits are reached, where cuts uniform over the hours would hardly ever meet one
@@ -56,7 +57,7 @@ def test_windows_of_long_records_end_at_the_cut_and_differ_by_epoch(years, extra
         examples = years.__getitems__([0])
         collator = ForecastCollator(extractor, min_observed_hours=1.0, max_events=4, cut_by="event")
         features = collator(examples)
-        [cut] = collator._cuts(examples)
+        [[cut]] = collator._cuts(examples)
         seen = years.events.times[:30][years.events.times[:30] <= cut]
         assert torch.equal(
             features["times"][0], torch.from_numpy((seen[-4:] / extractor.time_scale).astype(np.float32))

@@ -49,5 +49,5 @@ def add_batches(parser: argparse.ArgumentParser, batch_size: int) -> None:
         help="Keep only the latest events of longer records (default: as in the model's training).",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=batch_size, help=f"Examples at a time (default: {batch_size})."
+        "--batch-size", type=int, default=batch_size, help=f"Records at a time (default: {batch_size})."
     )

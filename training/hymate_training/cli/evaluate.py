@@ -14,6 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     add_split(parser)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write; plots go beside it.")
+    parser.add_argument(
+        "--at",
+        type=float,
+        nargs="+",
+        metavar="HOURS",
+        help="Also evaluate by hour. A task with one prediction per record is asked at each of these hours, of all "
+        "records whose own prediction time is not earlier; the predictions of other tasks are taken apart at them.",
+    )
     add_batches(parser, BATCH_SIZE)
 
 
@@ -25,6 +33,7 @@ def run(args: argparse.Namespace) -> str:
         args.task,
         args.split,
         args.output,
+        at=args.at,
         batch_size=args.batch_size,
         max_events=args.max_events,
     )

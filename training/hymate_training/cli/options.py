@@ -27,7 +27,10 @@ def add_option_flags(parser: argparse.ArgumentParser, options: type) -> None:
         text = field.metadata["help"] if default is None else f"{field.metadata['help'][:-1]} (default: {default})."
         flag = f"--{field.name.replace('_', '-')}"
         parse, optional = _parser_of(hints[field.name])
-        if parse is dict:
+        if parse is list:
+            (kind,) = get_args(hints[field.name])
+            parser.add_argument(flag, nargs="+", type=kind, default=argparse.SUPPRESS, help=text)
+        elif parse is dict:
             parser.add_argument(flag, nargs="+", metavar="NAME=VALUE", default=argparse.SUPPRESS, help=text)
         else:
             parser.add_argument(
@@ -108,6 +111,8 @@ def _or_none(parse: type) -> Callable[[str], Any]:
 
 
 def _checked(name: str, value: Any, hint: Any, recipe: str) -> Any:
+    if isinstance(value, list) and _parser_of(hint)[0] is list:
+        return [_checked(name, item, *get_args(hint), recipe) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and _parser_of(hint)[0] is float:
         return float(value)
     kinds = get_args(hint) if isinstance(hint, types.UnionType) else (getattr(hint, "__origin__", hint),)

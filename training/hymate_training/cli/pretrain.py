@@ -24,6 +24,9 @@ def run(args: argparse.Namespace) -> str:
         f"Mean squared error of the forecast on the validation split: {error:.4f}, of carrying the last value "
         f"forward: {carried:.4f} (standardized units)."
     ]
+    for hours in options.forecast_horizons if len(options.forecast_horizons) > 1 else ():
+        found = (result.best[f"{name}_{hours:g}h"] for name in ("forecast_error", "carried_forward_error"))
+        lines.append("Within {:g} hours: {:.4f}, of the last value: {:.4f}.".format(hours, *found))
     if error >= carried:
         lines.append(
             "The forecast is no better than the last value yet, as is usual after few epochs on few records; what the "

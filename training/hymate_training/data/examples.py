@@ -16,21 +16,25 @@ from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 @dataclass
 class Examples:
-    """A batch before it is encoded: clinical units, full records.
+    """A batch before it is encoded: clinical units, full records, the examples of one record after each other.
 
     Attributes:
-        events: one record per example, `(examples,)`.
-        prediction_times: hours; what comes later must not be seen, `(examples,)`.
+        events: of the records, `(records,)`.
+        records: position of each example's record in `events`, ascending, `(examples,)`.
+        prediction_times: hours, float32; what comes later must not be seen, `(examples,)`.
         labels: as `labels_array` returns them; None in pretraining.
         indices: position of each example in the data set.
         epoch: how often the data set has been gone through, so that augmentation differs and can be repeated.
+        asks_once: whether the data set has one example per record, which needs no mention of its time.
     """
 
     events: Events
+    records: np.ndarray
     prediction_times: np.ndarray
     labels: np.ndarray | None
     indices: np.ndarray
     epoch: int
+    asks_once: bool
 
 
 class ExampleDataset(Dataset):
@@ -38,12 +42,19 @@ class ExampleDataset(Dataset):
 
     The events of the split are held in memory once, as flat arrays (12 bytes per event). `__getitems__` hands a whole
     batch over, which a collator turns into tensors.
+
+    Attributes:
+        events: of all records of the split, their times in float32.
+        rows: position of each example's record in `events`, `(examples,)`.
+        prediction_times: hours, float32 as those of events, `(examples,)`.
+        epoch: see `Examples`.
     """
 
     def __init__(self, events: Events, rows: np.ndarray, prediction_times: np.ndarray) -> None:
-        self.events = events
+        # in float32, as the model compares them with prediction times
+        self.events = replace(events, times=events.times.astype(np.float32, copy=False))
         self.rows = rows
-        self.prediction_times = prediction_times
+        self.prediction_times = prediction_times.astype(np.float32, copy=False)
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -57,9 +68,17 @@ class ExampleDataset(Dataset):
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of events that may be seen in each example, those up to its prediction time."""
-        starts, ends, times = self.events.offsets[self.rows], self.events.offsets[self.rows + 1], self.events.times
-        seen = zip(starts.tolist(), ends.tolist(), self.prediction_times, strict=True)
-        return np.array([times[start:end].searchsorted(time, "right") for start, end, time in seen], dtype=np.int64)
+        lengths, offsets, times = np.zeros(len(self), dtype=np.int64), self.events.offsets, self.events.times
+        for examples in group_by_record(self.rows):
+            row = self.rows[examples[0]]
+            own = times[offsets[row] : offsets[row + 1]]
+            lengths[examples] = own.searchsorted(self.prediction_times[examples], "right")
+        return lengths
+
+    @cached_property
+    def asks_once(self) -> bool:
+        """Whether each record has one example."""
+        return len(np.unique(self.rows)) == len(self.rows)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -68,13 +87,19 @@ class ExampleDataset(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Examples:
+        """The examples at these positions, the records in the order in which they first come."""
         chosen = np.asarray(indices)
+        _, first, record = np.unique(self.rows[chosen], return_index=True, return_inverse=True)
+        place = np.argsort(np.argsort(first))[record]  # of each example's record in the batch
+        order = np.argsort(place, kind="stable")
         return Examples(
-            events=self.events.take(self.rows[chosen]),
-            prediction_times=self.prediction_times[chosen],
+            events=self.events.take(self.rows[chosen[np.sort(first)]]),
+            records=place[order],
+            prediction_times=self.prediction_times[chosen[order]],
             labels=None,
-            indices=chosen,
+            indices=chosen[order],
             epoch=self.epoch,
+            asks_once=self.asks_once,
         )
 
 
@@ -88,6 +113,83 @@ class TaskDataset(ExampleDataset):
     def __getitems__(self, indices: Sequence[int]) -> Examples:
         examples = super().__getitems__(indices)
         return replace(examples, labels=self.labels[examples.indices])
+
+
+def group_by_record(rows: np.ndarray) -> list[np.ndarray]:
+    """Positions of the examples of each record, in their order; `rows` are the examples' records."""
+    order = np.argsort(rows, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(rows[order])) + 1) if len(order) else []
+
+
+class DrawnTimesDataset(TaskDataset):
+    """A task that asks each record once, asked at further times that are drawn anew for each epoch.
+
+    Each record is asked at its own prediction time, and at `count` times that are uniform between its first event and
+    that time and depend on the seed, the epoch and the record alone. The label is that of its outcome at each of them.
+    """
+
+    def __init__(self, dataset: TaskDataset, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self.first = np.minimum(first_times(dataset.events)[dataset.rows], dataset.prediction_times)
+        self.last = dataset.prediction_times
+        self.last_lengths = dataset.lengths
+        rows, labels = (np.repeat(array, count + 1, axis=0) for array in (dataset.rows, dataset.labels))
+        super().__init__(dataset.events, rows, self._draw(0), labels)
+
+    @property
+    def lengths(self) -> np.ndarray:  # type: ignore[override]
+        """Number of events up to the last time at which the example's record is asked."""
+        return np.repeat(self.last_lengths, self.count + 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.prediction_times = self._draw(epoch)
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        records = range(len(self.last))
+        share = np.array([np.random.default_rng([self.seed, epoch, record]).random(self.count) for record in records])
+        drawn = self.first[:, None] + share * (self.last - self.first)[:, None]
+        return np.column_stack([drawn, self.last]).ravel().astype(np.float32)
+
+
+def ask_at(dataset: TaskDataset, hours: Sequence[float], *, own: bool = False) -> TaskDataset:
+    """A task that asks each record once, asked at fixed hours instead, and with `own` at its own time as well.
+
+    A record is asked at an hour if its own prediction time, up to which its outcome is open, is not earlier.
+
+    Raises:
+        ValueError: if the task asks records more than once, for an hour that is negative or no number, and if no
+            record is asked at all.
+    """
+    if not dataset.asks_once:
+        raise ValueError("the task asks records more than once, at hours of its own")
+    chosen = np.unique(np.asarray(hours, dtype=np.float32))
+    if not (np.isfinite(chosen) & (chosen >= 0)).all():
+        raise ValueError(f"hours must be finite numbers that are not negative, got {', '.join(map(str, hours))}")
+    last = dataset.prediction_times
+    times = np.column_stack([np.broadcast_to(chosen, (len(last), len(chosen))), last])
+    asked = times < last[:, None] if own else times <= last[:, None]
+    asked[:, -1] = own
+    if not asked.any():
+        raise ValueError(f"no record is asked at hour {chosen[0]:g} or later: the last is at {last.max(initial=0):g}")
+    examples, _ = np.nonzero(asked)
+    return TaskDataset(dataset.events, dataset.rows[examples], times[asked], dataset.labels[examples])
+
+
+def first_times(events: Events) -> np.ndarray:
+    """Time of each record's first event, `(records,)`; 0 where there is none."""
+    return _times_at(events, events.offsets[:-1])
+
+
+def last_times(events: Events) -> np.ndarray:
+    """Time of each record's last event, `(records,)`; 0 where there is none."""
+    return _times_at(events, events.offsets[1:] - 1)
+
+
+def _times_at(events: Events, places: np.ndarray) -> np.ndarray:
+    times, held = np.zeros(len(events), dtype=events.times.dtype), events.lengths > 0
+    times[held] = events.times[places[held]]
+    return times
 
 
 def load_task(folder: PreparedFolder, task: str, split: str, variables: Sequence[str]) -> TaskDataset:
@@ -125,12 +227,7 @@ def load_forecast(
         ValueError: if the split is not there, or no record is long enough.
     """
     events = folder.events(split, variables)
-    last = np.array(
-        [
-            events.times[end - 1] if end > start else 0.0
-            for start, end in zip(events.offsets, events.offsets[1:], strict=False)
-        ]
-    )
+    last = last_times(events)
     rows = np.flatnonzero(last > min_observed_hours)
     if not len(rows):
         raise ValueError(f"no record of split {split!r} lasts longer than min_observed_hours={min_observed_hours}")

@@ -1,22 +1,24 @@
 """Evaluation of a fine-tuned model on a split: metrics with intervals, plots and shares of the attention."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hymate_training.data.collators import TaskCollator
-from hymate_training.data.examples import ExampleDataset, TaskDataset, check_static_columns, load_task
+from hymate_training.data.examples import ExampleDataset, TaskDataset, ask_at, check_static_columns, load_task
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
-from hymate_training.evaluation.metrics import format_report, report, subgroup_report
+from hymate_training.evaluation.metrics import format_report, metric_titles, report, subgroup_report
 from hymate_training.evaluation.plots import save_plots
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold
 from hymate_training.files import write_json
 from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
-from hymate_training.inference.prediction import BATCH_SIZE, predict_examples
+from hymate_training.inference.prediction import BATCH_SIZE, Predictions, predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
 
 AGE_BANDS = (45, 65, 80)
@@ -30,7 +32,8 @@ class Evaluation:
 
     Attributes:
         content: what the JSON holds: `metrics`, `confidence_intervals`, `n` and what else `metrics.report` tells,
-            `subgroups`, `variable_shares` (mean share of the attention) and `plots` (file names).
+            `subgroups`, `by_hour` where it was asked for, `trained_hours` (of the model), `variable_shares` (mean
+            share of the attention) and `plots` (file names).
         output: the JSON file, the plots beside it; None where nothing was written.
     """
 
@@ -45,6 +48,7 @@ def evaluate(
     split: str = "validation",
     output: str | Path | None = None,
     *,
+    at: Sequence[float] | None = None,
     batch_size: int = BATCH_SIZE,
     max_events: int | None = None,
 ) -> Evaluation:
@@ -60,7 +64,10 @@ def evaluate(
         task: its task.
         split: train, validation or test.
         output: JSON file to write; plots go beside it.
-        batch_size: examples at a time.
+        at: hours for `by_hour`. A task that asks each record once is asked at each of them instead, of all records
+            whose own prediction time, up to which the outcome is open, is not earlier; the predictions of a task that
+            asks more often are taken apart at these hours.
+        batch_size: records at a time.
         max_events: keep only the latest events of longer records; as in training where absent.
 
     Returns:
@@ -96,9 +103,12 @@ def evaluate(
         "task": task,
         "split": split,
         "source": folder.info.source,
+        "trained_hours": opened.extractor.trained_hours,
         "subgroups": {name: subgroup_report(sample, found) for name, found in subgroup_columns(dataset).items()},
         "variable_shares": _ranked(shares / max(1, len(dataset)), opened.extractor.variables),
     }
+    if at is not None:
+        content["by_hour"] = predictor.by_hour(dataset, sample, at)
     if output is not None:
         output = Path(output)
         content["plots"] = [path.name for path in save_plots(sample, output.parent, output.stem)]
@@ -117,10 +127,28 @@ class _Predictor:
     def __call__(self, split: str) -> tuple[TaskDataset, LabeledPredictions, np.ndarray]:
         """The examples of a split, what the model says of them, and the attention that each variable received."""
         dataset = load_task(self.data, self.task.name, split, self.checkpoint.extractor.variables)
-        predicted = predict_examples(
-            self.checkpoint.model, dataset, self.collator, self.batch_size, progress=f"evaluate {split}"
-        )
+        predicted = self._predict(dataset, f"evaluate {split}")
         return dataset, labeled(dataset, predicted.values, self.task), predicted.variable_shares
+
+    def by_hour(
+        self, dataset: TaskDataset, sample: LabeledPredictions, hours: Sequence[float]
+    ) -> dict[str, dict[str, Any]]:
+        """Hour, or time between two of them -> what `subgroup_report` says of it, in order of time."""
+        bounds = np.unique(np.asarray(hours, dtype=np.float32))
+        if dataset.asks_once:
+            dataset = ask_at(dataset, hours)
+            sample = labeled(dataset, self._predict(dataset, "evaluate by hour").values, self.task)
+            names = [f"{hour:g}" for hour in bounds]
+        else:
+            edges = [f"{hour:g}" for hour in bounds]
+            between = [f"after {low} to {high}" for low, high in pairwise(edges)]
+            names = [f"up to {edges[0]}", *between, f"after {edges[-1]}"]
+        group = np.array(names, dtype=object)[bounds.searchsorted(dataset.prediction_times, "left")]
+        found = subgroup_report(sample, group)
+        return {name: found[name] for name in names if name in found}
+
+    def _predict(self, dataset: TaskDataset, title: str) -> Predictions:
+        return predict_examples(self.checkpoint.model, dataset, self.collator, self.batch_size, progress=title)
 
 
 def _ranked(shares: np.ndarray, variables: list[str]) -> dict[str, float]:
@@ -178,14 +206,34 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     width = max((len(name) for name, _ in shares), default=0)
     lines = [f"{name:<{width}}  {share:6.1%}" for name, share in shares]
     threshold = evaluation.get("threshold")
+    by_hour = _format_by_hour(evaluation) if evaluation.get("by_hour") else []
     decisions = [f"alarm from {threshold['value']:.4g} on, chosen on the validation split"] if threshold else []
     return "\n".join(
         [
             f"{evaluation['task']}, {evaluation['split']} split of {evaluation['source']}",
             format_report(evaluation),
             *decisions,
+            *by_hour,
             "",
             "variables by mean share of the attention",
             *lines,
         ]
     )
+
+
+def _format_by_hour(evaluation: Mapping[str, Any]) -> list[str]:
+    """Lines of a table: one row per hour, one column per metric; and what the hours mean for this model."""
+    titles = metric_titles(evaluation["problem_type"])
+    rows = [["hour", "rows", *(titles[name] for name in evaluation["metrics"])]]
+    for hour, found in evaluation["by_hour"].items():
+        metrics = (found["metrics"].get(name) for name in evaluation["metrics"])
+        rows.append([hour, f"{found['n']:,}", *("-" if value is None else f"{value:.4f}" for value in metrics)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    trained = evaluation["trained_hours"]
+    said = (
+        "the model was trained at the end of each record alone, and what it says earlier means little"
+        if trained is None
+        else f"the model was trained at hours {trained[0]:g} to {trained[1]:g}"
+    )
+    return ["", f"by hour ({said})", *table]

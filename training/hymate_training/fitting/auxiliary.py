@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BatchFeature
 from transformers.utils import ModelOutput
 
+from hymate_training.data.collators import by_prediction
 from hymate_training.data.examples import Examples, TaskDataset
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import HyMaTEForSequenceClassification
@@ -65,7 +66,8 @@ class AuxiliaryCollator:
 
     def __call__(self, examples: Examples) -> BatchFeature:
         features = self.collator(examples)
-        features["auxiliary_labels"] = torch.from_numpy(self.targets.values[examples.indices])
+        targets = self.targets.values[examples.indices]
+        features["auxiliary_labels"] = by_prediction(features, targets, padding=np.nan)
         return features
 
 
@@ -82,7 +84,7 @@ class AuxiliaryModel(nn.Module):
         self.register_buffer("binary", torch.from_numpy(binary))
 
     def forward(self, auxiliary_labels: torch.Tensor, **inputs) -> ModelOutput:
-        """As the classifier; `auxiliary_labels` (batch, targets), NaN where unknown."""
+        """As the classifier; `auxiliary_labels` (batch, [predictions,] targets), NaN where unknown."""
         outputs = self.classifier(**inputs)
         predicted = self.heads(self.classifier.dropout(outputs.pooler_output)).float()
         known = ~auxiliary_labels.isnan()

@@ -1,21 +1,23 @@
-"""Which examples make up each batch of an epoch, in one process or several."""
+"""Which records, with which of their examples, make up each batch of an epoch, in one process or several."""
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from hymate_training.data.examples import ExampleDataset
+from hymate_training.data.examples import ExampleDataset, group_by_record
 from hymate_training.fitting.options import LoopOptions
 
-MEGA_BATCH = 32  # batches whose examples are sorted by length together
+MEGA_BATCH = 32  # batches whose records are sorted by length together
 
 
 class EpochLoader:
-    """Batches of similar lengths in an order that depends on the seed and the epoch alone, shared out to processes.
+    """Batches of records of similar lengths in an order that depends on the seed and the epoch alone, shared out to
+    processes. The examples of a record, or as many as `options.examples_per_record` says, are in one batch.
 
     Every process gets the same number of batches, so that none waits for another; what does not divide evenly is
     made up for with the epoch's first batches.
@@ -30,31 +32,27 @@ class EpochLoader:
             raise ValueError("the training data holds no example")
 
     def __len__(self) -> int:
-        size = len(self._examples(np.random.default_rng(0)))
-        return math.ceil(math.ceil(size / self.options.batch_size) / self.world)
+        return math.ceil(math.ceil(len(self.records) / self.options.batch_size) / self.world)
 
-    def _examples(self, rng: np.random.Generator) -> np.ndarray:
-        """The examples of an epoch in random order, of each record at most `options.examples_per_record`."""
-        order = rng.permutation(len(self.dataset))
-        most = self.options.examples_per_record
-        if most is None:
-            return order
-        rows = self.dataset.rows[order]
-        grouped = np.argsort(rows, kind="stable")
-        starts = np.flatnonzero(np.diff(rows[grouped], prepend=-1))
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[grouped] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-        return order[rank < most]
+    @cached_property
+    def records(self) -> list[np.ndarray]:
+        """Positions of the examples of each record."""
+        return group_by_record(self.dataset.rows)
 
-    def batches(self, epoch: int) -> list[list[int]]:
+    def batches(self, epoch: int) -> list[np.ndarray]:
         """Indices of the examples of each of this process's batches."""
         rng = np.random.default_rng([self.options.seed, epoch])
-        lengths, size = self.dataset.lengths, self.options.batch_size
-        order = self._examples(rng)
+        most, size, records = self.options.examples_per_record, self.options.batch_size, self.records
+        if most is not None:
+            records = [own if len(own) <= most else np.sort(rng.permutation(own)[:most]) for own in records]
+        lengths = np.maximum.reduceat(
+            self.dataset.lengths[np.concatenate(records)], np.cumsum([0, *map(len, records[:-1])])
+        )
+        order = rng.permutation(len(records))
         blocks = [order[at : at + MEGA_BATCH * size] for at in range(0, len(order), MEGA_BATCH * size)]
         order = np.concatenate([block[np.argsort(lengths[block], kind="stable")] for block in blocks])
-        batches = [order[at : at + size].tolist() for at in range(0, len(order), size)]
-        batches = [batches[at] for at in rng.permutation(len(batches))]
+        chosen = [order[at : at + size] for at in range(0, len(order), size)]
+        batches = [np.concatenate([records[at] for at in chosen[place]]) for place in rng.permutation(len(chosen))]
         shared = [batches[at % len(batches)] for at in range(len(self) * self.world)]
         return shared[self.rank :: self.world]
 

@@ -1,6 +1,6 @@
 """Fine-tuning: trains a classifier, from a pretrained encoder or from scratch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
-from hymate_training.data.examples import TaskDataset, check_static_columns, load_task
-from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
+from hymate_training.data.examples import DrawnTimesDataset, TaskDataset, ask_at, check_static_columns, load_task
+from hymate_training.data.prepared_folder import PreparedFolder, fingerprint, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
 from hymate_training.evaluation.metrics import METRICS, compute_metrics
@@ -49,6 +49,7 @@ PROBLEM_TYPES = {
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
+VALIDATION_HOURS = (6.0, 12.0, 24.0, 36.0, 48.0)
 # metrics whose sum, each with this sign, chooses the best checkpoint
 SELECTION = {
     "binary": {"auroc": 1, "auprc": 1},
@@ -65,6 +66,11 @@ class FinetuneOptions(LoopOptions):
     pos_weight: str | None = option(
         None, "Weight of positives in the loss: a number, or 'balanced' for negatives / positives."
     )
+    prediction_times: int | None = option(
+        None,
+        "Ask each record of a task that has one prediction per record at this many further times, drawn anew for each "
+        "epoch between its first event and its prediction time, so that the model can be asked at any hour.",
+    )
     auxiliary_tasks: str | None = option(
         None,
         "Further tasks of the prepared folder, separated by commas, that are learned beside the main one in training.",
@@ -75,6 +81,8 @@ class FinetuneOptions(LoopOptions):
         super().__post_init__()
         if not self.auxiliary_weight >= 0:
             raise ValueError(f"auxiliary_weight must not be negative, got {self.auxiliary_weight}")
+        if self.prediction_times is not None and self.prediction_times < 1:
+            raise ValueError(f"prediction_times must be at least 1, got {self.prediction_times}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +141,14 @@ def finetune(
     extractor = fit_feature_extractor(folder) if start_from is None else load_extractor(start_from)
     check_static_columns(folder, extractor)
     datasets = {split: load_task(folder, task, split, extractor.variables) for split in ("train", "validation")}
+    asked, hours = ask_through_records(datasets, extractor, options)
     model = build_model(start_from, extractor, task_info, datasets["train"], options)
     if options.max_events is not None:
         extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
-    trained, train_collator = _in_training(model, extractor, folder, datasets["train"], options)
+    trained, train_collator = _in_training(model, extractor, folder, asked["train"], options)
 
     def validate(candidate: nn.Module) -> dict[str, float]:
-        return validation_metrics(candidate, datasets["validation"], extractor, task_info, options.batch_size)
+        return validation_metrics(candidate, asked["validation"], extractor, task_info, options.batch_size)
 
     def save(candidate: nn.Module, place: Path) -> None:
         save_checkpoint(without_auxiliary(candidate), extractor, place)
@@ -153,11 +162,13 @@ def finetune(
     titles = METRICS[task_info.problem_type]
     shown = {name: titles[name] for name in SELECTION[task_info.problem_type]}
     progress = TrainingLoop(
-        accelerator, trained, datasets["train"], train_collator, validate, save, options, output, identity, shown
+        accelerator, trained, asked["train"], train_collator, validate, save, options, output, identity, shown
     ).run(has_state)
     if not accelerator.is_main_process:
         return FinetuneResult(output, progress.history, None)
-    evaluation, temperature = _calibrate_and_evaluate(output, folder, task_info, datasets["validation"], save, options)
+    evaluation, temperature = _calibrate_and_evaluate(
+        output, folder, task_info, asked["validation"], hours, save, options
+    )
     account = describe_run(accelerator, model, options, progress) | {
         "command": command,
         "kind": "finetune",
@@ -175,16 +186,55 @@ def _calibrate_and_evaluate(
     folder: PreparedFolder,
     task: TaskInfo,
     dataset: TaskDataset,
+    hours: list[float] | None,
     save: Callable[[nn.Module, Path], None],
     options: FinetuneOptions,
 ) -> tuple[Evaluation, float | None]:
-    """The evaluation of the best weights on the validation split, and the temperature that calibrates them there."""
+    """The evaluation of the best weights on the validation split, and the temperature that calibrates them on
+    `dataset`."""
     best, temperature = replace(load_checkpoint(output), evaluation=None), None
     if task.problem_type != "regression":
         temperature = calibrate(best.model, dataset, TaskCollator(best.extractor), options.batch_size)
         write_checkpoint(best.model, save, output)
     path = output / EVALUATION_FILE
-    return evaluate(best, folder, task.name, "validation", path, batch_size=options.batch_size), temperature
+    evaluation = evaluate(best, folder, task.name, "validation", path, at=hours, batch_size=options.batch_size)
+    return evaluation, temperature
+
+
+def ask_through_records(
+    datasets: Mapping[str, TaskDataset], extractor: HyMaTEFeatureExtractor, options: FinetuneOptions
+) -> tuple[dict[str, TaskDataset], list[float] | None]:
+    """The data sets as the model is asked about them in training and validation, and the hours of the latter.
+
+    A task that asks records more than once stays as it is. One that asks once is asked at `options.prediction_times`
+    further times if that is set, and in validation at `validation_hours` and its own time. The range of hours goes
+    into the extractor, for everyone who uses the checkpoint.
+
+    Raises:
+        ValueError: for `options.prediction_times` and a task that asks records more than once.
+    """
+    train, count = datasets["train"], options.prediction_times
+    asked, hours = dict(datasets), None
+    extractor.trained_hours = None
+    if not train.asks_once:
+        if count is not None:
+            raise ValueError("prediction_times: the task has prediction times of its own, several per record")
+        extractor.trained_hours = [float(train.prediction_times.min()), float(train.prediction_times.max())]
+    elif count is not None and len(train):
+        asked["train"] = drawn = DrawnTimesDataset(train, count, options.seed)
+        extractor.trained_hours = [float(drawn.first.min()), float(drawn.last.max())]
+        hours = validation_hours(*extractor.trained_hours)
+        asked["validation"] = ask_at(datasets["validation"], hours, own=True)
+    return asked, hours
+
+
+def validation_hours(first: float, last: float) -> list[float]:
+    """Hours at which a model that was trained from hour `first` to hour `last` is validated: `VALIDATION_HOURS` up to
+    the last, if that is their second at least and twice their last at most, and otherwise the quartiles of the
+    range."""
+    if VALIDATION_HOURS[1] <= last <= 2 * VALIDATION_HOURS[-1]:
+        return [hour for hour in VALIDATION_HOURS if first <= hour <= last]
+    return [first + share * (last - first) for share in (0.25, 0.5, 0.75, 1.0)]
 
 
 def _in_training(

@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from hymate_training.data.collators import prediction_mask
 from hymate_training.data.examples import ExampleDataset
 from hymate_training.files import writing_file
 from hymate_training.fitting.batches import EpochLoader
@@ -178,16 +179,18 @@ class TrainingLoop:
                     self.state.save(self.output, self.account)
 
     def _step(self, batches: list[dict[str, torch.Tensor]]) -> None:
-        """One optimizer step over `batches`, each weighted by its number of examples, so that the gradient is that of
-        one large batch."""
+        """One optimizer step over `batches`, each weighted by its number of predictions, so that the gradient is that
+        of one large batch, whichever processes share it."""
         accelerator = self.accelerator
-        sizes = [len(batch["values"]) for batch in batches]
+        sizes = [int(prediction_mask(batch).sum()) for batch in batches]
+        share = torch.tensor(float(sum(sizes)), device=accelerator.device)
+        share = float(accelerator.reduce(share, "mean"))
         total = 0.0
         for position, batch in enumerate(batches):
             arguments = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             last = position == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.prepared):
-                loss = self.prepared(**arguments).loss * (sizes[position] / sum(sizes))
+                loss = self.prepared(**arguments).loss * (sizes[position] / share)
                 accelerator.backward(loss)
             total += float(loss.detach())
         if not math.isfinite(total):

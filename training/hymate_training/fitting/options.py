@@ -9,7 +9,8 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 
 def option(default: Any, description: str) -> Any:
     """A dataclass field with a sentence about it, which the command line shows as its flag's help."""
-    factory = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
+    changes = isinstance(default, dict | list)
+    factory = {"default_factory": default.copy} if changes else {"default": default}
     return dataclasses.field(**factory, metadata={"help": description})
 
 
@@ -22,7 +23,7 @@ class LoopOptions:
     """
 
     epochs: int = option(20, "Passes over the training data.")
-    batch_size: int = option(32, "Examples per step and process.")
+    batch_size: int = option(32, "Records per step and process.")
     gradient_accumulation_steps: int = option(1, "Batches that make up one optimizer step.")
     learning_rate: float = option(1e-3, "Peak learning rate of AdamW.")
     weight_decay: float = option(0.01, "Weight decay of matrices; vectors, decay rates and embeddings have none.")
@@ -38,8 +39,8 @@ class LoopOptions:
     )
     event_dropout: float = option(
         0.0,
-        "Largest share of each record's events that are left out in training, as augmentation; the share itself is "
-        "drawn anew for each record.",
+        "Largest share of a record's events that are left out in training, as augmentation; the share itself is drawn "
+        "anew for each record, and half of the records of a batch keep all events, as records do in prediction.",
     )
     max_events: int | None = option(None, "Keep only the latest events of longer records.")
     examples_per_record: int | None = option(None, "Draw at most this many of a record's examples for each epoch.")

@@ -1,6 +1,5 @@
 """Forecast pretraining: trains an encoder to forecast the next hours' values."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from hymate_training.fitting.run import (
     prepare_output,
 )
 from hymate_training.inference.checkpoints import save_checkpoint
-from modeling_hymate import HyMaTEForPreTraining
+from modeling_hymate import HyMaTEForPreTraining, HyMaTEForPreTrainingOutput
 
 SHOWN = {"forecast_error": "forecast error", "carried_forward_error": "error of the last value carried forward"}
 
@@ -35,7 +34,11 @@ class PretrainOptions(LoopOptions):
     """Hyper-parameters of forecast pretraining."""
 
     min_observed_hours: float = option(12.0, "A record is cut after at least this many hours.")
-    forecast_hours: float = option(2.0, "The values to forecast lie within this many hours after the cut.")
+    cuts_per_record: int = option(8, "Times at which each record is cut per epoch, all in one pass.")
+    forecast_horizons: list[float] = option(  # noqa: RUF009 - makes a field with a factory
+        [2.0], "Hours after a cut within which each variable's next value is forecast, and whether there is one."
+    )
+    forecast_hours: float | None = option(None, "One horizon, in place of forecast_horizons.")
     cut_by: str = option(
         "time", "What the cut is uniform over: 'time', or 'event' for records of years with long gaps."
     )
@@ -46,8 +49,14 @@ class PretrainOptions(LoopOptions):
             raise ValueError(f"cut_by must be 'time' or 'event', got {self.cut_by!r}")
         if not self.min_observed_hours >= 0:
             raise ValueError(f"min_observed_hours must not be negative, got {self.min_observed_hours}")
-        if not self.forecast_hours > 0:
-            raise ValueError(f"forecast_hours must be positive, got {self.forecast_hours}")
+        if self.forecast_hours is not None:
+            self.forecast_horizons = [self.forecast_hours]
+        if not self.forecast_horizons or not all(hours > 0 for hours in self.forecast_horizons):
+            raise ValueError(f"forecast_horizons must be positive hours, got {self.forecast_horizons}")
+        if self.cuts_per_record < 1:
+            raise ValueError(f"cuts_per_record must be at least 1, got {self.cuts_per_record}")
+        if "forecast_horizons" in self.model:
+            raise ValueError("forecast_horizons is an option of its own, not one of the model's fields")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +111,15 @@ def pretrain(
         split: load_forecast(folder, split, extractor.variables, options.min_observed_hours)
         for split in ("train", "validation")
     }
-    fields = {"forecast_horizons": [options.forecast_hours], **options.model}
+    fields = {**options.model, "forecast_horizons": options.forecast_horizons}
     model = HyMaTEForPreTraining(make_config(extractor, fields))
+    extractor.trained_hours = None
     collator = partial(
         ForecastCollator,
         extractor,
         options.min_observed_hours,
-        options.forecast_hours,
+        options.forecast_horizons,
+        options.cuts_per_record,
         options.max_events,
         seed=options.seed,
         cut_by=options.cut_by,
@@ -149,31 +160,38 @@ def forecast_errors(
     """Mean squared error of the forecast over all measured values, and of two forecasts anyone can make.
 
     `carried_forward_error` forecasts a variable's last value, or its mean where there is none yet; `mean_error` always
-    forecasts the mean. All in standardized units.
+    forecasts the mean. All in standardized units, over all horizons, and where there are several also within each,
+    such as `forecast_error_6h`.
     """
     model.eval()
     order = np.argsort(dataset.lengths, kind="stable")
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-    sums = np.zeros(4)
+    horizons = collator.forecast_horizons
+    sums = torch.zeros(4, len(horizons), dtype=torch.float64)
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        features = collator(dataset.__getitems__(batch.tolist()))
-        arguments = {name: tensor.to(accelerator.device) for name, tensor in features.items()}
-        forecast = model(**arguments).logits.float().cpu()
+        features = collator(dataset.__getitems__(batch))
+        outputs = model(**{name: tensor.to(accelerator.device) for name, tensor in features.items()})
         mask, target = features["forecast_mask"], features["forecast_values"]
-        candidates = (forecast, last_values(features, target.shape[2]).unsqueeze(1), torch.zeros_like(target))
-        errors = [float((candidate - target)[mask].double().square().sum()) for candidate in candidates]
-        sums += [*errors, int(mask.sum())]
-    total = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device)).cpu().numpy()
+        candidates = (outputs.logits.float().cpu(), last_values(outputs, target.shape[-1]), torch.zeros_like(target))
+        errors = [((candidate - target).double().square() * mask).sum((0, 1, 3)) for candidate in candidates]
+        sums += torch.stack([*errors, mask.sum((0, 1, 3)).double()])
+    totals = accelerator.reduce(sums.to(accelerator.device)).cpu()
     names = ("forecast_error", "carried_forward_error", "mean_error")
-    return {name: float(error / max(1.0, total[-1])) for name, error in zip(names, total, strict=False)}
+    metrics = {
+        name: float(error.sum() / totals[-1].sum().clamp(min=1)) for name, error in zip(names, totals, strict=False)
+    }
+    if len(horizons) > 1:
+        for at, hours in enumerate(horizons):
+            errors = totals[:3, at] / totals[-1, at].clamp(min=1)
+            metrics |= {f"{name}_{hours:g}h": float(error) for name, error in zip(names, errors, strict=True)}
+    return metrics
 
 
-def last_values(features: Mapping[str, torch.Tensor], num_variables: int) -> torch.Tensor:
-    """Each variable's last value in the input, `(batch, num_variables)`; 0, the mean, where it has none."""
-    last = np.zeros((len(features["values"]), num_variables), dtype=np.float32)
-    rows, from_end = np.nonzero((features["attention_mask"] & features["value_mask"]).numpy()[:, ::-1])
-    columns = features["values"].shape[1] - 1 - from_end  # each record's events from last to first
-    variable_ids = features["variable_ids"].numpy()[rows, columns]
-    _, latest = np.unique(rows * num_variables + variable_ids, return_index=True)
-    last[rows[latest], variable_ids[latest]] = features["values"].numpy()[rows[latest], columns[latest]]
-    return torch.from_numpy(last)
+def last_values(outputs: HyMaTEForPreTrainingOutput, num_variables: int) -> torch.Tensor:
+    """Each variable's last value at each prediction, `(batch, predictions, 1, num_variables)`; 0, the mean, where it
+    has none."""
+    last = outputs.channel_last_values.float().cpu()
+    columns = outputs.channel_ids.cpu()
+    columns = columns.masked_fill(columns < 0, num_variables).unsqueeze(1).expand_as(last)
+    by_variable = last.new_zeros(*last.shape[:2], num_variables + 1).scatter(-1, columns, last)
+    return by_variable[..., :num_variables].unsqueeze(2)

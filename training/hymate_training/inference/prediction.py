@@ -13,8 +13,8 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from hymate_training.data.collators import TaskCollator
-from hymate_training.data.examples import ExampleDataset
+from hymate_training.data.collators import TaskCollator, prediction_mask
+from hymate_training.data.examples import ExampleDataset, group_by_record, last_times
 from hymate_training.data.tables import UNKNOWN, read_frame, tidy_frame
 from hymate_training.files import writing_file
 from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
@@ -55,7 +55,7 @@ def predict_examples(
         model: a classifier; it is put into evaluation mode.
         dataset: the examples.
         collator: makes them tensors; should not augment.
-        batch_size: examples at a time.
+        batch_size: records at a time, each with all of its examples.
         shared: all processes of the run call this at once: each does a share, and each gets everything.
         progress: label of a progress bar, which shows on terminals only; none where absent.
 
@@ -65,18 +65,26 @@ def predict_examples(
     model.eval()
     process = PartialState()
     rank, world = (process.process_index, process.num_processes) if shared else (0, 1)
-    order = np.argsort(dataset.lengths, kind="stable")  # equal lengths together: less padding
-    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)][rank::world]
+    # all predictions of a record in one pass, and records of equal lengths together: less padding
+    lengths = dataset.lengths
+    records = sorted(group_by_record(dataset.rows), key=lambda examples: lengths[examples].max())
+    parted = [records[at : at + batch_size] for at in range(0, len(records), batch_size)]
+    batches = [np.concatenate(part) for part in parted[rank::world]]
     values = np.zeros((len(dataset), len(label_names(model))), dtype=np.float32)
     shares = np.zeros(model.config.num_variables)
     disable = True if progress is None else None
     for batch in tqdm(batches, desc=progress, unit="batch", disable=disable, leave=False):
-        features = collator(dataset.__getitems__(batch))
+        examples = dataset.__getitems__(batch)
+        features = collator(examples)
         features.pop("labels", None)
         outputs = model(**{name: tensor.to(model.device) for name, tensor in features.items()})
-        values[batch] = model.predictions(outputs.logits).cpu().numpy()
-        real = outputs.channel_ids >= 0
-        np.add.at(shares, outputs.channel_ids[real].cpu().numpy(), outputs.channel_weights[real].float().cpu().numpy())
+        mask = prediction_mask(features)
+        values[examples.indices] = model.predictions(outputs.logits).cpu()[mask].numpy()
+        weights = outputs.channel_weights.float().cpu().masked_fill(~mask.unsqueeze(-1), 0)
+        if mask.dim() == 2:
+            weights = weights.sum(1)
+        real = outputs.channel_ids.cpu() >= 0
+        np.add.at(shares, outputs.channel_ids.cpu()[real].numpy(), weights[real].numpy())
     if world > 1:
         parts: list[Any] = [None] * world
         torch.distributed.all_gather_object(parts, (values, shares))
@@ -146,7 +154,7 @@ def predict(
         extractor = copy.copy(extractor)
         extractor.unknown_variables = "ignore"
     records, left_out = parse_tables(extractor, events, static)
-    dataset = ExampleDataset(records, np.arange(len(records)), np.full(len(records), np.inf))
+    dataset = ExampleDataset(records, np.arange(len(records)), last_times(records))
     collator = TaskCollator(extractor, max_events)
     predicted = predict_examples(opened.model, dataset, collator, batch_size, progress="predict")
     frame = prediction_frame(records.record_ids, predicted.values, opened.model)

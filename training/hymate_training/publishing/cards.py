@@ -420,6 +420,9 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
     if evaluation.get("per_label"):
         figures.append("Each label against the rest:")
         figures.append(_reports_table("label", evaluation["per_label"], "binary"))
+    if evaluation.get("by_hour"):
+        figures.append("Asked at each of these hours:")
+        figures.append(_reports_table("hour", evaluation["by_hour"], problem_type))
     figures += [image for name, image in images.items() if "reliability" not in name]
     subgroups = [
         _reports_table(name, groups, problem_type) for name, groups in (evaluation.get("subgroups") or {}).items()

@@ -83,7 +83,11 @@ def published(name: str, content: dict[str, Any]) -> dict[str, Any]:
     if name == RUN_FILE and content.get("command"):
         content["command"] = without_folders(content["command"])
     if EVALUATIONS.fullmatch(name):
-        for groups in (*content.get("subgroups", {}).values(), content.get("per_label", {})):
+        for groups in (
+            *content.get("subgroups", {}).values(),
+            content.get("per_label", {}),
+            content.get("by_hour", {}),
+        ):
             few = [group for group, report in groups.items() if is_small(report)]
             for group, report in groups.items():
                 if group in few:

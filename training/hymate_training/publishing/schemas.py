@@ -29,7 +29,7 @@ KNOWN_NUMBERS = re.compile(
     r"|\b(?:19|20)\d\d;\d+(?:\(\d+\))?:\w+|\b\d{1,3}(?:,\d{3})+\b|\b\d{1,4}\.\d+\b"
 )
 LONGEST_NAME, LONGEST_PROSE = 200, 5000  # characters
-MAX_LABELS, MAX_VARIABLES, MAX_CATEGORIES, MAX_GROUPS, MAX_EPOCHS = 1000, 200_000, 200, 20, 2000
+MAX_LABELS, MAX_VARIABLES, MAX_CATEGORIES, MAX_GROUPS, MAX_EPOCHS, MAX_HORIZONS = 1000, 200_000, 200, 20, 2000, 50
 
 
 def text_problem(text: str) -> str | None:
@@ -115,6 +115,7 @@ def _config_field(field: dataclasses.Field) -> Schema:
         "label2id": _optional(_map(COUNT)),
         **dict.fromkeys(("half_lives", "forecast_horizons"), _list(NUMBER, 20, 1)),
         "pos_weight": {"anyOf": [NUMBER, _list(NUMBER, MAX_LABELS), {"type": "null"}]},
+        **dict.fromkeys(("half_lives", "forecast_horizons"), _list(NUMBER, MAX_HORIZONS, 1)),
     }
     word: Schema = {"type": "string", "pattern": r"^[a-z0-9_.]{1,40}$"}
     kinds = [NUMBER, FLAG, word, {"type": "null"}]
@@ -152,6 +153,7 @@ PREPROCESSOR = _object(
             MAX_LABELS,
         ),
         "time_scale": NUMBER,
+        "trained_hours": _optional(INTERVAL),
         "unknown_variables": {"enum": ["error", "ignore"]},
         "value_deviations": _list(NUMBER, MAX_VARIABLES),
         "value_means": _list(NUMBER, MAX_VARIABLES),
@@ -190,6 +192,8 @@ EVALUATION = _object(
         "split": SPLIT,
         "source": PROSE,
         "subgroups": _map(_map(_GROUP, LABEL, MAX_GROUPS), NAME, 100),
+        "by_hour": _map(_GROUP, LABEL, MAX_GROUPS),
+        "trained_hours": _optional(INTERVAL),
         "variable_shares": _map(NUMBER, NAME, MAX_VARIABLES),
         "plots": _list(PLOT, 10),
         "baselines": _map(_object(_REPORT)),
@@ -206,15 +210,19 @@ EVALUATION = _object(
     ("problem_type", "n", "num_records", "metrics", "confidence_intervals"),
 )
 
+FORECAST_ERRORS = ("forecast_error", "carried_forward_error", "mean_error")
 _HISTORY = (
     *("epoch", "step", "train_loss", "seconds", "score", *METRIC_NAMES),
-    *("forecast_error", "carried_forward_error", "mean_error"),
+    *FORECAST_ERRORS,
 )
+_HISTORY_NAME: Schema = {
+    "anyOf": [{"enum": list(_HISTORY)}, {"pattern": rf"^({'|'.join(FORECAST_ERRORS)})_\d{{1,4}}(\.\d{{1,4}})?h$"}]
+}
 RUN = _object(
     {
         "kind": {"enum": ["pretrain", "finetune"]},
         "command": PROSE,
-        "recipe": _map({"anyOf": [SCALAR, _map(SCALAR)]}, LABEL, 100),
+        "recipe": _map({"anyOf": [SCALAR, _map(SCALAR), _list(NUMBER, MAX_HORIZONS)]}, LABEL, 100),
         "seed": COUNT,
         "versions": VERSIONS,
         "hardware": _map(SCALAR, LABEL, 20),
@@ -222,7 +230,7 @@ RUN = _object(
         "epochs": COUNT,
         "best_step": COUNT,
         "best_score": _optional(NUMBER),
-        "history": _list(_map(_optional(NUMBER), {"enum": list(_HISTORY)}), MAX_EPOCHS),
+        "history": _list(_map(_optional(NUMBER), _HISTORY_NAME), MAX_EPOCHS),
         "checkpoint": _optional(LABEL),
         "temperature": _optional(NUMBER),
         "task": _object(
