@@ -40,8 +40,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             not among `variables`: refuse them, or drop and count them.
         max_events (`int`, *optional*): Latest events that are kept of longer records, as in the model's training; all
             of them by default.
-        trained_hours (`tuple[float, float]`, *optional*): First and last hour at which the model was asked in training;
-            None where it was asked at the end of each record alone, and what it says earlier means little.
+        trained_hours (`tuple[float, float]`, *optional*): First and last hour at which the model was asked in
+            training; None where it was asked at the end of each record alone, and what it says earlier means little.
     """
 
     model_input_names = [  # noqa: RUF012 - transformers' own convention
