@@ -11,7 +11,7 @@ from hymate_training.data.exports import Layout, read_events
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = commands.add_parser("list", help="print the vocabulary", description="Print the vocabulary.")
-    listing.add_argument("--source", help="only the concepts that this source has, with its variables")
+    listing.add_argument("--source", help="Show only the concepts that this source has, with its variables.")
     proposing = commands.add_parser(
         "suggest",
         help="propose a concept for each variable of a table",
@@ -22,14 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         required=True,
-        help="CSV or Parquet, as `hymate prepare frame` takes it: record_id, time, variable, value and maybe unit",
+        help="CSV or Parquet, as `hymate prepare frame` takes it: record_id, time, variable, value and maybe unit.",
     )
     proposing.add_argument(
-        "--columns", nargs="+", default=(), metavar="ROLE=COLUMN", help="your names for those columns"
+        "--columns", nargs="+", default=(), metavar="ROLE=COLUMN", help="Your names for those columns."
     )
-    proposing.add_argument("--layout", type=Path, metavar="FILE", help="YAML of columns, files and time_zone")
+    proposing.add_argument("--layout", type=Path, metavar="FILE", help="YAML file of columns, files and time_zone.")
     proposing.add_argument(
-        "--output", type=Path, required=True, metavar="MAP.csv", help="the map to check, edit and use"
+        "--output", type=Path, required=True, metavar="MAP.csv", help="The map to write, for you to check and edit."
     )
 
 

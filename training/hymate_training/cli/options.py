@@ -112,7 +112,7 @@ def _or_none(parse: type) -> Callable[[str], Any]:
 
 def _checked(name: str, value: Any, hint: Any, recipe: str) -> Any:
     if isinstance(value, list) and _parser_of(hint)[0] is list:
-        return [_checked(name, item, *get_args(hint), recipe) for item in value]
+        return [_checked(name, item, get_args(hint)[0], recipe) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and _parser_of(hint)[0] is float:
         return float(value)
     kinds = get_args(hint) if isinstance(hint, types.UnionType) else (getattr(hint, "__origin__", hint),)

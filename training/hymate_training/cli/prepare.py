@@ -28,11 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         reader.add_arguments(source)
         if name == "frame":
             source.add_argument(
-                "--concepts", type=Path, metavar="MAP.csv", help="variables by concepts, as this map has them"
+                "--concepts", type=Path, metavar="MAP.csv", help="Name variables by concepts, as this map has them."
             )
         else:
             source.add_argument(
-                "--concepts", action="store_true", help="variables by the concepts of `hymate concepts list`"
+                "--concepts",
+                action="store_true",
+                help="Name variables by the concepts of `hymate concepts list`, in their units.",
             )
 
 

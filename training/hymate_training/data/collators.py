@@ -192,7 +192,7 @@ def in_passes(
 def augment(collator: TaskCollator | ForecastCollator, events: Events, examples: Examples) -> Events:
     """Leaves out variables and events; a record that would be left without any stays as it is."""
     count = len(events)
-    rng = np.random.default_rng([collator.seed, examples.epoch, examples.indices.astype(np.uint32)])
+    rng = np.random.default_rng([collator.seed, examples.epoch, *examples.indices.tolist()])
     dropped = rng.random((count, collator.feature_extractor.num_variables)) < collator.variable_dropout
     keep = ~dropped[events.rows, events.variable_ids]
     if collator.event_dropout:
@@ -206,12 +206,12 @@ def augment(collator: TaskCollator | ForecastCollator, events: Events, examples:
 def by_prediction(features: BatchFeature, numbers: np.ndarray, padding: float = 0) -> torch.Tensor:
     """Numbers of the examples `(examples, ...)` where their predictions are: `(batch, predictions, ...)`, or as they
     are where records are asked once."""
-    numbers = torch.from_numpy(numbers)
+    given = torch.from_numpy(numbers)
     if "prediction_times" not in features:
-        return numbers
+        return given
     mask = prediction_mask(features)
-    placed = torch.full((*mask.shape, *numbers.shape[1:]), padding, dtype=numbers.dtype)
-    placed[mask] = numbers
+    placed = torch.full((*mask.shape, *given.shape[1:]), padding, dtype=given.dtype)
+    placed[mask] = given
     return placed
 
 

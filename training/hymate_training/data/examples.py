@@ -137,7 +137,7 @@ class DrawnTimesDataset(TaskDataset):
         super().__init__(dataset.events, rows, self._draw(0), labels)
 
     @property
-    def lengths(self) -> np.ndarray:  # type: ignore[override]
+    def lengths(self) -> np.ndarray:
         """Number of events up to the last time at which the example's record is asked."""
         return np.repeat(self.last_lengths, self.count + 1)
 

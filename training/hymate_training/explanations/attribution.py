@@ -332,9 +332,10 @@ def _embeds_and_baseline(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embedded events, and what the path to them starts from, each (batch, length, hidden_size)."""
     values, times, ids, has_value = (features[name] for name in ("values", "times", "variable_ids", "value_mask"))
-    at_mean = embedding(torch.zeros_like(values), times, ids, has_value)  # standardized: 0 is the mean
+    lengths = features["attention_mask"].sum(1)
+    at_mean = embedding(torch.zeros_like(values), times, ids, has_value, lengths)  # standardized: 0 is the mean
     average = embedding.variable_embedding.weight.mean(0)
-    return embedding(values, times, ids, has_value), at_mean - embedding.variable_embedding(ids) + average
+    return embedding(values, times, ids, has_value, lengths), at_mean - embedding.variable_embedding(ids) + average
 
 
 def in_model_order(features: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

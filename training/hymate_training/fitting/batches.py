@@ -63,7 +63,7 @@ class EpochLoader:
         group = []
         loader = DataLoader(
             self.dataset,
-            batch_sampler=remaining,
+            batch_sampler=[batch.tolist() for batch in remaining],
             collate_fn=self.collator,
             generator=torch.Generator(),  # it draws a number, which must not come from the one behind dropout
         )

@@ -12,7 +12,7 @@ from torch import nn
 
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import DrawnTimesDataset, TaskDataset, ask_at, check_static_columns, load_task
-from hymate_training.data.prepared_folder import PreparedFolder, fingerprint, open_prepared
+from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
 from hymate_training.evaluation.metrics import METRICS, compute_metrics

@@ -183,8 +183,8 @@ class TrainingLoop:
         of one large batch, whichever processes share it."""
         accelerator = self.accelerator
         sizes = [int(prediction_mask(batch).sum()) for batch in batches]
-        share = torch.tensor(float(sum(sizes)), device=accelerator.device)
-        share = float(accelerator.reduce(share, "mean"))
+        own = torch.tensor(float(sum(sizes)), device=accelerator.device)
+        share = float(accelerator.reduce(own, "mean"))
         total = 0.0
         for position, batch in enumerate(batches):
             arguments = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}

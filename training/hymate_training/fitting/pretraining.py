@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ def forecast_errors(
     horizons = collator.forecast_horizons
     sums = torch.zeros(4, len(horizons), dtype=torch.float64)
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        features = collator(dataset.__getitems__(batch))
+        features = collator(dataset.__getitems__(batch.tolist()))
         outputs = model(**{name: tensor.to(accelerator.device) for name, tensor in features.items()})
         mask, target = features["forecast_mask"], features["forecast_values"]
         candidates = (outputs.logits.float().cpu(), last_values(outputs, target.shape[-1]), torch.zeros_like(target))
@@ -190,8 +190,8 @@ def forecast_errors(
 def last_values(outputs: HyMaTEForPreTrainingOutput, num_variables: int) -> torch.Tensor:
     """Each variable's last value at each prediction, `(batch, predictions, 1, num_variables)`; 0, the mean, where it
     has none."""
-    last = outputs.channel_last_values.float().cpu()
-    columns = outputs.channel_ids.cpu()
+    last, columns = (cast(torch.Tensor, found).cpu() for found in (outputs.channel_last_values, outputs.channel_ids))
+    last = last.float()
     columns = columns.masked_fill(columns < 0, num_variables).unsqueeze(1).expand_as(last)
     by_variable = last.new_zeros(*last.shape[:2], num_variables + 1).scatter(-1, columns, last)
     return by_variable[..., :num_variables].unsqueeze(2)

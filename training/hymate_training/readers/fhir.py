@@ -67,27 +67,30 @@ EVENT_SCHEMA = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--raw", type=Path, required=True, help="folder or .zip of bundles (.json) or .ndjson files")
+    parser.add_argument("--raw", type=Path, required=True, help="Folder or .zip of bundles (.json) or .ndjson files.")
     parser.add_argument(
         "--records",
         choices=("visit", "person"),
         default="visit",
-        help="what a record is: an encounter, or all that is known of a patient (default: visit)",
+        help="What a record is: an encounter, or all that is known of a patient (default: visit).",
     )
     parser.add_argument(
         "--event-time",
         choices=("issued", "effective"),
         default="issued",
-        help="when an observation counts: once its result was there, or at its clinical time (default: issued)",
+        help="When an observation counts: once its result was there, or at its clinical time (default: issued).",
     )
     parser.add_argument(
         "--observed-hours",
         type=float,
         default=24.0,
-        help="hours of an encounter after which its tasks are asked (default: 24)",
+        help="Hours of an encounter after which its outcomes are predicted (default: 24).",
     )
     parser.add_argument(
-        "--min-records", type=int, default=10, help="drop variables met in fewer training records (default: 10)"
+        "--min-records",
+        type=int,
+        default=10,
+        help="Drop variables that occur in fewer than this many training records (default: 10).",
     )
 
 

@@ -64,13 +64,16 @@ FIRST_DECOMPENSATION_HOUR = 4
 
 def add_event_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--min-stays", type=int, default=10, help="drop variables met in fewer training stays (default: 10)"
+        "--min-stays",
+        type=int,
+        default=10,
+        help="Drop variables that occur in fewer than this many training stays (default: 10).",
     )
     parser.add_argument(
         "--event-time",
         choices=("stored", "charted"),
         default="stored",
-        help="when a charted value counts: once it stands in the database, or at its chart time (default: stored)",
+        help="When a charted value counts: when it was stored, or at its chart time (default: stored).",
     )
 
 

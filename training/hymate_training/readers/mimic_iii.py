@@ -76,7 +76,12 @@ CITATION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--raw", type=Path, required=True, help="folder or .zip of the download, ICUSTAYS.csv.gz, ...")
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        required=True,
+        help="Folder or .zip of the download, which holds ICUSTAYS.csv.gz and the other tables.",
+    )
     add_event_arguments(parser)
 
 

@@ -84,21 +84,24 @@ CITATION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--raw", type=Path, required=True, help="folder or .zip that holds the tables of the CDM")
+    parser.add_argument("--raw", type=Path, required=True, help="Folder or .zip that holds the tables of the CDM.")
     parser.add_argument(
         "--records",
         choices=("visit", "person"),
         default="visit",
-        help="what a record is: a visit, or all that is known of a person (default: visit)",
+        help="What a record is: a visit, or all that is known of a person (default: visit).",
     )
     parser.add_argument(
         "--observed-hours",
         type=float,
         default=24.0,
-        help="hours of a visit after which its tasks are asked (default: 24)",
+        help="Hours of a visit after which its outcomes are predicted (default: 24).",
     )
     parser.add_argument(
-        "--min-records", type=int, default=10, help="drop variables met in fewer training records (default: 10)"
+        "--min-records",
+        type=int,
+        default=10,
+        help="Drop variables that occur in fewer than this many training records (default: 10).",
     )
 
 
