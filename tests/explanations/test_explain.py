@@ -113,7 +113,7 @@ def test_integrated_gradients_sum_to_the_difference_of_scores(settings, events, 
     embedding = model.hymate.embedding
 
     def without_content(module, arguments, output):
-        _, times, _, value_mask = arguments
+        _, times, _, value_mask, _ = arguments
         mean = module.value_embedding(torch.zeros(*times.shape, 1))
         value = torch.where(value_mask.unsqueeze(-1), mean, module.missing_value)
         return module.variable_embedding.weight.mean(0) + value + module.time_embedding(times.unsqueeze(-1))
