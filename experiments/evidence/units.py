@@ -20,6 +20,7 @@ from hymate_training.data.examples import labels_array, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
 from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.files import write_file
 from hymate_training.fitting.loop import LAST_FOLDER
 from hymate_training.fitting.state import STATE_FOLDER
 from hymate_training.inference.checkpoints import RUN_FILE, load_checkpoint
@@ -82,11 +83,9 @@ def run_unit(
 
 
 def write_compact(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON with a line a key, under a temporary name first."""
+    """Writes JSON, one line per key."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
-    incoming = path.with_suffix(".incoming")
-    incoming.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    incoming.replace(path)
+    write_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def finetune(

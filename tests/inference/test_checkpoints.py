@@ -118,10 +118,14 @@ DAMAGES = {
         change_extractor(lambda content: content["value_means"].__setitem__(0, "high")),
         "does not hold a feature extractor of HyMaTE",
     ),
-    "more variables": (change_extractor(widen), r"has \d+ variables, but the model in .*config.json takes \d+"),
+    "more variables": (change_extractor(widen), r"does not fit its model: the number of variables is \d+, but in"),
+    "another time scale": (
+        change_extractor(lambda content: content.__setitem__("time_scale", 3.0)),
+        r"does not fit its model: time_scale is 3.0, but in .*config.json",
+    ),
     "no static columns": (
         change_extractor(lambda content: content["static_columns"].clear()),
-        r"has 0 static features, but the model in .*config.json takes \d+",
+        r"does not fit its model: the number of static features is 0, but in",
     ),
     "NaN mean": (
         change_extractor(lambda content: content["value_means"].__setitem__(0, float("nan"))),

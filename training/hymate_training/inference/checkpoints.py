@@ -122,7 +122,7 @@ def load_extractor(folder: Path) -> HyMaTEFeatureExtractor:
             *(bound for column in extractor.static_columns for bound in column.get("range", ())),
         ]
         deviations = [*extractor.value_deviations, *(c["deviation"] for c in extractor.static_columns if "mean" in c)]
-        widths = (extractor.num_variables, len(extractor.static_feature_names))
+        found = (extractor.num_variables, len(extractor.static_feature_names), extractor.time_scale)
         finite, positive = all(map(math.isfinite, statistics)), all(value > 0 for value in deviations)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} does not hold a feature extractor of HyMaTE: {error}") from error
@@ -130,15 +130,11 @@ def load_extractor(folder: Path) -> HyMaTEFeatureExtractor:
         raise ValueError(
             f"{path}: a mean, range or deviation is not finite, or a deviation not positive; fit and save it again"
         )
-    expected = (config.num_variables, config.num_static_features)
-    for name, found, wanted in zip(("variables", "static features"), widths, expected, strict=True):
-        if found != wanted:
-            raise ValueError(f"{path} has {found} {name}, but the model in {folder / CONFIG_FILE} takes {wanted}")
-    if extractor.time_scale != config.time_scale:
-        raise ValueError(
-            f"{path} has the time_scale {extractor.time_scale}, but the model in {folder / CONFIG_FILE} takes "
-            f"{config.time_scale}: the two do not belong together"
-        )
+    expected = (config.num_variables, config.num_static_features, config.time_scale)
+    names = ("the number of variables", "the number of static features", "time_scale")
+    for name, own, wanted in zip(names, found, expected, strict=True):
+        if own != wanted:
+            raise ValueError(f"{path} does not fit its model: {name} is {own}, but in {folder / CONFIG_FILE} {wanted}")
     return extractor
 
 
