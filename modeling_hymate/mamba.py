@@ -1,6 +1,7 @@
 """The temporal encoder's layer: a Mamba mixer (Gu and Dao, arXiv 2312.00752) that runs on CPUs and CUDA."""
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -62,8 +63,18 @@ class HyMaTEMixer(nn.Module):
             `(batch, length, hidden_size)`.
         """
         A = -torch.exp(self.A_log.float())
-        is_native = resolve_backend(hidden_states) == "native" and self._convolution_is_native()
-        if is_native and self._is_fusable():
+        backend = resolve_backend(hidden_states)
+        convolution = self._convolution(backend)
+        if backend == "triton" and convolution is not None and self._is_fusable():
+            from .triton_operators import mamba_mixer  # noqa: PLC0415 - slow to import and needed on GPUs only
+
+            states = mamba_mixer(
+                self.in_proj(hidden_states),
+                *(self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias),
+                *(A, self.D, lengths),
+            )
+            return self.out_proj(states)
+        if backend == "native" and convolution is not None and self._is_fusable():
             projections: dict[str, torch.Tensor | None] = {}
             for name, layer in {"in_proj": self.in_proj, "out_proj": self.out_proj}.items():
                 if _is_plain(layer):
@@ -83,7 +94,7 @@ class HyMaTEMixer(nn.Module):
             )
             return states if "out_proj_weight" in projections else self.out_proj(states)
         states, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        states = self._convolve(states, lengths, is_native)
+        states = self._convolve(states, lengths, convolution)
         config = self.config
         time_step, B, C = self.x_proj(states).split(
             [config.time_step_rank, config.state_size, config.state_size], dim=-1
@@ -120,17 +131,25 @@ class HyMaTEMixer(nn.Module):
         )
         return self.out_proj(mixed), inputs, state
 
-    def _convolution_is_native(self) -> bool:
-        return _is_plain(self.conv1d) and self.config.conv_kernel <= hymate_native.MAX_KERNEL
+    def _convolution(self, backend: str) -> Callable | None:
+        """The backend's causal convolution, where there is one that serves this layer."""
+        if not _is_plain(self.conv1d):
+            return None
+        if backend == "triton":
+            from .triton_operators import causal_conv1d  # noqa: PLC0415 - as above
+
+            return causal_conv1d
+        fits = backend == "native" and self.config.conv_kernel <= hymate_native.MAX_KERNEL
+        return hymate_native.causal_conv1d if fits else None
 
     def _is_fusable(self) -> bool:
         return _is_plain(self.x_proj) and _is_plain(self.dt_proj) and self.config.hidden_act == "silu"
 
-    def _convolve(self, states: torch.Tensor, lengths: torch.Tensor, is_native: bool) -> torch.Tensor:
+    def _convolve(self, states: torch.Tensor, lengths: torch.Tensor, convolution: Callable | None) -> torch.Tensor:
         """Depthwise convolution over past events and the activation, on (batch, length, inner)."""
-        if is_native:
+        if convolution is not None:
             weight = self.conv1d.weight.squeeze(1)
-            return self.act(hymate_native.causal_conv1d(states, weight, self.conv1d.bias, None, lengths))
+            return self.act(convolution(states, weight, self.conv1d.bias, None, lengths))
         padded = F.pad(states.transpose(1, 2), (self.config.conv_kernel - 1, 0))
         return self.act(self.conv1d(padded).transpose(1, 2))
 

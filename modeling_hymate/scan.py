@@ -5,7 +5,8 @@
 - `"reference"`: plain PyTorch, any floating data type, any order of derivatives. What the others are tested against.
 - `"chunked"`: PyTorch with its own backward pass; holds the state of one chunk of time steps at a time.
 - `"native"`: compiled CPU kernels, where the package `hymate_native` is there and built.
-- `"mamba_ssm"`: the CUDA kernels of the package mamba-ssm, where they work.
+- `"triton"`: our GPU kernels in Triton, where it works: GPUs of NVIDIA's; untested on AMD's and Intel's.
+- `"mamba_ssm"`: the CUDA kernels of mamba-ssm, by name only: from that package or, through `kernels`, from the Hub.
 """
 
 import functools
@@ -27,6 +28,7 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 CHUNK_SIZE = 32
+GPUS = ("cuda", "xpu")  # "cuda" is also what PyTorch calls AMD's
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -98,12 +100,12 @@ def resolve_backend(u: torch.Tensor, backend: str | None = None) -> str:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
     if backend == "native" and not native_available():
         raise ValueError(f"backend 'native' is not available: {_native_problem()}")
-    if backend == "mamba_ssm" and _mamba_ssm_scan(u.device) is None:
-        raise ValueError("backend 'mamba_ssm' is not available: see the warning that named the reason")
+    if backend in _PROBES and (problem := _gpu_problem(backend, u.device)):
+        raise ValueError(f"backend {backend!r} is not available on {u.device}: {problem}")
     if backend is not None:
         return backend
-    if u.device.type == "cuda" and u.dtype in NATIVE_DTYPES and _mamba_ssm_scan(u.device) is not None:
-        return "mamba_ssm"
+    if u.device.type in GPUS and u.dtype in NATIVE_DTYPES and triton_available(u.device):
+        return "triton"
     if use_native(u):
         return "native"
     return "chunked"
@@ -136,25 +138,60 @@ def _native_problem() -> str:
     return hymate_native.unavailable_reason() or "unknown reason"
 
 
-@functools.cache
-def _mamba_ssm_scan(device: torch.device) -> Any:
-    """mamba-ssm's CUDA scan where it works on `device`, else `None`, with one warning that says why.
+@torch.compiler.assume_constant_result
+def triton_available(device: torch.device) -> bool:
+    """Whether the Triton kernels run on `device`; says once why where they do not."""
+    return _find_triton(device)
 
-    The function itself is tried, since some releases import well without the compiled extension and fail when called.
-    """
+
+@functools.cache
+def _find_triton(device: torch.device) -> bool:
+    problem = _problem("triton", device)
+    if problem:
+        logger.warning("HyMaTE's GPU kernels are not available (%s); the slower PyTorch path is used.", problem)
+    return not problem
+
+
+@torch.compiler.assume_constant_result
+def _gpu_problem(backend: str, device: torch.device) -> str | None:
+    return _problem(backend, device)
+
+
+@functools.cache
+def _problem(backend: str, device: torch.device) -> str | None:
+    """Why a GPU backend does not run on `device`, or `None` where a small call did. Importing tells too little:
+    Triton may lack a driver, or a C compiler for its launcher, and mamba-ssm the extension it is to call."""
+    try:
+        _PROBES[backend](device)
+    except Exception as error:  # whatever goes wrong in a compiler or a foreign kernel, the PyTorch path still works
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _probe_triton(device: torch.device) -> None:
+    from .triton_operators import probe  # noqa: PLC0415 - slow to import and needed on GPUs only
+
+    probe(device)
+
+
+def _probe_mamba_ssm(device: torch.device) -> None:
+    step = torch.ones(1, 8, 4, device=device)
+    _mamba_ssm_scan()(step, step, -torch.ones(8, 4, device=device), step[:, :4], step[:, :4])
+
+
+_PROBES = {"triton": _probe_triton, "mamba_ssm": _probe_mamba_ssm}
+
+
+@functools.cache
+def _mamba_ssm_scan() -> Any:
+    """mamba-ssm's scan: of the installed package, else of the kernel on the Hub that transformers uses."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: PLC0415 - optional and slow
+    except ImportError:
+        from kernels import get_kernel  # noqa: PLC0415 - optional
 
-        step = torch.ones(1, 8, 4, device=device)
-        selective_scan_fn(step, step, -torch.ones(8, 4, device=device), step[:, :4], step[:, :4])
-    except Exception as error:  # whatever goes wrong in a foreign kernel, the PyTorch path still works
-        logger.warning(
-            "mamba-ssm's CUDA scan is not available (%s: %s); the slower PyTorch path is used. "
-            "To get it: pip install 'hymate[cuda]'.",
-            type(error).__name__,
-            error,
-        )
-        return None
+        hub = get_kernel("kernels-community/mamba-ssm", version=4)
+        return hub.ops.selective_scan_interface.selective_scan_fn
     return selective_scan_fn
 
 
@@ -296,6 +333,12 @@ def _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initia
     )
 
 
+def _triton(*arguments):
+    from .triton_operators import selective_scan as scan  # noqa: PLC0415 - as above
+
+    return scan(*arguments)
+
+
 def _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state):
     if lengths is not None:
         valid = _valid_steps(u, lengths)
@@ -309,7 +352,7 @@ def _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, ini
     u_t, delta_t, B_t, C_t, z_t = (
         None if tensor is None else tensor.to(u.dtype).transpose(1, 2).contiguous() for tensor in (u, delta, B, C, z)
     )
-    output, final_state = _mamba_ssm_scan(u.device)(
+    output, final_state = _mamba_ssm_scan()(
         u_t,
         delta_t,
         A.float(),
@@ -331,5 +374,6 @@ _BACKENDS = {
     "reference": _with_recurrence(_reference_recurrence),
     "chunked": _with_recurrence(_chunked_recurrence),
     "native": _native,
+    "triton": _triton,
     "mamba_ssm": _mamba_ssm,
 }

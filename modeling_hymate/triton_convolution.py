@@ -10,7 +10,19 @@ from .triton_scan import place, rows, sigmoid
 
 
 @triton.jit
-def _convolved(x, weight, bias, time, stop, channel, inner, time_stride, KERNEL: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr):
+def _convolved(
+    x,
+    weight,
+    bias,
+    time,
+    stop,
+    channel,
+    inner,
+    time_stride,
+    KERNEL: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+):
     """The convolution before its activation, `(STEPS, LANES)`, of the steps from `time` on."""
     steps = time + tl.arange(0, STEPS)[:, None]
     inside = channel < inner

@@ -91,7 +91,7 @@ class _Scan:
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.u.device)
 
-    def like(self, tensor: Tensor | None) -> Tensor | None:
+    def like(self, tensor: Any) -> Any:
         return None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
     def grid(self, tile: Tile, segments: int) -> tuple[int, int]:
@@ -138,7 +138,10 @@ def scan_forward(
     final = scan.new(scan.batch, scan.state, scan.inner) if return_final_state else None
     with _on(scan.u):
         if segments > 1:
-            own, elapsed = scan.new(scan.batch, segments, scan.state, scan.inner), scan.new(scan.batch, segments, scan.inner)
+            own, elapsed = (
+                scan.new(scan.batch, segments, scan.state, scan.inner),
+                scan.new(scan.batch, segments, scan.inner),
+            )
             run(None, None, None, own, elapsed)
             entering, final = scan.carry(tile, own, elapsed, entering, reverse=False)
         run(entering, y, kept, final if segments == 1 else None, None)
@@ -154,7 +157,7 @@ def scan_backward(
     *inputs: Any,
     needs_initial_state: bool = False,
     grad_z: Tensor | None = None,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Any, ...]:
     """Returns the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state.
 
     Args:
@@ -225,7 +228,7 @@ def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bo
 
 def convolution_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, lengths: Tensor | None, grad_x: Tensor
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     """Writes the gradient of x into `grad_x`, whose rows must be dense; returns those of weight and bias."""
     x, grad_y = _dense_rows(x), _dense_rows(grad_y)
     weight, bias, lengths = map(_dense, (weight, bias, lengths))
@@ -272,5 +275,5 @@ def _state_first(state: Tensor | None) -> Tensor | None:
     return None if state is None else state.transpose(1, 2).contiguous()
 
 
-def _state_last(state: Tensor) -> Tensor:
+def _state_last(state: Any) -> Any:
     return state.transpose(1, 2).contiguous()

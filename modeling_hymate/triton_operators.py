@@ -5,12 +5,13 @@ before and after are PyTorch's own. Operators return tensors only: what was not 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import triton_launch as launch
+from .triton_launch import convolution_backward, convolution_forward, kept_shape, scan_backward, scan_forward
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,7 +62,7 @@ def _row_dtype(*tensors: Tensor | None) -> torch.dtype:
     return dtype
 
 
-def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
@@ -82,10 +83,10 @@ _SCAN_INPUTS = (
 
 
 @Operator("triton_scan", f"({_SCAN_INPUTS}, bool return_final_state, bool keep_states) -> (Tensor, Tensor, Tensor)")
-def _scan(*inputs):
-    *inputs, initial_state, return_final_state, keep_states = inputs
+def _scan(*arguments):
+    *inputs, initial_state, return_final_state, keep_states = arguments
     options = {"return_final_state": return_final_state, "keep_states": keep_states}
-    return launch.scan_forward(*inputs, initial_state=initial_state, **options)
+    return scan_forward(*inputs, initial_state=initial_state, **options)
 
 
 @_scan.register_fake
@@ -95,7 +96,7 @@ def _(u, delta, A, *others):
     return (
         u.new_empty((batch, length, inner)),
         A.new_empty((batch, inner, state) if return_final_state else 0),
-        A.new_empty(launch.kept_shape(batch, length, inner, state) if keep_states else 0),
+        A.new_empty(kept_shape(batch, length, inner, state) if keep_states else 0),
     )
 
 
@@ -103,12 +104,10 @@ def _(u, delta, A, *others):
     "triton_scan_backward",
     f"(Tensor? grad_y, Tensor? grad_final_state, Tensor kept, {_SCAN_INPUTS}) -> ({', '.join(['Tensor'] * 9)})",
 )
-def _scan_backward(grad_y, grad_final_state, kept, *inputs):
-    *inputs, initial_state = inputs
+def _scan_backward(grad_y, grad_final_state, kept, *arguments):
+    *inputs, initial_state = arguments
     grad_y = torch.zeros_like(inputs[0]) if grad_y is None else grad_y
-    grads = launch.scan_backward(
-        grad_y, grad_final_state, kept, *inputs, needs_initial_state=initial_state is not None
-    )
+    grads = scan_backward(grad_y, grad_final_state, kept, *inputs, needs_initial_state=initial_state is not None)
     return _present(grads, kept)
 
 
@@ -148,7 +147,7 @@ _CONVOLUTION_INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor?
 
 @Operator("triton_causal_conv1d", f"({_CONVOLUTION_INPUTS}) -> Tensor")
 def _convolution(x, weight, bias, silu, lengths):
-    return launch.convolution_forward(x, weight, bias, silu, lengths)
+    return convolution_forward(x, weight, bias, silu, lengths)
 
 
 @_convolution.register_fake
@@ -159,7 +158,7 @@ def _(x, weight, bias, silu, lengths):
 @Operator("triton_causal_conv1d_backward", f"(Tensor grad_y, {_CONVOLUTION_INPUTS}) -> (Tensor, Tensor, Tensor)")
 def _convolution_backward(grad_y, x, weight, bias, silu, lengths):
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return _present((grad_x, *launch.convolution_backward(grad_y, x, weight, bias, silu, lengths, grad_x)), weight)
+    return _present((grad_x, *convolution_backward(grad_y, x, weight, bias, silu, lengths, grad_x)), weight)
 
 
 @_convolution_backward.register_fake
@@ -201,20 +200,20 @@ def _scan_arguments(projected, convolved, parameters, dt_weight, dt_bias, A, D, 
 def _mixer(projected, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, lengths, keep):
     """Returns the gated rows, and with `keep` what backward does not compute again: (time step, B, C) and states."""
     rows = projected[..., : projected.shape[-1] // 2]
-    convolved = launch.convolution_forward(rows, conv_weight, conv_bias, True, lengths)
+    convolved = convolution_forward(rows, conv_weight, conv_bias, True, lengths)
     parameters = F.linear(convolved, x_weight)
     arguments = _scan_arguments(projected, convolved, parameters, dt_weight, dt_bias, A, D, lengths)
-    y, _, kept = launch.scan_forward(*arguments, initial_state=None, return_final_state=False, keep_states=keep)
+    y, _, kept = scan_forward(*arguments, initial_state=None, return_final_state=False, keep_states=keep)
     return y, parameters if keep else parameters.new_empty(0), kept
 
 
 @_mixer.register_fake
 def _(projected, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, lengths, keep):
     batch, length, width = projected.shape
-    kept_shape = launch.kept_shape(batch, length, *A.shape) if keep else 0
+    states_shape = kept_shape(batch, length, *A.shape) if keep else 0
     parameters_shape = (batch, length, x_weight.shape[0]) if keep else 0
     y = projected.new_empty((batch, length, width // 2))
-    return y, projected.new_empty(parameters_shape), A.new_empty(kept_shape)
+    return y, projected.new_empty(parameters_shape), A.new_empty(states_shape)
 
 
 @Operator(
@@ -228,16 +227,16 @@ def _mixer_backward(
     inner = projected.shape[-1] // 2
     rank = dt_weight.shape[1]
     rows = projected[..., :inner]
-    convolved = launch.convolution_forward(rows, conv_weight, conv_bias, True, lengths)
+    convolved = convolution_forward(rows, conv_weight, conv_bias, True, lengths)
     arguments = _scan_arguments(projected, convolved, parameters, dt_weight, dt_bias, A, D, lengths)
     grad_projected = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
-    grad_convolved, grad_delta, grad_A, grad_B, grad_C, grad_D, _, grad_dt_bias, _ = launch.scan_backward(
+    grad_convolved, grad_delta, grad_A, grad_B, grad_C, grad_D, _, grad_dt_bias, _ = scan_backward(
         grad, None, kept, *arguments, grad_z=grad_projected[..., inner:]
     )
     grad_parameters = torch.cat([grad_delta @ dt_weight, grad_B, grad_C], -1)
     flat_parameters, flat_convolved = grad_parameters.flatten(0, 1), convolved.flatten(0, 1)
     grad_convolved = torch.addmm(grad_convolved.flatten(0, 1), flat_parameters, x_weight).view_as(convolved)
-    grad_conv_weight, grad_conv_bias = launch.convolution_backward(
+    grad_conv_weight, grad_conv_bias = convolution_backward(
         grad_convolved, rows, conv_weight, conv_bias, True, lengths, grad_projected[..., :inner]
     )
     grad_dt_weight = grad_delta.flatten(0, 1).t() @ parameters[..., :rank].flatten(0, 1)
@@ -347,6 +346,6 @@ def mamba_mixer(
 def probe(device: torch.device) -> None:
     """Compiles and runs a small kernel, whose failure says that Triton does not work on `device`."""
     ones = torch.ones(1, 2, 4, device=device)
-    convolved = launch.convolution_forward(ones, ones[0].t(), None, False, None)
+    convolved = convolution_forward(ones, ones[0].t(), None, False, None)
     if convolved.flatten().tolist() != [1.0] * 4 + [2.0] * 4:
         raise RuntimeError(f"a kernel gave {convolved.flatten().tolist()} where 1 and 2 are right")

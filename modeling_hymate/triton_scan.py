@@ -214,7 +214,7 @@ def scan_kernel(
         hidden = tl.load(entering + at * STATE * inner + offsets, mask=exists, other=0.0)
     total = tl.zeros((LANES,), tl.float32)
     for time in tl.range(start, stop, STEPS, num_stages=2):
-        if kept is not None:
+        if kept is not None:  # noqa: SIM102 - this is decided when the kernel is compiled, the next in the loop
             if time % CHUNK == 0:
                 chunk = row * tl.cdiv(length, CHUNK) + time // CHUNK
                 tl.store(kept + chunk * STATE * inner + offsets, hidden, mask=exists)
@@ -467,7 +467,9 @@ def scan_grad_kernel(
             _write(grad_delta, time, inner, channel, grad_size, writable, STEPS)
             # partial sums of this block of channels, among (row, step, block, state)
             pair = tl.arange(0, STEPS * STATES)
-            cell = ((row * length + time + pair // STATES) * blocks + tl.program_id(0) % blocks) * STATE + pair % STATES
+            cell = (
+                (row * length + time + pair // STATES) * blocks + tl.program_id(0) % blocks
+            ) * STATE + pair % STATES
             pair_mask = (pair % STATES < STATE) & (time + pair // STATES < end)
             tl.store(grad_B + cell, _over_lanes(grads * (size * x)[:, None, :], STEPS, STATES, LANES), mask=pair_mask)
             tl.store(grad_C + cell, _over_lanes(after * grad[:, None, :], STEPS, STATES, LANES), mask=pair_mask)

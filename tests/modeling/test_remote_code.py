@@ -50,6 +50,10 @@ CODE = {
     "scan.py",
     "stream.py",
     "streaming.py",
+    "triton_convolution.py",
+    "triton_launch.py",
+    "triton_operators.py",
+    "triton_scan.py",
 }
 RECORDS = [
     {"time": [0.0, 1.5, 1.5, 30.0], "variable": ["HR", "GCS", "HR", "Ward"], "value": [88, 15, 91.5, None], "Age": 71},

@@ -363,6 +363,11 @@ class StandIn:
         return (y, last_state.detach()) if return_last_state else y  # its last state carries no gradient
 
 
+def forget_probes():
+    for cached in (scan_module._find_triton, scan_module._problem, scan_module._mamba_ssm_scan):
+        cached.cache_clear()
+
+
 @pytest.fixture
 def install(monkeypatch):
     """Puts a stand-in where `import mamba_ssm` finds it."""
@@ -376,9 +381,9 @@ def install(monkeypatch):
             monkeypatch.setitem(sys.modules, module.__name__, module)
         return stand_in
 
-    scan_module._mamba_ssm_scan.cache_clear()
+    forget_probes()
     yield put
-    scan_module._mamba_ssm_scan.cache_clear()
+    forget_probes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -415,38 +420,82 @@ def on_device(device, dtype=torch.float32):
 
 
 @pytest.fixture
-def fake_cuda(monkeypatch):
-    """Tensors made for a CUDA device land on the CPU, so that the probe runs without a GPU."""
-    ones = torch.ones
+def triton_probe(monkeypatch):
+    """Stands in for the probe of Triton; what it raises is `triton_probe.error`."""
+    probe = SimpleNamespace(error=None, devices=[])
 
-    def on_cpu(*shape, device):
-        return ones(*shape)
+    def run(device):
+        probe.devices.append(device.type)
+        if probe.error is not None:
+            raise probe.error
 
-    monkeypatch.setattr(torch, "ones", on_cpu)
+    monkeypatch.setitem(scan_module._PROBES, "triton", run)
+    forget_probes()
+    yield probe
+    forget_probes()
 
 
-@pytest.mark.usefixtures("fake_cuda", "no_native")
-def test_backend_is_chosen_by_the_device_of_each_call(install):
-    install(StandIn())
-    assert scan_module.resolve_backend(on_device("cuda")) == "mamba_ssm"
+@pytest.mark.usefixtures("no_native")
+def test_backend_is_chosen_by_the_device_of_each_call(triton_probe):
+    assert scan_module.resolve_backend(on_device("cuda")) == "triton"
     assert scan_module.resolve_backend(on_device("cpu")) == "chunked"
-    assert scan_module.resolve_backend(on_device("cuda", torch.bfloat16)) == "mamba_ssm"
+    assert scan_module.resolve_backend(on_device("cuda", torch.bfloat16)) == "triton"
     assert scan_module.resolve_backend(on_device("cuda", torch.float64)) == "chunked"
+    assert scan_module.resolve_backend(on_device("xpu")) == "triton"
     assert scan_module.resolve_backend(on_device("mps")) == "chunked"
+    assert triton_probe.devices == ["cuda", "xpu"]  # once each
 
 
-@pytest.mark.usefixtures("fake_cuda", "no_native")
-def test_mamba_ssm_is_probed_by_a_call_and_its_absence_said_once(install, caplog):
-    # mamba-ssm's main branch: imports well, raises at the first call
-    install(StandIn(RuntimeError("selective_scan_cuda is not built")))
+@pytest.mark.usefixtures("no_native")
+def test_triton_is_probed_by_a_call_and_its_failure_said_once(triton_probe, caplog):
+    triton_probe.error = RuntimeError("Failed to find C compiler")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert scan_module.resolve_backend(on_device("cuda")) == "chunked"
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "RuntimeError: selective_scan_cuda is not built" in message
-    assert "pip install 'hymate[cuda]'" in message
-    with pytest.raises(ValueError, match="backend 'mamba_ssm' is not available"):
+    assert "RuntimeError: Failed to find C compiler" in message
+    with pytest.raises(ValueError, match=r"backend 'triton' is not available on cuda: .*C compiler"):
+        scan_module.resolve_backend(on_device("cuda"), "triton")
+
+
+def test_triton_asked_for_on_a_cpu_says_why_not():
+    forget_probes()
+    with pytest.raises(ValueError, match=r"backend 'triton' is not available on cpu: \w+"):
+        selective_scan(**make_inputs(1, 2, 2, 2, torch.float32), backend="triton")
+
+
+def test_mamba_ssm_is_probed_by_a_call(install):
+    # mamba-ssm's main branch: imports well, raises at the first call
+    install(StandIn(RuntimeError("selective_scan_cuda is not built")))
+    with pytest.raises(ValueError, match=r"backend 'mamba_ssm' is not available .*selective_scan_cuda is not built"):
         selective_scan(**make_inputs(1, 2, 2, 2, torch.float32), backend="mamba_ssm")
+
+
+def test_mamba_ssm_comes_from_the_hub_where_the_package_is_missing(monkeypatch):
+    """Through the package `kernels`, a stand-in here, whose kernel has the modules of mamba-ssm."""
+    stand_in = StandIn()
+    kernels = ModuleType("kernels")
+    asked = []
+
+    def get_kernel(repository, version):
+        asked.append((repository, version))
+        return SimpleNamespace(ops=SimpleNamespace(selective_scan_interface=stand_in))
+
+    kernels.get_kernel = get_kernel
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    monkeypatch.setitem(sys.modules, "kernels", kernels)
+    forget_probes()
+    inputs = make_inputs(2, 6, 4, 2, torch.float32, without=("initial_state",))
+    torch.testing.assert_close(
+        selective_scan(**inputs, backend="mamba_ssm"), selective_scan(**inputs, backend="reference")
+    )
+    assert asked == [("kernels-community/mamba-ssm", 4)]
+    assert stand_in.calls
+    forget_probes()
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    with pytest.raises(ValueError, match=r"backend 'mamba_ssm' is not available on cpu: .*kernels"):
+        selective_scan(**inputs, backend="mamba_ssm")
+    forget_probes()
 
 
 def test_semantics_are_those_of_transformers_mamba():

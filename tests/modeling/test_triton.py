@@ -1,0 +1,44 @@
+"""The Triton kernels on a machine without a GPU: under Triton's interpreter, and compiled for one elsewhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import triton_signatures
+
+triton = pytest.importorskip("triton", reason="needs the package triton, which there is for Linux")
+
+ROOT = Path(__file__).parents[2]
+# Every case belongs to one of these; each group runs in a process of its own, since Triton chooses between its
+# interpreter and its compiler when it is imported.
+GROUPS = ("scan", "not scan and (mixer or model)", "not scan and not mixer and not model")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_cases_under_the_interpreter(group):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HYMATE_SCAN")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/support/triton_cases.py", "-p", "no:cacheprovider", "-k", group],
+        cwd=ROOT,
+        env={**environment, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", triton_signatures.KERNELS)
+def test_kernels_compile_for_a_gpu_that_is_not_there(kernel, dtype):
+    """For Hopper, in the tiles of a state of 16; no thread keeps more than 64 bytes outside of its registers."""
+    for compiled in triton_signatures.compile_kernel(kernel, dtype, state=16):
+        assert compiled.asm["cubin"]
+        assert triton_signatures.stack_bytes(compiled) <= 64
