@@ -5,7 +5,7 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO := runs/demo
 
-.PHONY: install demo test test-floor lint lint-workflows format bench evidence release docs wheel wheels sanitize \
+.PHONY: install demo test test-floor lint lint-workflows format bench gpu-check evidence release docs wheel wheels sanitize \
 	aarch64 clean
 
 install: $(VENV)/.installed
@@ -62,6 +62,10 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# On a machine with a GPU, with the Python that holds PyTorch for it: make gpu-check PYTHON=python3 [DATA=prepared folder]
+gpu-check:
+	PYTHONPATH=.:training $(PYTHON) -m benchmarks.gpu_check $(if $(DATA),--data $(DATA))
 
 # Cross-validation on PhysioNet 2012, into docs/evidence.md: RAW is the download. What is finished is not run again.
 RAW ?= downloads/physionet2012

@@ -1,5 +1,6 @@
 """The Triton kernels on a machine without a GPU: under Triton's interpreter, and compiled for one elsewhere."""
 
+import json
 import os
 import subprocess
 import sys
@@ -42,3 +43,17 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(kernel, dtype):
     for compiled in triton_signatures.compile_kernel(kernel, dtype, state=16):
         assert compiled.asm["cubin"]
         assert triton_signatures.stack_bytes(compiled) <= 64
+
+
+def test_gpu_check_runs_dry(tmp_path):
+    """The script for a machine with a GPU, on tiny shapes in the interpreter: every section measures something."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry-run", "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'training'}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=290, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "gpu-check.json").read_text())
+    statuses = {name: section["status"] for name, section in result.items() if name != "seconds"}
+    assert statuses.pop("finetune").startswith("skipped: no prepared folder")
+    assert set(statuses.values()) == {"done"}, statuses
+    assert all(result[name]["rows"] for name in statuses)
+    assert "| triton | float32 |" in (tmp_path / "gpu-check.md").read_text()

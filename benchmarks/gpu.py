@@ -1,0 +1,322 @@
+"""What `benchmarks.gpu_check` measures on a GPU: each function yields the rows of one table as they are measured."""
+
+import contextlib
+import importlib.util
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from transformers import MambaConfig
+from transformers.models.mamba.modeling_mamba import MambaMixer, MambaModel
+
+from benchmarks.kernels import scan_inputs
+from modeling_hymate import HyMaTEConfig, HyMaTEForSequenceClassification, selective_scan
+from modeling_hymate.mamba import HyMaTEMixer
+
+Row = dict[str, object]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NUM_VARIABLES = 40
+
+# batch, length, inner size, states
+SCAN_SHAPES = {
+    "large": (16, 4096, 1024, 16),
+    "hospital": (32, 880, 128, 16),
+    "one long record": (1, 65536, 128, 16),
+    "many states": (16, 880, 128, 64),
+}
+TUNED_SHAPES = ("large", "hospital")
+# steps, lanes, warps
+FORWARD_TILES = ((4, 32, 1), (2, 32, 1), (4, 16, 1), (8, 8, 1), (4, 32, 2), (8, 32, 4))
+BACKWARD_TILES = ((8, 32, 4), (8, 8, 1), (8, 16, 2), (4, 16, 1), (4, 32, 4))
+# hidden size, length, batch, in the order of how much is learned from each
+MODEL_SHAPES = (
+    *((64, 880, 32), (64, 880, 512), (256, 2048, 32), (1024, 4096, 8), (32, 512, 8), (64, 65536, 8), (64, 4096, 128)),
+    *((1024, 512, 64), (256, 16384, 8), (256, 65536, 8), (32, 512, 512), (1024, 16384, 8)),
+)
+TINY = {"scan": {"tiny": (1, 18, 5, 2)}, "mixer": (8, 18, 2), "models": ((8, 18, 2),), "losses": (8, 2, 2, 12)}
+
+
+def seconds(call: Callable[[], object], device: torch.device, budget: float = 0.3) -> float:
+    """Median of one call: device time between two events on a GPU, where the second-level cache is cleared before
+    each; wall time elsewhere. Calls come before, for what is compiled and allocated once."""
+    if device.type == "cpu":
+        call()
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    cache = torch.empty(2**28, dtype=torch.int8, device=device)  # larger than any second-level cache
+    for _ in range(2):
+        call()
+    times: list[float] = []
+    started = time.monotonic()
+    while len(times) < 3 or (time.monotonic() - started < budget and len(times) < 100):
+        cache.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize(device)
+        times.append(start.elapsed_time(end) / 1000)
+    return statistics.median(times)
+
+
+def peak_megabytes(call: Callable[[], object], device: torch.device) -> float | None:
+    """Memory that `call` allocates at most beyond what is allocated before it; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    call()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def limits(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Bytes per second of a copy, read and written, and the machine in words."""
+    source = torch.rand(2**10 if tiny else 2**28, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * source.nbytes
+    name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    yield {
+        "device": name,
+        "terabytes_per_second": moved / seconds(lambda: target.copy_(source), device) / 1e12,
+        **{package: _version(package) for package in ("torch", "triton", "transformers", "mamba_ssm")},
+    }
+
+
+def _version(package: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return None
+    return importlib.import_module(package).__version__
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs what is inside with one backend of the scan, by name."""
+    before = os.environ.get("HYMATE_SCAN_BACKEND", "")
+    os.environ["HYMATE_SCAN_BACKEND"] = name
+    try:
+        yield
+    finally:
+        os.environ["HYMATE_SCAN_BACKEND"] = before
+
+
+def moved_bytes(shape: tuple[int, int, int, int], element: int) -> tuple[int, int]:
+    """Bytes that a scan reads and writes at least: forward alone, and the two passes of training."""
+    batch, length, inner, state = shape
+    rows, weights = batch * length * inner * element, batch * length * state * element
+    kept = batch * length * inner * state * 4 // 16
+    forward = 4 * rows + 2 * weights
+    return forward, forward + kept + (7 * rows + 4 * weights + kept)
+
+
+def inputs_on(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    kept = ("A", "D", "delta_bias")
+    return {
+        name: tensor.to(device, torch.float32 if name in kept else dtype)
+        for name, tensor in scan_inputs(shape).items()
+    }
+
+
+def both_passes(run: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable[[], object]:
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+    weight = torch.randn_like(inputs["u"])
+    return lambda: torch.autograd.grad(run(**leaves), list(leaves.values()), weight)
+
+
+def scans(device: torch.device, tiny: bool, bandwidth: float) -> Iterator[Row]:
+    """The scan against the memory's limit, and against its peers where they can be run."""
+    names = ["triton"] + (["mamba_ssm"] if importlib.util.find_spec("mamba_ssm") else [])
+    for shape_name, shape in (TINY["scan"] if tiny else SCAN_SHAPES).items():
+        for dtype_name, dtype in DTYPES.items():
+            inputs = inputs_on(shape, dtype, device)
+            limit = [moved / bandwidth for moved in moved_bytes(shape, dtype.itemsize)]
+            for name in names + (["chunked"] if shape_name in ("hospital", "tiny") else []):
+
+                def run(name=name, **arguments: Tensor) -> Tensor:
+                    return selective_scan(**arguments, backend=name)  # type: ignore[return-value]
+
+                with torch.no_grad():
+                    forward = seconds(lambda run=run, inputs=inputs: run(**inputs), device)
+                training = both_passes(run, inputs)
+                both = seconds(training, device)
+                yield {
+                    **{"shape": shape_name, "dtype": dtype_name, "scan": name},
+                    **{"forward_ms": 1e3 * forward, "both_ms": 1e3 * both},
+                    **{"forward_share_of_limit": limit[0] / forward, "both_share_of_limit": limit[1] / both},
+                    "exponentials_per_second": math.prod(shape) / forward,
+                    "peak_megabytes": peak_megabytes(training, device),
+                }
+
+
+def tiles(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Every tile in place of the one that is chosen: what to choose on this card."""
+    from modeling_hymate import triton_launch  # noqa: PLC0415 - needs Triton
+
+    shapes = TINY["scan"] if tiny else {name: SCAN_SHAPES[name] for name in TUNED_SHAPES}
+    candidates = {"forward_tiles": FORWARD_TILES, "backward_tiles": BACKWARD_TILES}
+    for shape_name, shape in shapes.items():
+        for dtype_name, dtype in DTYPES.items():
+            inputs = inputs_on(shape, dtype, device)
+
+            def forward(inputs=inputs):
+                with torch.no_grad():
+                    selective_scan(**inputs, backend="triton")
+
+            training = both_passes(lambda **leaves: selective_scan(**leaves, backend="triton"), inputs)
+            for choice, options in candidates.items():
+                chosen = getattr(triton_launch, choice)
+                call = forward if choice == "forward_tiles" else training
+                for option in options[:1] if tiny else options:
+                    pair = (triton_launch.Tile(*option),) * 2
+                    setattr(triton_launch, choice, lambda _, pair=pair: pair)
+                    try:
+                        spent = seconds(call, device)
+                    finally:
+                        setattr(triton_launch, choice, chosen)
+                    measured = "forward" if call is forward else "forward and backward"
+                    place = {"shape": shape_name, "dtype": dtype_name, "pass": measured}
+                    yield {**place, "steps, lanes, warps": str(option), "ms": 1e3 * spent}
+
+
+def mixers(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """The layer around the scan, against transformers' in plain PyTorch."""
+    hidden, length, batch = TINY["mixer"] if tiny else (64, 880, 32)
+    torch.manual_seed(0)
+    ours = HyMaTEMixer(HyMaTEConfig(num_variables=NUM_VARIABLES, hidden_size=hidden)).to(device)
+    ours.init_weights()
+    theirs = MambaMixer(MambaConfig(hidden_size=hidden, num_hidden_layers=1, use_associative_scan=False), 0).to(device)
+    lengths = torch.full((batch,), length, device=device)
+    cases = {
+        "triton": lambda rows: ours(rows, lengths),
+        "chunked": lambda rows: ours(rows, lengths),
+        "transformers": theirs,
+    }
+    for name, run in cases.items():
+        for dtype_name, dtype in DTYPES.items():
+            rows = torch.randn(batch, length, hidden, device=device).requires_grad_()
+
+            def both(run=run, rows=rows, dtype=dtype):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    run(rows).float().square().sum().backward()
+
+            with backend(name if name != "transformers" else "chunked"):
+                spent = seconds(both, device)
+                peak = peak_megabytes(both, device)
+            yield {"layer": name, "dtype": dtype_name, "both_ms": 1e3 * spent, "peak_megabytes": peak}
+
+
+class TransformersCase(torch.nn.Module):
+    """transformers' MambaModel in plain PyTorch, as many layers as a HyMaTE of the defaults, on embedded events."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        config = MambaConfig(
+            vocab_size=NUM_VARIABLES, hidden_size=hidden, num_hidden_layers=3, use_associative_scan=False
+        )
+        self.model = MambaModel(config)
+        self.hidden = hidden
+
+    def forward(self, values: Tensor, **others: Tensor) -> Tensor:
+        states = self.model(inputs_embeds=values.unsqueeze(-1).expand(-1, -1, self.hidden), use_cache=False)
+        return states.last_hidden_state[:, -1].float().square().mean()
+
+
+class HyMaTECase(torch.nn.Module):
+    """A classifier of the defaults."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.model = HyMaTEForSequenceClassification(
+            HyMaTEConfig(num_variables=NUM_VARIABLES, hidden_size=hidden, num_labels=2)
+        )
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        return self.model(**batch).loss
+
+
+def random_events(batch: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    events = {
+        "values": torch.randn(batch, length, generator=generator),
+        "times": torch.rand(batch, length, generator=generator),
+        "variable_ids": torch.randint(NUM_VARIABLES, (batch, length), generator=generator),
+        "labels": torch.randint(2, (batch,), generator=generator),
+    }
+    return {name: tensor.to(device) for name, tensor in events.items()}
+
+
+def models(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Training steps of whole models under bfloat16 autocast, optimizer included."""
+    shapes = TINY["models"] if tiny else MODEL_SHAPES
+    cases = [(HyMaTECase, shape) for shape in shapes]
+    cases.insert(1, (TransformersCase, shapes[0]))
+    for build, (hidden, length, batch) in cases:
+        place = {"model": build.__name__.removesuffix("Case"), "hidden": hidden, "length": length, "batch": batch}
+        try:
+            yield place | _training_speed(build(hidden).to(device), batch, length, device)
+        except torch.OutOfMemoryError:
+            yield place | {"note": "out of memory"}
+        if device.type != "cpu":
+            torch.cuda.empty_cache()
+
+
+def _training_speed(model: torch.nn.Module, batch: int, length: int, device: torch.device) -> Row:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    events = random_events(batch, length, device)
+
+    def step():
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = model(**events)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    spent = seconds(step, device, budget=1.0)
+    return {
+        "steps_per_second": 1 / spent,
+        "events_per_second": batch * length / spent,
+        "peak_megabytes": peak_megabytes(step, device),
+    }
+
+
+def losses(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Loss curves from equal starts: on the CPU in float32, and here in float32 and bfloat16."""
+    hidden, steps, batch, length = TINY["losses"] if tiny else (32, 40, 16, 200)
+    torch.backends.cudnn.allow_tf32 = False
+    curves = {}
+    for name, where, dtype in (
+        ("CPU float32", torch.device("cpu"), torch.float32),
+        ("float32", device, torch.float32),
+        ("bfloat16", device, torch.bfloat16),
+    ):
+        torch.manual_seed(0)
+        config = HyMaTEConfig(
+            num_variables=NUM_VARIABLES, num_labels=2, hidden_size=hidden, hidden_dropout=0.0, attention_dropout=0.0
+        )
+        model = HyMaTEForSequenceClassification(config).to(where)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        events = random_events(batch, length, where)
+        curve = []
+        with backend("triton" if name != "CPU float32" else "chunked"):
+            for _ in range(steps):
+                with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
+                    loss = model(**events).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                curve.append(float(loss.detach()))
+        curves[name] = curve
+        furthest = max(abs(a - b) for a, b in zip(curve, curves["CPU float32"], strict=True))
+        allowed = {"CPU float32": 0.0, "float32": 1e-3, "bfloat16": 5e-2}[name]
+        yield {
+            **{"run": name, "first_loss": curve[0], "last_loss": curve[-1]},
+            **{"largest_difference": furthest, "allowed": allowed, "passed": furthest <= allowed},
+        }

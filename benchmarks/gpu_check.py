@@ -1,0 +1,177 @@
+"""`make gpu-check`: the GPU kernels' tests and speed on this machine's GPU, within eight minutes.
+
+Needs PyTorch with CUDA, Triton, transformers and pytest, and this checkout on PYTHONPATH; no installation and no
+network. Every section runs in a process of its own with a limit of time, and writes each row as soon as it is
+measured: a section that fails or is stopped leaves the others alone and says so.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import markdown
+
+ROOT = Path(__file__).parents[1]
+# seconds; all together stay below eight minutes
+BUDGETS = {
+    **{"limits": 30, "tests": 120, "losses": 40, "scans": 60, "mixers": 30, "models": 90, "tiles": 60},
+    "finetune": 45,
+}
+NUMBER_OF_EPOCHS = 40
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu-check"), help="folder of JSON and Markdown")
+    parser.add_argument("--data", type=Path, help="prepared folder of PhysioNet 2012, for the fine-tune")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU in Triton's interpreter: does it run?")
+    parser.add_argument("--section", choices=BUDGETS, help=argparse.SUPPRESS)  # how it calls itself
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.section:
+        run_section(args)
+        return
+    if not args.dry_run and not torch.cuda.is_available():
+        raise SystemExit("PyTorch finds no GPU here; --dry-run tries the script without one")
+    started = time.monotonic()
+    result = {}
+    for section in BUDGETS:
+        result[section] = supervise(section, args)
+        result["seconds"] = round(time.monotonic() - started)
+        (args.output / "gpu-check.json").write_text(json.dumps(result, indent=2) + "\n")
+        (args.output / "gpu-check.md").write_text(report(result) + "\n")
+        print(f"{section}: {result[section]['status']}, {result[section]['seconds']} s", flush=True)
+    print("\n" + report(result))
+    failed = [name for name in BUDGETS if not has_passed(result[name])]
+    if failed:
+        raise SystemExit(f"not passed: {', '.join(failed)}")
+
+
+def has_passed(section: dict) -> bool:
+    rows_passed = all(row.get("passed", True) for row in section["rows"])
+    return rows_passed and (section["status"] == "done" or section["status"].startswith("skipped"))
+
+
+def supervise(section: str, args: argparse.Namespace) -> dict:
+    """Runs a section in its own process; its status is "done", "skipped: ...", "stopped ..." or "failed: ..."."""
+    rows = args.output / f"{section}.json"
+    rows.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--section", section, "--output", str(args.output)]
+    command += ["--data", str(args.data)] if args.data else []
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if args.dry_run:
+        command.append("--dry-run")
+        environment |= {"TRITON_INTERPRET": "1", "HYMATE_SCAN_BACKEND": "triton"}
+    started = time.monotonic()
+    log = args.output / f"{section}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(BUDGETS[section])
+            status = "done" if code == 0 else f"failed: {log.name} ends with {last_line(log)!r}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started, which would disturb the next section
+            process.wait()
+            status = f"stopped after {BUDGETS[section]} s"
+    found = json.loads(rows.read_text()) if rows.exists() else []
+    if found and "skipped" in found[0]:
+        status, found = f"skipped: {found[0]['skipped']}", []
+    return {"status": status, "seconds": round(time.monotonic() - started, 1), "rows": found}
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else ""
+
+
+def run_section(args: argparse.Namespace):
+    """Writes the rows of a section so far after each of them."""
+    rows = []
+    for row in rows_of(args):
+        rows.append(row)
+        print(row, flush=True)
+        incoming = args.output / f"{args.section}.incoming"
+        incoming.write_text(json.dumps(rows) + "\n")
+        incoming.replace(args.output / f"{args.section}.json")
+
+
+def rows_of(args: argparse.Namespace):
+    if args.section == "tests":
+        return tests(args)
+    if args.section == "finetune":
+        return finetune(args)
+    from benchmarks import gpu  # noqa: PLC0415 - what it imports has to fit this machine
+
+    device = torch.device("cpu" if args.dry_run else "cuda:0")
+    if args.section == "scans":
+        (limits,) = json.loads((args.output / "limits.json").read_text())
+        return gpu.scans(device, args.dry_run, limits["terabytes_per_second"] * 1e12)
+    return getattr(gpu, args.section)(device, args.dry_run)
+
+
+def tests(args: argparse.Namespace):
+    """The cases that run in Triton's interpreter on machines without a GPU, and larger ones, on the GPU."""
+    command = [sys.executable, "-m", "pytest", "tests/support/triton_cases.py", "-q", "-p", "no:cacheprovider"]
+    command += ["--override-ini=addopts=--import-mode=importlib", "--override-ini=filterwarnings="]
+    command += ["--noconftest"]  # it imports what training needs
+    if args.dry_run:
+        command += ["-k", "state_carries_over"]
+    elif importlib.util.find_spec("xdist"):
+        command += ["-n", "8"]  # most of the time is the compiler's
+    environment = {**os.environ, "HYMATE_TEST_DEVICE": "cpu" if args.dry_run else "cuda"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    print(done.stdout[-8000:], done.stderr[-2000:])
+    failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
+    yield {"tests": summary, "passed": done.returncode == 0}
+    for line in failures:
+        yield {"tests": line, "passed": False}
+
+
+def finetune(args: argparse.Namespace):
+    """PhysioNet 2012 in-hospital mortality, end to end, as the command line does it."""
+    if args.data is None:
+        yield {"skipped": "no prepared folder of PhysioNet 2012 was given (--data)"}
+        return
+    try:
+        import hymate_training.fitting  # noqa: F401, PLC0415 - is it there with all it needs?
+    except ImportError as error:
+        yield {"skipped": f"{error}"}
+        return
+    output = args.output / "mortality"
+    command = [sys.executable, "-m", "hymate_training", "finetune", "--data", str(args.data), "--output", str(output)]
+    command += ["--task", "in_hospital_mortality", "--recipe", "physionet2012", "--epochs", str(NUMBER_OF_EPOCHS)]
+    command += ["--patience", str(NUMBER_OF_EPOCHS)]
+    started = time.monotonic()
+    subprocess.run(command, cwd=ROOT, check=True)
+    yield {"epochs": NUMBER_OF_EPOCHS, "seconds": time.monotonic() - started}
+
+
+def report(result: dict) -> str:
+    """A page of tables, one per section, each under its status."""
+    parts = [f"# GPU check\n\n{result['seconds']} s in all."]
+    for section in BUDGETS:
+        found = result.get(section)
+        if found is None:
+            continue
+        rows = found["rows"]
+        header = list(dict.fromkeys(name for row in rows for name in row))
+        table = markdown(section, header, [[row.get(name) for name in header] for row in rows]) if rows else ""
+        parts.append(
+            "\n\n".join(filter(None, [table or f"### {section}", f"{found['status']}, {found['seconds']} s"]))
+        )
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
