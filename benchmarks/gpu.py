@@ -42,9 +42,8 @@ TINY = {"scan": {"tiny": (1, 18, 5, 2)}, "mixer": (8, 18, 2), "models": ((8, 18,
 
 def seconds(call: Callable[[], object], device: torch.device, budget: float = 0.3) -> float:
     """Median of one call: device time between two events on a GPU, where the second-level cache is cleared before
-    each; wall time elsewhere. Calls come before, for what is compiled and allocated once."""
+    each, after two calls for what is compiled and allocated once; wall time of one call elsewhere."""
     if device.type == "cpu":
-        call()
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
@@ -96,6 +95,10 @@ def _version(package: str) -> str | None:
     return importlib.import_module(package).__version__
 
 
+def _dtypes(tiny: bool) -> list[tuple[str, torch.dtype]]:
+    return list(DTYPES.items())[: 1 if tiny else None]
+
+
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
     """Runs what is inside with one backend of the scan, by name."""
@@ -134,7 +137,7 @@ def scans(device: torch.device, tiny: bool, bandwidth: float) -> Iterator[Row]:
     """The scan against the memory's limit, and against its peers where they can be run."""
     names = ["triton"] + (["mamba_ssm"] if importlib.util.find_spec("mamba_ssm") else [])
     for shape_name, shape in (TINY["scan"] if tiny else SCAN_SHAPES).items():
-        for dtype_name, dtype in DTYPES.items():
+        for dtype_name, dtype in _dtypes(tiny):
             inputs = inputs_on(shape, dtype, device)
             limit = [moved / bandwidth for moved in moved_bytes(shape, dtype.itemsize)]
             for name in names + (["chunked"] if shape_name in ("hospital", "tiny") else []):
@@ -162,7 +165,7 @@ def tiles(device: torch.device, tiny: bool) -> Iterator[Row]:
     shapes = TINY["scan"] if tiny else {name: SCAN_SHAPES[name] for name in TUNED_SHAPES}
     candidates = {"forward_tiles": FORWARD_TILES, "backward_tiles": BACKWARD_TILES}
     for shape_name, shape in shapes.items():
-        for dtype_name, dtype in DTYPES.items():
+        for dtype_name, dtype in _dtypes(tiny):
             inputs = inputs_on(shape, dtype, device)
 
             def forward(inputs=inputs):
@@ -199,7 +202,7 @@ def mixers(device: torch.device, tiny: bool) -> Iterator[Row]:
         "transformers": theirs,
     }
     for name, run in cases.items():
-        for dtype_name, dtype in DTYPES.items():
+        for dtype_name, dtype in _dtypes(tiny):
             rows = torch.randn(batch, length, hidden, device=device).requires_grad_()
 
             def both(run=run, rows=rows, dtype=dtype):

@@ -77,7 +77,7 @@ def supervise(section: str, args: argparse.Namespace) -> dict:
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = process.wait(BUDGETS[section])
+            code = process.wait(None if args.dry_run else BUDGETS[section])
             status = "done" if code == 0 else f"failed: {log.name} ends with {last_line(log)!r}"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with what it started, which would disturb the next section
