@@ -122,9 +122,9 @@ def card_notes(results: Results) -> str:
     folds = len(results["hymate", 100])
     return "\n\n".join(
         [
-            f"The recipe in {folds}-fold cross-validation over sets b and c, one seed per fold. Means over folds, with 95% "
-            "intervals from resampled patients. Measured on the model as it was before its tokens could answer at every "
-            "hour; the weights here are of the model as it is now.",
+            f"The recipe in {folds}-fold cross-validation over sets b and c, one seed per fold. Means over folds, "
+            "with 95% intervals from resampled patients. Measured on the model as it was before its tokens could "
+            "answer at every hour; the weights here are of the model as it is now.",
             markdown_table([("model", *(METRICS["binary"][figure] for figure in figures)), *rows]),
             "Ablations, fewer labels and paired differences are in the project's documentation, on the page Evidence.",
         ]
