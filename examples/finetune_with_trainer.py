@@ -107,7 +107,7 @@ def main():
     trainer = make_trainer(
         make_model(extractor, task),
         extractor,
-        data,
+        folder,
         task,
         args.output,
         num_train_epochs=args.epochs,

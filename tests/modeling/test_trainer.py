@@ -39,7 +39,13 @@ def make(synthetic_folder, extractor, tmp_path):
         folder = PreparedFolder(synthetic_folder)
         task = folder.info.task(TASK)
         sizes = {"num_variables": extractor.num_variables, "num_static_features": len(extractor.static_feature_names)}
-        config = tiny_config(**sizes, num_mamba_layers=1, hidden_dropout=dropout, attention_dropout=dropout)
+        config = tiny_config(
+            **sizes,
+            time_scale=extractor.time_scale,
+            num_mamba_layers=1,
+            hidden_dropout=dropout,
+            attention_dropout=dropout,
+        )
         model = HyMaTEForSequenceClassification(config)
         return make_trainer(model, extractor, folder, task, tmp_path / output, **{"disable_tqdm": True} | settings)
 
@@ -148,7 +154,7 @@ def test_script_leaves_a_checkpoint_and_pushes_it(synthetic_folder, tmp_path, mo
 def test_lora_trains_adapters_and_merges_them(synthetic_folder, extractor, tmp_path, monkeypatch, capsys):
     checkpoint, output = tmp_path / "pretrained", tmp_path / "lora"
     sizes = {"num_variables": extractor.num_variables, "num_static_features": len(extractor.static_feature_names)}
-    pretrained = HyMaTEForPreTraining(tiny_config(**sizes))
+    pretrained = HyMaTEForPreTraining(tiny_config(**sizes, time_scale=extractor.time_scale))
     pretrained.save_pretrained(checkpoint)
     extractor.save_pretrained(checkpoint)
     arguments = f"--checkpoint {checkpoint} --data {synthetic_folder} --output {output} --epochs 2 --rank 2"
