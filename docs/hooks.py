@@ -9,14 +9,15 @@ from hymate_training.cli.main import main
 
 HELP = re.compile(r"^\{\{ help of ([\w -]+) \}\}$", re.MULTILINE)
 CELL = re.compile(r"<td[^>]*>.*?</td>")
+NO_RUN = re.compile(  # a word to the tests, which run the other blocks
+    r"^(```\w+) no-run$", re.MULTILINE
+)
 INTERVAL = re.compile(r"\[([-+]?[\d.]+), ([-+]?[\d.]+)\]")
 WIDTH = "84"  # characters, as wide as a block of code on the page
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    markdown = markdown.replace(
-        "```python no-run", "```python"
-    )  # a word to the tests
+    markdown = NO_RUN.sub(r"\1", markdown)
     return HELP.sub(lambda match: _help(match[1].split()), markdown)
 
 
