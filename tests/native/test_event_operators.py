@@ -39,7 +39,7 @@ def embedding_inputs(batch, length, hidden, inside, variables=7):
         "variable_ids": torch.randint(variables, (batch, length), generator=generator),
         "value_mask": random_mask(batch, length, share=0.8),
         "lengths": torch.tensor([length, 0, length // 2, 1])[:batch],
-        "factors": F.dropout(torch.ones(batch, hidden), 0.3),
+        "factors": random_mask(batch, hidden) / 0.7,
     }
     return leaves, others
 
@@ -129,7 +129,7 @@ def reference_layer(states, norm, eps, factors=None, lengths=None, **weights):
     return whole if lengths is None else whole * valid(lengths, states.shape[1])
 
 
-@pytest.mark.parametrize("factors", [None, F.dropout(torch.ones(3, 10), 0.3)])
+@pytest.mark.parametrize("factors", [None, random_mask(3, 10) / 0.7])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([45, 0, 20])])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_mixer_inside_a_residual_layer_agrees_with_float64(build, monkeypatch, threads, lengths, factors):
