@@ -25,8 +25,9 @@ def check_leakage(folder: Path, task: str, split: str = "train", max_examples: i
     extractor = fit_feature_extractor(PreparedFolder(folder))
     dataset = load_task(PreparedFolder(folder), task, split, extractor.variables)
     generator = np.random.default_rng(seed)
-    chosen = generator.permutation(len(dataset))[:max_examples]
-    examples = dataset.__getitems__(chosen)
+    shuffled = generator.permutation(len(dataset))
+    _, first = np.unique(dataset.rows[shuffled], return_index=True)  # one prediction per record
+    examples = dataset.__getitems__(shuffled[np.sort(first)][:max_examples])
     events, num_later = alter_later_events(examples, extractor.num_variables, generator)
     for options in ({}, {"max_events": 7}, {"variable_dropout": 0.3}):
         collator = TaskCollator(extractor, **options)
