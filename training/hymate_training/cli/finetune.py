@@ -30,4 +30,5 @@ def run(args: argparse.Namespace) -> str:
     )
     if result.evaluation is None:  # another process than the main one
         return ""
-    return f"{format_evaluation(result.evaluation.content)}\n\n{result.output}"
+    text = f"{format_evaluation(result.evaluation.content)}\n\n{result.output}"
+    return f"{result.transfer.summary}\n\n{text}" if result.transfer else text

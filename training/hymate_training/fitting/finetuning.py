@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
-from hymate_training.data.examples import DrawnTimesDataset, TaskDataset, ask_at, check_static_columns, load_task
+from hymate_training.data.examples import DrawnTimesDataset, TaskDataset, ask_at, load_task
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
@@ -28,6 +28,13 @@ from hymate_training.fitting.run import (
     finished_run,
     make_config,
     prepare_output,
+)
+from hymate_training.fitting.transfer import (
+    Transfer,
+    compare_variables,
+    merge_extractors,
+    transfer_weights,
+    transferred_config,
 )
 from hymate_training.inference.checkpoints import (
     EVALUATION_FILE,
@@ -92,12 +99,15 @@ class FinetuneResult:
     Attributes:
         output: the run's folder, which is the checkpoint of the best weights.
         history: metrics of each epoch.
+        transfer: what the checkpoint it started from and data with other variables have in common; None where they
+            have the same, or there was none.
         evaluation: of the best weights on the validation split; None in other processes than the main one.
     """
 
     output: Path
     history: list[dict[str, Any]]
     evaluation: Evaluation | None
+    transfer: Transfer | None = None
 
 
 def finetune(
@@ -117,7 +127,8 @@ def finetune(
         task: task of the prepared folder.
         output: new folder of the run, which becomes the checkpoint of the best weights.
         options: hyper-parameters; their defaults where absent.
-        checkpoint: model to start from: its folder or its name on the Hub; from random weights where absent.
+        checkpoint: model to start from: its folder or its name on the Hub; from random weights where absent. Variables
+            and static columns that it does not know start fresh.
         resume: continue the interrupted run in `output` exactly where it stopped.
         command: the command line that asks for this, for the card.
 
@@ -138,11 +149,12 @@ def finetune(
     if isinstance(checkpoint, Checkpoint):
         checkpoint = checkpoint.path
     start_from = None if checkpoint is None else checkpoint_folder(checkpoint)
-    extractor = fit_feature_extractor(folder) if start_from is None else load_extractor(start_from)
-    check_static_columns(folder, extractor)
+    known = None if start_from is None else load_extractor(start_from)
+    extractor = fit_feature_extractor(folder) if known is None else extractor_for(folder, known)
+    transfer = None if known is None or extractor is known else compare_variables(known, extractor)
     datasets = {split: load_task(folder, task, split, extractor.variables) for split in ("train", "validation")}
     asked, hours = ask_through_records(datasets, extractor, options)
-    model = build_model(start_from, extractor, task_info, datasets["train"], options)
+    model = build_model(start_from, known, extractor, task_info, datasets["train"], options)
     if options.max_events is not None:
         extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
     trained, train_collator = _in_training(model, extractor, folder, asked["train"], options)
@@ -165,7 +177,7 @@ def finetune(
         accelerator, trained, asked["train"], train_collator, validate, save, options, output, identity, shown
     ).run(has_state)
     if not accelerator.is_main_process:
-        return FinetuneResult(output, progress.history, None)
+        return FinetuneResult(output, progress.history, None, transfer)
     evaluation, temperature = _calibrate_and_evaluate(
         output, folder, task_info, asked["validation"], hours, save, options
     )
@@ -175,10 +187,11 @@ def finetune(
         "checkpoint": None if checkpoint is None else Path(checkpoint).name,
         "task": asdict(task_info),
         "temperature": temperature,
+        "transfer": transfer and asdict(transfer),
         **describe_data(folder, task_info, extractor, datasets),
     }
-    finish(output, account)
-    return FinetuneResult(output, progress.history, evaluation)
+    finish(output, account, folder)
+    return FinetuneResult(output, progress.history, evaluation, transfer)
 
 
 def _calibrate_and_evaluate(
@@ -285,8 +298,22 @@ def selection_score(metrics: dict[str, float | None], task: TaskInfo) -> float:
     return float(sum(sign * (metrics[name] or 0.0) for name, sign in chosen.items()))
 
 
+def extractor_for(folder: PreparedFolder, known: HyMaTEFeatureExtractor) -> HyMaTEFeatureExtractor:
+    """The feature extractor of a checkpoint where it knows all of the folder's variables and the folder has all of its
+    static columns; else one that knows what both know as the checkpoint does.
+
+    Raises:
+        ValueError: if they share no variable, or only one of them has static columns.
+    """
+    held = {column.name for column in folder.info.static_columns}
+    if set(folder.info.variables) <= set(known.variables) and {c["name"] for c in known.static_columns} <= held:
+        return known
+    return merge_extractors(known, fit_feature_extractor(folder))
+
+
 def build_model(
     checkpoint: Path | None,
+    known: HyMaTEFeatureExtractor | None,
     extractor: HyMaTEFeatureExtractor,
     task: TaskInfo,
     dataset: TaskDataset,
@@ -309,8 +336,13 @@ def build_model(
         fields |= {"label_mean": float(labels.mean()), "label_deviation": float(labels.std()) or 1.0}
     if checkpoint is None:
         model = HyMaTEForSequenceClassification(make_config(extractor, fields))
-    else:
+    elif known is None or extractor is known:
         model, _ = load_model(HyMaTEForSequenceClassification, checkpoint, **fields)
+    else:
+        source, missing = load_model(HyMaTEForSequenceClassification, checkpoint)
+        model = HyMaTEForSequenceClassification(transferred_config(source.config, extractor, **fields))
+        state = {name: tensor for name, tensor in source.state_dict().items() if name not in missing}
+        transfer_weights(model, state, known, extractor)
     bias = prior_bias(task, labels, len(task.label_names))
     if bias is not None:
         with torch.no_grad():

@@ -145,7 +145,7 @@ def pretrain(
             "kind": "pretrain",
             **describe_data(folder, None, extractor, datasets),
         }
-        finish(output, account)
+        finish(output, account, folder)
     return PretrainResult(output, progress.history)
 
 

@@ -19,7 +19,7 @@ from hymate_training.data.schema import TaskInfo
 from hymate_training.files import write_json
 from hymate_training.fitting.options import LoopOptions
 from hymate_training.fitting.state import STATE_FOLDER, Progress, check_account, has_state, remove_state
-from hymate_training.inference.checkpoints import RUN_FILE
+from hymate_training.inference.checkpoints import EXPORT_FILE, RUN_FILE
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.versions import installed_versions
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
@@ -73,8 +73,13 @@ def finished_run(output: Path, options: LoopOptions, task: str | None = None) ->
     return account
 
 
-def finish(output: Path, account: dict[str, Any]) -> None:
-    """Ends a run: leaves its account and the card made from it, and nothing to resume."""
+def finish(output: Path, account: dict[str, Any], folder: PreparedFolder) -> None:
+    """Ends a run: leaves its account, the card made from it and how its data were read, and nothing to resume."""
+    read = {key: folder.info.extra[key] for key in ("layout", "concepts") if key in folder.info.extra}
+    if "concepts" in read:  # what no concept means is the hospital's own
+        read["concepts"] = {key: read["concepts"][key] for key in ("vocabulary", "map")}
+    if read:
+        write_json(output / EXPORT_FILE, read)
     write_json(output / RUN_FILE, account)
     write_model_card(output)
     remove_state(output)

@@ -32,11 +32,15 @@ class Transfer:
         shared: variables that keep their weights.
         fresh: variables that the checkpoint does not know.
         left: variables of the checkpoint that the data have not.
+        fresh_columns: static columns that the checkpoint does not know.
+        left_columns: static columns of the checkpoint that the data have not.
     """
 
     shared: tuple[str, ...]
     fresh: tuple[str, ...]
     left: tuple[str, ...]
+    fresh_columns: tuple[str, ...]
+    left_columns: tuple[str, ...]
 
     @property
     def summary(self) -> str:
@@ -46,6 +50,10 @@ class Transfer:
             parts.append(f"that start fresh: {len(self.fresh)} ({_named(self.fresh)})")
         if self.left:
             parts.append(f"that the data have not: {len(self.left)} ({_named(self.left)})")
+        if self.fresh_columns:
+            parts.append(f"static columns that start fresh: {_named(self.fresh_columns)}")
+        if self.left_columns:
+            parts.append(f"static columns that the data have not: {_named(self.left_columns)}")
         return ", ".join(parts)
 
 
@@ -65,10 +73,13 @@ def compare_variables(known: HyMaTEFeatureExtractor, fitted: HyMaTEFeatureExtrac
             f"the checkpoint shares no variable with the data: it knows {_named(tuple(known.variables))}, they have "
             f"{_named(tuple(fitted.variables))}; prepare the data with --concepts for a checkpoint of concepts"
         )
+    columns, known_columns = ([column["name"] for column in one.static_columns] for one in (fitted, known))
     return Transfer(
         shared,
         tuple(name for name in fitted.variables if name not in known.variables),
         tuple(name for name in known.variables if name not in fitted.variables),
+        tuple(name for name in columns if name not in known_columns),
+        tuple(name for name in known_columns if name not in columns),
     )
 
 

@@ -21,6 +21,7 @@ from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSeque
 
 CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE = "config.json", "preprocessor_config.json", "model.safetensors"
 RUN_FILE = "training_run.json"  # how a checkpoint came about
+EXPORT_FILE = "export.json"  # how the files are laid out and named that its data were read from; never pushed
 EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation on the validation split
 DOWNLOADED = ["*.json", "*.safetensors", "*.py", "README.md"]
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -20,7 +20,14 @@ import configuration_hymate
 import modeling_hymate
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import SPLITS
-from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE, WEIGHTS_FILE, read_json
+from hymate_training.inference.checkpoints import (
+    CONFIG_FILE,
+    EXPORT_FILE,
+    EXTRACTOR_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    read_json,
+)
 from hymate_training.publishing import privacy
 from hymate_training.publishing.cards import PLACE, card_difference, model_card
 from hymate_training.publishing.privacy import Refused
@@ -37,10 +44,10 @@ UPLOADED = re.compile(
         ]
     )
 )
-# what may lie in it and stays: code, which comes from the package; logs; the weights of a run's last epoch; what git,
-# the Hub's client and file managers leave
+# what may lie in it and stays: code, which comes from the package; logs; a hospital's names for its data; the weights
+# of a run's last epoch; what git, the Hub's client and file managers leave
 STAYS = re.compile(
-    rf"\w+\.py|logs/.*|last/(\w+\.py|{'|'.join(map(re.escape, REQUIRED))})"
+    rf"\w+\.py|logs/.*|{re.escape(EXPORT_FILE)}|last/(\w+\.py|{'|'.join(map(re.escape, REQUIRED))})"
     r"|\.git(/.*|attributes|ignore)?|\.cache/huggingface/.*|\.DS_Store"
 )
 # what a prepared folder consists of, tasks that its metadata names

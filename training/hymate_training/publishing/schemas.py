@@ -232,6 +232,11 @@ RUN = _object(
         "best_score": _optional(NUMBER),
         "history": _list(_map(_optional(NUMBER), _HISTORY_NAME), MAX_EPOCHS),
         "checkpoint": _optional(LABEL),
+        "transfer": _optional(
+            _object(
+                dict.fromkeys(("shared", "fresh", "left", "fresh_columns", "left_columns"), _list(NAME, MAX_VARIABLES))
+            )
+        ),
         "temperature": _optional(NUMBER),
         "task": _object(
             {
