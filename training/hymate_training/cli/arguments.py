@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from hymate_training.data.exports import Layout
 from hymate_training.data.schema import SPLITS
 
 
@@ -26,19 +27,44 @@ def add_split(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_tables(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds `--events` and `--static`."""
+def add_tables(parser: argparse.ArgumentParser, required: bool = True, several: bool = False) -> None:
+    """Adds `--events` (once per file where there may be several) and `--static`."""
+    text = "CSV or Parquet file of events: record_id, time (hours), variable, value."
     parser.add_argument(
         "--events",
         type=Path,
         required=required,
-        help="CSV or Parquet file of events: record_id, time (hours), variable, value.",
+        action="append" if several else "store",
+        help=f"{text} Once per file." if several else text,
     )
     parser.add_argument(
         "--static",
         type=Path,
         help="CSV or Parquet file with one row per record: record_id and the static columns.",
     )
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how a hospital's files are laid out; see `layout_of`."""
+    parser.add_argument(
+        "--start", type=Path, help="Table of record_id and start, where times are timestamps and not hours."
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=(),
+        metavar="ROLE=COLUMN",
+        help="Your names for record_id, time, variable, value, unit and start.",
+    )
+    parser.add_argument("--layout", type=Path, metavar="FILE", help="YAML file of columns, files and time_zone.")
+    parser.add_argument("--time-zone", help="Time zone of timestamps without an offset from UTC.")
+
+
+def layout_of(args: argparse.Namespace) -> Layout | None:
+    """The layout that the arguments describe; None where they say nothing."""
+    if args.layout is None and not args.columns and args.time_zone is None:
+        return None
+    return (Layout() if args.layout is None else Layout.read(args.layout)).with_columns(args.columns, args.time_zone)
 
 
 def add_batches(parser: argparse.ArgumentParser, batch_size: int) -> None:

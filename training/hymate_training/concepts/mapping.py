@@ -10,9 +10,10 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,9 @@ from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, task_
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
 MAP_COLUMNS = ("variable", "unit", "concept", "factor", "confidence", "reason")
+MAP_SCHEMA = dict.fromkeys(("variable", "unit", "concept"), pl.String) | dict.fromkeys(
+    ("factor", "offset"), pl.Float64
+)
 OUTSIDE_SHARE = 0.2  # of a variable's values outside the plausible range, above which its unit is not believed
 FEWEST_VALUES = 10  # of a variable, below which nothing is said of its unit
 SAMPLE = 10_000  # values of a variable that a message is made from
@@ -165,8 +169,7 @@ def read_map(path: str | Path, vocabulary: Vocabulary | None = None) -> pl.DataF
             found.append((variable, unit, name, conversion.factor, conversion.offset))
     if not found:
         raise ValueError(f"{path}: no row has a concept")
-    kinds = dict.fromkeys(("variable", "unit", "concept"), pl.String) | dict.fromkeys(("factor", "offset"), pl.Float64)
-    return pl.DataFrame(found, schema=kinds, orient="row")
+    return pl.DataFrame(found, schema=MAP_SCHEMA, orient="row")
 
 
 def _twice(rows: pl.DataFrame) -> pl.Series:
@@ -209,20 +212,79 @@ def rules_from_map(info: DatasetInfo, rows: pl.DataFrame, vocabulary: Vocabulary
     """
     vocabulary = vocabulary or load_vocabulary()
     codes, units = info.extra.get("codes", {}), info.extra.get("units", {})
-    by_key = {(variable, unit): rest for variable, unit, *rest in rows.iter_rows()}
     rules = {}
     for name in (*info.variables, *(column.name for column in info.static_columns)):
-        variable, unit = codes.get(name, name), units.get(name, "")
-        found = by_key.get((variable, unit)) or by_key.get((variable, ""))
-        if found is None and not unit:  # the map says in which unit a table without units is
-            stated = [rest for (other, _), rest in by_key.items() if other == variable]
-            found = stated[0] if len(stated) == 1 else None
-        if found is not None:
-            concept, factor, offset = found
-            rules[name] = Rule(vocabulary[concept], Conversion(factor, offset))
+        if (rule := _rule_of(codes.get(name, name), units.get(name, ""), rows, vocabulary)) is not None:
+            rules[name] = rule
     if not rules:
         raise ValueError(f"the map fits none of the {len(info.variables)} variables of {info.source}")
     return rules
+
+
+def _rule_of(variable: str, unit: str, rows: pl.DataFrame, vocabulary: Vocabulary) -> Rule | None:
+    """The rule that a map has for a variable in a unit."""
+    own = {other: rest for name, other, *rest in rows.iter_rows() if name == variable}
+    found = own.get(unit) or own.get("")
+    if found is None and not unit and len(own) == 1:  # the map says in which unit a table without units is
+        found = next(iter(own.values()))
+    return None if found is None else Rule(vocabulary[found[0]], Conversion(*found[1:]))
+
+
+# -------------------------------------------------------------------------------------------------------- new records
+
+
+def map_events(events: pl.DataFrame, rows: pl.DataFrame, known: Collection[str]) -> tuple[pl.DataFrame, Counter[str]]:
+    """New events by concepts, as those were that a model was trained on.
+
+    Args:
+        events: record_id, time, variable, value, unit.
+        rows: a map, as `read_map` returns it.
+        known: variables that stay as they are, where the map does not have them.
+
+    Returns:
+        record_id, time, variable, value of the events of concepts and known variables, and how many events of each
+        other variable there were, and of each concept outside its plausible range.
+    """
+    vocabulary, left = load_vocabulary(), Counter[str]()
+    parts = []
+    keyed = events.with_columns(pl.col("unit").fill_null(""))
+    for (variable, unit), part in keyed.partition_by("variable", "unit", as_dict=True, maintain_order=True).items():
+        rule = _rule_of(variable, unit, rows, vocabulary)
+        if rule is None:
+            if variable in known:
+                parts.append(part)
+            else:
+                left[f"events of {variable!r}, which no concept means"] += part.height
+            continue
+        concept, value = rule.concept, rule.conversion.apply(part["value"].cast(pl.Float64).to_numpy())
+        converted = part.with_columns(
+            variable=pl.lit(concept.name), value=pl.Series(value).fill_nan(None) if concept.kind == "number" else None
+        )
+        believed = converted.filter(pl.col("value").is_null() | pl.col("value").is_between(concept.low, concept.high))
+        left[f"values of {variable!r} outside the plausible range of {concept.name}"] += part.height - believed.height
+        parts.append(believed)
+    columns = ["record_id", "time", "variable", "value"]
+    mapped = pl.concat([part.select(columns) for part in parts], how="vertical_relaxed") if parts else None
+    return events.select(columns).clear() if mapped is None else mapped, +left
+
+
+def map_static(static: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """A table of static columns by concepts: those that a map has are renamed and converted, others stay."""
+    vocabulary = load_vocabulary()
+    found = static
+    for name in static.columns:
+        rule = _rule_of(name, "", rows, vocabulary)
+        if rule is None:
+            continue
+        column = static[name]
+        if rule.concept.kind == "category":
+            spelled = {text: key for key, texts in rule.concept.categories.items() for text in texts}
+            text = column.cast(pl.String).str.to_lowercase().str.strip_chars()
+            column = text.replace_strict(spelled, default=None, return_dtype=pl.String)
+        elif column.dtype.is_numeric():
+            column = column.cast(pl.Float64) * rule.conversion.factor + rule.conversion.offset
+        found = found.drop(name).with_columns(column.alias(rule.concept.name))
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- the folder
@@ -238,7 +300,7 @@ def apply_concepts(folder: PreparedFolder, writer: PreparedFolderWriter, rules: 
 
     Returns:
         What was written. `dropped` counts what was kept out by reason, `extra["concepts"]` holds the vocabulary's
-        fingerprint, the variables of each concept, and the events of each variable without one.
+        fingerprint, the map that was applied, and the events of each variable without a concept.
 
     Raises:
         ValueError: naming the variable whose values do not fit its concept's plausible range, or if nothing is left.
@@ -427,6 +489,18 @@ def _write_tasks(
             writer.write_task(task, split, asked)
 
 
+def _map_of(info: DatasetInfo, rules: Rules) -> list[dict[str, Any]]:
+    """The rules as rows of a map."""
+    codes, units = info.extra.get("codes", {}), info.extra.get("units", {})
+    return [
+        {
+            **{"variable": codes.get(name, name), "unit": units.get(name, ""), "concept": rule.concept.name},
+            **{"factor": rule.conversion.factor, "offset": rule.conversion.offset},
+        }
+        for name, rule in rules.items()
+    ]
+
+
 def _describe(
     info: DatasetInfo,
     rules: Rules,
@@ -438,9 +512,6 @@ def _describe(
     units = {concept.name: concept.unit for concept in concepts if concept.unit}
     static = _static_columns(info, rules)
     units |= {column.name: unit for name, column in static.items() if (unit := rules[name].concept.unit)}
-    sources: dict[str, list[str]] = {}
-    for name, rule in rules.items():
-        sources.setdefault(rule.concept.name, []).append(name)
     extra = {key: value for key, value in info.extra.items() if key not in ("codes", "units")}
     if unmapped:
         most = sorted(unmapped.items(), key=lambda item: -item[1])[:SHOWN]
@@ -460,7 +531,7 @@ def _describe(
             "units": units,
             "concepts": {
                 "vocabulary": load_vocabulary().fingerprint,
-                "variables": sources,
+                "map": _map_of(info, rules),
                 "unmapped": dict(unmapped),
                 "unmapped_static": [c.name for c in info.static_columns if c.name not in static],
             },

@@ -82,8 +82,9 @@ def _renamed(path: Path, frame: pl.DataFrame, columns: Mapping[str, str]) -> pl.
     own = {column: name for name, column in columns.items() if column in frame.columns}
     if taken := sorted(name for column, name in own.items() if name in frame.columns and name != column):
         raise ValueError(f"{path} has a column {taken[0]!r} beside {columns[taken[0]]!r}, which stands for it")
-    if missing := [column for name, column in columns.items() if name == "record_id" and column not in own]:
-        raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(frame.columns) or 'none'}")
+    record_id = columns.get("record_id", "record_id")
+    if not {record_id, "record_id"} & set(frame.columns):
+        raise ValueError(f"{path} lacks the column {record_id!r}; it has {', '.join(frame.columns) or 'none'}")
     return frame.rename(own)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from hymate_training.concepts.mapping import MAP_SCHEMA, map_events, map_static
 from hymate_training.data.collators import TaskCollator, prediction_mask
 from hymate_training.data.examples import ExampleDataset, group_by_record, last_times
+from hymate_training.data.exports import Layout, read_events, read_starts
 from hymate_training.data.tables import UNKNOWN, read_frame, tidy_frame
 from hymate_training.files import writing_file
-from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
+from hymate_training.inference.checkpoints import EXPORT_FILE, Checkpoint, label_names, load_checkpoint, read_json
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.events import EVENT_COLUMNS, is_missing
 
@@ -103,6 +105,7 @@ class RecordPredictions:
         num_ignored_events: events of unknown variables that were dropped.
         left_out: records that have no event of a known variable, and so no prediction.
         unknown_columns: static columns that are unknown for all records, and so taken as missing.
+        dropped: what of a hospital's files was dropped before, by reason.
         remarks: what in the records is so unlike the training records that it looks like a mistake, in sentences.
     """
 
@@ -112,6 +115,7 @@ class RecordPredictions:
     left_out: list[str]
     unknown_columns: list[str]
     remarks: list[str]
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 def predict(
@@ -123,19 +127,25 @@ def predict(
     max_events: int | None = None,
     batch_size: int = BATCH_SIZE,
     ignore_unknown_variables: bool = False,
+    start: str | Path | None = None,
+    layout: Layout | None = None,
+    concepts: pl.DataFrame | None = None,
 ) -> RecordPredictions:
     """Predicts new records.
 
     Args:
         checkpoint: a fine-tuned model: its folder, its name on the Hub, or an open checkpoint.
         events: a CSV or Parquet file, or a polars or pandas frame, with one row per event: `record_id`, `time`
-            (hours), `variable` and `value`.
+            (hours), `variable` and `value`; or a list of a hospital's files, as `read_export` takes them.
         static: the same with one row per record: `record_id` and the static columns.
         output: a CSV or Parquet file to write.
         max_events: keep only the latest events of longer records; as in training where absent.
         batch_size: records at a time.
         ignore_unknown_variables: drop and count events of variables that the model does not know, which are an error
             otherwise.
+        start: of a hospital's files, as for `read_export`.
+        layout: the same.
+        concepts: the same.
 
     Returns:
         The predictions, one row per record, and what is to be said about the records.
@@ -153,6 +163,9 @@ def predict(
     if ignore_unknown_variables:
         extractor = copy.copy(extractor)
         extractor.unknown_variables = "ignore"
+    dropped: dict[str, int] = {}
+    if isinstance(events, list):
+        events, static, dropped = read_export(opened, events, static, start, layout, concepts)
     records, left_out = parse_tables(extractor, events, static)
     dataset = ExampleDataset(records, np.arange(len(records)), last_times(records))
     collator = TaskCollator(extractor, max_events)
@@ -167,6 +180,7 @@ def predict(
         left_out=left_out,
         unknown_columns=[name for name, column in records.static.items() if all(map(is_missing, column))],
         remarks=unlike_training(extractor, records),
+        dropped=dropped,
     )
 
 
@@ -214,6 +228,46 @@ def parse_tables(extractor: HyMaTEFeatureExtractor, events: Any, static: Any = N
         )
         frame = frame.join(known, on="record_id", how="semi", nulls_equal=True, maintain_order="left")
     return extractor.parse(frame, own), left_out
+
+
+def read_export(
+    checkpoint: Checkpoint,
+    events: Sequence[str | Path],
+    static: str | Path | None = None,
+    start: str | Path | None = None,
+    layout: Layout | None = None,
+    concepts: pl.DataFrame | None = None,
+) -> tuple[pl.DataFrame, pl.DataFrame | None, dict[str, int]]:
+    """Reads a hospital's files as the data were read that a model was trained on.
+
+    Args:
+        checkpoint: knows the layout and the map of concepts of its training data.
+        events: files of events, as `hymate_training.data.exports` describes them.
+        static: table of static columns.
+        start: table of each record's start, where times are timestamps.
+        layout: of the files; that of the training data where absent.
+        concepts: map to concepts, as `read_map` returns it; that of the training data where absent.
+
+    Returns:
+        Events (record_id, time, variable, value), static columns, and what was dropped by reason.
+
+    Raises:
+        ValueError: naming all problems of the files.
+    """
+    path = checkpoint.path / EXPORT_FILE
+    known = read_json(path) if path.is_file() else {}
+    layout = layout or Layout(**known.get("layout", {}))
+    if concepts is None and "concepts" in known:
+        concepts = pl.DataFrame(known["concepts"]["map"], schema=MAP_SCHEMA)
+    export = read_events(events, layout, None if start is None else read_starts(start, layout))
+    table = None if static is None else read_frame(static, UNKNOWN, layout.of(Path(static)))
+    variables = checkpoint.extractor.variables
+    if concepts is not None:
+        frame, left = map_events(export.events, concepts, variables)
+        return frame, None if table is None else map_static(table, concepts), export.dropped | left
+    with_unit = pl.format("{} [{}]", "variable", "unit")
+    named = pl.when(with_unit.is_in(variables)).then(with_unit).otherwise("variable").alias("variable")
+    return export.events.select("record_id", "time", named, "value"), table, export.dropped
 
 
 def _table(source: Any, name: str, columns: Sequence[str], unknown: Sequence[str] = ()) -> pl.DataFrame:
