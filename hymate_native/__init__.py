@@ -4,6 +4,7 @@ from hymate_native.attention_layer import attention_layer
 from hymate_native.causal_convolution import causal_conv1d
 from hymate_native.channel_tokens import channel_tokens
 from hymate_native.event_embedding import event_embedding
+from hymate_native.event_order import arrange_events
 from hymate_native.fusion_attention import fusion_attention
 from hymate_native.library import is_available, runnable_builds, selected_build, unavailable_reason
 from hymate_native.mamba_mixer import mamba_mixer
@@ -14,6 +15,7 @@ from hymate_native.structures import MAX_KERNEL
 
 __all__ = [
     "MAX_KERNEL",
+    "arrange_events",
     "attention_layer",
     "causal_conv1d",
     "channel_tokens",

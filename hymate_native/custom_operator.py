@@ -18,6 +18,7 @@ class CustomOperator:
 
     def register_fake(self, function):
         torch.library.register_fake(self.name, function)
+        return function
 
     def register_autograd(self, backward, *, setup_context=None):
         torch.library.register_autograd(self.name, backward, setup_context=setup_context)

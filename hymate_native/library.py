@@ -30,6 +30,7 @@ FUNCTIONS = (
     *("attention_forward", "attention_backward", "fusion_forward", "fusion_backward"),
     *("running_forward", "running_backward", "tokens_forward", "tokens_backward"),
     *("embedding_forward", "embedding_backward", "projection_forward", "projection_backward"),
+    "arrange_events",
 )
 
 
@@ -158,8 +159,8 @@ def kernels() -> ctypes.CDLL:
     return _open(build)
 
 
-def call(function: str, arguments: ctypes.Structure) -> None:
-    """Runs one kernel.
+def call(function: str, arguments: ctypes.Structure, *, may_refuse: bool = False) -> bool:
+    """Runs one kernel. Returns whether it took its arguments, which without `may_refuse` it must.
 
     Raises:
         MemoryError: its scratch memory could not be had.
@@ -167,5 +168,6 @@ def call(function: str, arguments: ctypes.Structure) -> None:
     status = getattr(kernels(), f"hymate_{function}")(ctypes.addressof(arguments))
     if status == 1:
         raise MemoryError(f"out of memory for the scratch space of hymate_native's {function}")
-    if status:
+    if status and not may_refuse:
         raise RuntimeError(f"hymate_native's {function} refused its arguments")  # unreachable: checked beforehand
+    return not status

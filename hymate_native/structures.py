@@ -114,6 +114,13 @@ ProjectionArguments = _structure(
     (ctypes.c_void_p, "x lengths norm query_weight value_weight value_bias parts scores grad_parts grad_scores"),
     (ctypes.c_void_p, "grad_x grad_norm grad_query_weight grad_value_weight grad_value_bias"),
 )
+ArrangeArguments = _structure(
+    "ArrangeArguments",
+    (ctypes.c_int64, "batch length variables threads"),
+    (ctypes.c_void_p, "values times variable_ids mask value_mask"),
+    (ctypes.c_void_p, "sorted_values sorted_times sorted_ids sorted_mask sorted_value_mask"),
+    (ctypes.c_void_p, "order slots lengths channels moved channel_ids"),
+)
 
 
 def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
@@ -129,7 +136,7 @@ def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
 INTERFACE = _interface(
     *(Rows, ScanArguments, ConvolutionArguments, MixerArguments),
     *(AttentionArguments, FusionArguments, RunningArguments, TokenArguments),
-    *(EmbeddingArguments, ProjectionArguments),
+    *(EmbeddingArguments, ProjectionArguments, ArrangeArguments),
 )
 
 

@@ -20,9 +20,14 @@ class ChannelIndex:
         channel_ids: variable of each channel, ascending, `(batch, channels)`; -1 where a record has fewer.
     """
 
-    def __init__(
-        self, variable_ids: torch.Tensor, mask: torch.Tensor, num_variables: int, max_channels: int | None = None
-    ):
+    def __init__(self, slots: torch.Tensor, channel_ids: torch.Tensor):
+        self.slots = slots
+        self.channel_ids = channel_ids
+
+    @classmethod
+    def of_events(
+        cls, variable_ids: torch.Tensor, mask: torch.Tensor, num_variables: int, max_channels: int | None = None
+    ) -> "ChannelIndex":
         """`variable_ids` and boolean `mask` are (batch, length); `max_channels` is a bound to the number of channels
         of any record, without which it is read from the data, or where that cannot be, is the largest possible."""
         batch, length = variable_ids.shape
@@ -36,8 +41,8 @@ class ChannelIndex:
             num_channels = min(length, num_variables)
         else:
             num_channels = max(1, int(ranks[:, -1].max())) if max_channels is None else max_channels
-        self.slots = (ranks.gather(1, variable_ids) - 1).masked_fill(~mask, -1)
-        self.channel_ids = columns_of(observed, ranks, num_channels)
+        slots = (ranks.gather(1, variable_ids) - 1).masked_fill(~mask, -1)
+        return cls(slots, columns_of(observed, ranks, num_channels))
 
     def sum(self, states: torch.Tensor) -> torch.Tensor:
         """Sums events into their channels: (batch, length, width) -> (batch, channels, width)."""

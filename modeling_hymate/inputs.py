@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from .channel_tokens import ChannelIndex
 from .configuration_hymate import HyMaTEConfig
+from .native import runs_natively
+from .scan import hymate_native
 
 # what transformers itself may pass to any model's forward, and this one's either heeds or has no use for
 KNOWN_ARGUMENTS = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
@@ -36,16 +39,14 @@ def as_mask(mask: torch.Tensor, name: str) -> torch.Tensor:
     return mask.bool()
 
 
-def check_events(
+def check_event_shapes(
     values: torch.Tensor,
     times: torch.Tensor,
     variable_ids: torch.Tensor,
     mask: torch.Tensor,
     has_value: torch.Tensor,
-    config: HyMaTEConfig,
 ):
-    """Raises ValueError for shapes that do not fit, and on CPUs also for ids out of range and numbers that are not
-    finite."""
+    """Raises ValueError for shapes that do not fit, and variables that are not indices."""
     if values.dim() != 2 or 0 in values.shape:
         raise ValueError(f"values must be (batch, length), both at least 1, got {tuple(values.shape)}")
     tensors = {"times": times, "variable_ids": variable_ids, "attention_mask": mask, "value_mask": has_value}
@@ -54,13 +55,22 @@ def check_events(
             raise ValueError(f"{name} must have the shape of values, {tuple(values.shape)}: {tuple(tensor.shape)}")
     if variable_ids.is_floating_point():
         raise ValueError(f"variable_ids must be integers, got {variable_ids.dtype}")
+
+
+def check_events(
+    values: torch.Tensor,
+    times: torch.Tensor,
+    variable_ids: torch.Tensor,
+    mask: torch.Tensor,
+    has_value: torch.Tensor,
+    num_variables: int,
+):
+    """Raises ValueError on CPUs for ids out of range and for numbers that are not finite."""
     if not is_readable(values):
         return
     ids = variable_ids[mask]
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < config.num_variables:
-        raise ValueError(
-            f"variable_ids must lie in [0, {config.num_variables}), got {int(ids.min())} to {int(ids.max())}"
-        )
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < num_variables:
+        raise ValueError(f"variable_ids must lie in [0, {num_variables}), got {int(ids.min())} to {int(ids.max())}")
     if not times[mask].isfinite().all():
         raise ValueError("times must be finite at every event that attention_mask keeps")
     if not values[mask & has_value].isfinite().all():
@@ -121,6 +131,27 @@ class SortedEvents:
             return states
         back = self.order.argsort(1).view(mask.shape)
         return states.gather(1, back.expand_as(states))
+
+
+def arrange_events(
+    values: torch.Tensor,
+    times: torch.Tensor,
+    variable_ids: torch.Tensor,
+    mask: torch.Tensor,
+    has_value: torch.Tensor,
+    config: HyMaTEConfig,
+    max_channels: int | None = None,
+) -> tuple[SortedEvents, ChannelIndex]:
+    """What `check_events` and `sort_events` do, and the channels of the events."""
+    tensors = (values, times, variable_ids, mask, has_value)
+    is_plain = is_readable(values) and max_channels is None and times.dtype == values.dtype
+    if is_plain and runs_natively(values) and not (values.requires_grad or times.requires_grad):
+        found = hymate_native.arrange_events(*tensors, config.num_variables)
+        if found is not None:  # else the checks below say what is wrong
+            return SortedEvents(*found[:5], order=found.order), ChannelIndex(found.slots, found.channel_ids)
+    check_events(*tensors, config.num_variables)
+    events = sort_events(*tensors)
+    return events, ChannelIndex.of_events(events.variable_ids, events.mask, config.num_variables, max_channels)
 
 
 def sort_events(

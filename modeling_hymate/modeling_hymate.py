@@ -14,17 +14,18 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import HyMaTEAttention, HyMaTEAttentionLayer, HyMaTEFusionAttention
 from .channel_statistics import HyMaTEChannelStatistics, split_quantities
-from .channel_tokens import ChannelIndex, HyMaTEChannelTokens
+from .channel_tokens import HyMaTEChannelTokens
 from .configuration_hymate import HyMaTEConfig
 from .embedding import HyMaTEEmbedding, HyMaTEPredictionTimeEmbedding, HyMaTEStaticEmbedding
 from .forecast import HyMaTEForecastHead, forecast_loss
 from .inputs import (
+    arrange_events,
     as_mask,
+    check_event_shapes,
     check_events,
     check_static,
     is_readable,
     refuse_unknown,
-    sort_events,
     sort_predictions,
 )
 from .losses import is_regression, label_loss
@@ -168,14 +169,14 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         mask = torch.ones_like(values, dtype=torch.bool)
         mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
         has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
-        check_events(values, times, variable_ids, mask, has_value, self.config)
+        check_event_shapes(values, times, variable_ids, mask, has_value)
         check_static(static_values, values.shape[0], self.config)
         if prediction_times is not None and self.channel_tokens is None:
             raise ValueError(
                 "prediction_times needs attention_axis='channel': with 'event', a record can be asked at the time of "
                 "its last event alone"
             )
-        events = sort_events(values, times, variable_ids, mask, has_value)
+        events, channels = arrange_events(values, times, variable_ids, mask, has_value, self.config, max_channels)
         asked = sort_predictions(prediction_times, prediction_mask, events)
         lengths = events.lengths
         hidden_states = self.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)
@@ -183,7 +184,6 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         for layer in self.mamba_layers:
             hidden_states = layer(hidden_states, lengths)
             all_hidden_states.append(hidden_states)
-        channels = ChannelIndex(events.variable_ids, events.mask, self.config.num_variables, max_channels)
         optional = {"event_weights": output_event_weights, "channel_hidden_state": output_channel_hidden_state}
         wanted = [
             name for name, asked_for in optional.items() if (asked.is_single if asked_for is None else asked_for)
@@ -263,7 +263,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
                 mask = torch.ones_like(values, dtype=torch.bool)
                 mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
                 has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
-                check_events(values, times, variable_ids, mask, has_value, self.config)
+                check_event_shapes(values, times, variable_ids, mask, has_value)
+                check_events(values, times, variable_ids, mask, has_value, self.config.num_variables)
                 state = advance_stream(self, state, values, times, variable_ids, mask, has_value)
             return self._encode_stream(state, prediction_time), state
 

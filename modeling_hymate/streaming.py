@@ -243,7 +243,7 @@ def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMe
 def _summarize_channels(model: Any, events: SortedEvents, parts: torch.Tensor, scores: torch.Tensor):
     """The variables of the events `(batch, channels)`, and their sums and description in these events."""
     num_variables = model.config.num_variables
-    channels = ChannelIndex(events.variable_ids, events.mask, num_variables)
+    channels = ChannelIndex.of_events(events.variable_ids, events.mask, num_variables)
     shape = channels.channel_ids.shape
     rows = torch.arange(shape[0], device=parts.device).unsqueeze(1)
     cells = (channels.slots + rows * shape[1]).masked_fill(~events.mask, shape.numel())

@@ -70,22 +70,24 @@ int walk_events(const A& a, W&... arguments) {
 
 // ------------------------------------------------------------------------------------------- embedding
 
-// Both matrices behind a tanh as one, (width, 2 inside), and the weights and biases before it side by side.
+// Both matrices behind a tanh as one, (width, 2 inside), and the biases before it side by side; the weights, too, each
+// with zeros where the others' are.
 struct EmbeddingWeights {
     Arena arena;
-    float *out, *weight, *bias;
+    float *out, *of_value, *of_time, *bias;
 
-    explicit EmbeddingWeights(const EmbeddingArguments& a) : arena(2 * a.inside * a.width + 6 * round_up(2 * a.inside, 16)) {
+    explicit EmbeddingWeights(const EmbeddingArguments& a) : arena(2 * a.inside * a.width + 4 * round_up(2 * a.inside, 16)) {
         if (!arena.ok()) return;
         out = arena.take(2 * a.inside * a.width);
-        weight = arena.take(round_up(2 * a.inside, 16));
-        bias = arena.take(round_up(2 * a.inside, 16));
+        of_value = arena.take(2 * a.inside);
+        of_time = arena.take(2 * a.inside);
+        bias = arena.take(2 * a.inside);
         for (int64_t k = 0; k < a.width; ++k) {
             memcpy(out + 2 * k * a.inside, a.value_out + k * a.inside, a.inside * sizeof(float));
             memcpy(out + (2 * k + 1) * a.inside, a.time_out + k * a.inside, a.inside * sizeof(float));
         }
-        memcpy(weight, a.value_weight, a.inside * sizeof(float));
-        memcpy(weight + a.inside, a.time_weight, a.inside * sizeof(float));
+        memcpy(of_value, a.value_weight, a.inside * sizeof(float));
+        memcpy(of_time + a.inside, a.time_weight, a.inside * sizeof(float));
         memcpy(bias, a.value_bias, a.inside * sizeof(float));
         memcpy(bias + a.inside, a.time_bias, a.inside * sizeof(float));
     }
@@ -105,12 +107,10 @@ struct EmbeddingForward {
         for (int64_t i = 0; i < count; ++i) {
             float* row = bent.at(i);
             const float value = a.value_mask[event + i] ? a.values[event + i] : 0.0f, time = a.times[event + i];
-            for (int64_t j = 0; j < a.inside; ++j) {
-                row[j] = w.weight[j] * value + w.bias[j];
-                row[a.inside + j] = w.weight[a.inside + j] * time + w.bias[a.inside + j];
+            for (int64_t j = 0; j < 2 * a.inside; j += kLanes) {
+                const Vector sum = load(w.of_value + j) * value + load(w.of_time + j) * time + load(w.bias + j);
+                store(row + j, hyperbolic_tangent(Pack<1>{sum}).v[0], (int)minimum_of(kLanes, 2 * a.inside - j));
             }
-            for (int64_t j = 0; j < 2 * a.inside; j += kLanes)
-                store(row + j, hyperbolic_tangent(Pack<1>{load(row + j)}).v[0], (int)minimum_of(kLanes, 2 * a.inside - j));
             if (!a.value_mask[event + i]) clear_floats(row, a.inside);
         }
     }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 
+#include "arrange.h"
 #include "attention.h"
 #include "channel_tokens.h"
 #include "events.h"
@@ -104,6 +105,12 @@ constexpr InterfaceEntry kInterface[] = {
     HYMATE_FIELDS(ProjectionArguments, x, lengths, norm, query_weight, value_weight, value_bias, parts, scores),
     HYMATE_FIELDS(ProjectionArguments, grad_parts, grad_scores, grad_x, grad_norm, grad_query_weight),
     HYMATE_FIELDS(ProjectionArguments, grad_value_weight, grad_value_bias),
+
+    HYMATE_SIZE(ArrangeArguments),
+    HYMATE_FIELDS(ArrangeArguments, batch, length, variables, threads),
+    HYMATE_FIELDS(ArrangeArguments, values, times, variable_ids, mask, value_mask, sorted_values, sorted_times),
+    HYMATE_FIELDS(ArrangeArguments, sorted_ids, sorted_mask, sorted_value_mask, order, slots, lengths, channels, moved),
+    HYMATE_FIELDS(ArrangeArguments, channel_ids),
 
     {nullptr, 0},
 };

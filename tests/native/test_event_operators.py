@@ -5,8 +5,12 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hymate_native
+from modeling_hymate.channel_tokens import ChannelIndex
+from modeling_hymate.inputs import sort_events
 from tests.native.test_channel_operators import assert_agrees, random_mask, rms_norm
 from tests.native.test_operators import mixer_inputs, reference_mixer
 from tests.support.agreement import assert_close, normal, with_gradients
@@ -163,3 +167,54 @@ def test_a_norm_without_projections_is_refused():
     inputs.pop("out_proj_weight"), inputs.pop("out_proj_bias")
     with pytest.raises(ValueError, match="norm needs float32 states, in_proj_weight and an out_proj_weight of 10"):
         hymate_native.mamba_mixer(**inputs, eps=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ order
+
+
+def unsorted_events(batch, length, variables, seed, ticks=5):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(batch, length, generator=generator) < 0.8
+    value_mask = torch.rand(batch, length, generator=generator) < 0.7
+    values = torch.randint(-2, 3, (batch, length), generator=generator) / 2
+    times = torch.randint(-ticks, ticks, (batch, length), generator=generator) / ticks
+    ids = torch.randint(variables, (batch, length), generator=generator)
+    values, times = values.masked_fill(~value_mask, torch.nan), times.masked_fill(~mask, torch.inf)
+    return values, times, ids.masked_fill(~mask, 99), mask, value_mask
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=st.integers(1, 4), length=st.integers(1, 40), variables=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_events_are_arranged_as_in_pytorch(batch, length, variables, seed):
+    events = unsorted_events(batch, length, variables, seed)
+    found = hymate_native.arrange_events(*events, variables)
+    expected = sort_events(*events)
+    channels = ChannelIndex.of_events(expected.variable_ids, expected.mask, variables)
+    for name in ("values", "times", "variable_ids", "mask"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert torch.equal(found.value_mask, expected.has_value)
+    assert torch.equal(found.lengths, expected.lengths)
+    assert torch.equal(found.slots, channels.slots)
+    assert torch.equal(found.channel_ids, channels.channel_ids)
+    given_order = torch.arange(length).expand(batch, length)
+    orders = [given_order if events.order is None else events.order for events in (found, expected)]
+    assert torch.equal(orders[0][expected.mask], orders[1][expected.mask])
+    assert torch.equal(orders[0].sort(1).values, given_order)
+
+
+def test_events_in_order_are_left_in_place(build):
+    events = unsorted_events(3, 20, 4, 0)
+    again = hymate_native.arrange_events(*hymate_native.arrange_events(*events, 4)[:5], 4)
+    assert again.order is None
+
+
+@pytest.mark.parametrize(("position", "wrong"), [(0, torch.nan), (1, torch.inf), (2, -1), (2, 4)])
+def test_events_that_are_wrong_are_not_arranged(build, position, wrong):
+    whole = torch.ones(2, 5, dtype=torch.bool)
+    events = [normal(2, 5), torch.rand(2, 5), whole.long(), whole, whole]
+    assert hymate_native.arrange_events(*events, 4) is not None
+    events[position][1, 2] = wrong
+    assert hymate_native.arrange_events(*events, 4) is None
+    events[3] = whole.clone()
+    events[3][1, 2] = False
+    assert hymate_native.arrange_events(*events, 4) is not None  # what the mask leaves out does not matter
