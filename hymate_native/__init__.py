@@ -9,7 +9,7 @@ from hymate_native.fusion_attention import fusion_attention
 from hymate_native.library import is_available, runnable_builds, selected_build, unavailable_reason
 from hymate_native.mamba_mixer import mamba_mixer
 from hymate_native.pooling_projection import pooling_projection
-from hymate_native.running_quantities import running_quantities
+from hymate_native.running_quantities import event_weights, running_quantities
 from hymate_native.selective_scan import selective_scan
 from hymate_native.structures import MAX_KERNEL
 
@@ -20,6 +20,7 @@ __all__ = [
     "causal_conv1d",
     "channel_tokens",
     "event_embedding",
+    "event_weights",
     "fusion_attention",
     "is_available",
     "mamba_mixer",

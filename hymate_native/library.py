@@ -28,7 +28,7 @@ FUNCTIONS = (
     *("scan_forward", "scan_backward", "convolution_forward", "convolution_backward"),
     *("mixer_forward", "mixer_backward", "mixer_step"),
     *("attention_forward", "attention_backward", "fusion_forward", "fusion_backward"),
-    *("running_forward", "running_backward", "tokens_forward", "tokens_backward"),
+    *("running_forward", "running_backward", "running_shares", "tokens_forward", "tokens_backward"),
     *("embedding_forward", "embedding_backward", "projection_forward", "projection_backward"),
     "arrange_events",
 )

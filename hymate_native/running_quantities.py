@@ -89,6 +89,53 @@ def _arguments(*inputs):
     return arguments, _shape(*inputs), half_life  # which must live as long as the arguments
 
 
+@CustomOperator(
+    "event_weights",
+    "(Tensor channel_weights, Tensor totals, Tensor scores, Tensor times, Tensor slots, Tensor prediction_times) -> "
+    "Tensor",
+)
+def _event_weights(channel_weights, totals, scores, times, slots, prediction_times):
+    (batch, length, queries), (_, predictions, channels) = scores.shape, channel_weights.shape
+    weights = torch.empty((batch, predictions, length))
+    named = {"channel_weights": channel_weights, "totals": totals, "scores": scores, "times": times, "slots": slots}
+    named |= {"prediction_times": prediction_times, "event_weights": weights}
+    sizes = {"batch": batch, "length": length, "predictions": predictions, "channels": channels, "queries": queries}
+    pointers = {name: pointer(tensor) for name, tensor in named.items()}
+    library.call("running_shares", RunningArguments(**sizes, **pointers, width=queries, threads=library.threads()))
+    return weights
+
+
+@_event_weights.register_fake
+def _(channel_weights, totals, scores, *_):
+    return scores.new_empty((*channel_weights.shape[:2], scores.shape[1]))
+
+
+def event_weights(
+    channel_weights: Tensor, totals: Tensor, scores: Tensor, times: Tensor, slots: Tensor, prediction_times: Tensor
+) -> Tensor:
+    """The share of each event in what its channel has a share of, on the CPU in float32; it has no gradient.
+
+    Args:
+        channel_weights: `(batch, predictions, channels)`.
+        totals, scores, times, slots, prediction_times: of `running_quantities`.
+
+    Returns:
+        `(batch, predictions, length)`, 0 at events after a prediction time and at masked ones.
+
+    Raises:
+        ValueError: a shape, device or dtype does not fit.
+        RuntimeError: the kernels are not available.
+    """
+    (batch, predictions, channels), events, queries = channel_weights.shape, tuple(times.shape), scores.shape[-1]
+    floats = {"channel_weights": (channel_weights, (batch, predictions, channels)), "times": (times, events)}
+    floats |= {"totals": (totals, (batch, predictions, channels, queries)), "scores": (scores, (*events, queries))}
+    floats |= {"prediction_times": (prediction_times, (batch, predictions))}
+    check_shapes(**floats, slots=(slots, events))
+    check_float32(**{name: tensor for name, (tensor, _) in floats.items()})
+    tensors = (channel_weights, totals, scores, times, slots.long(), prediction_times)
+    return torch.ops.hymate.event_weights(*(tensor.contiguous() for tensor in tensors))
+
+
 def running_quantities(
     parts: Tensor,
     scores: Tensor,

@@ -86,6 +86,7 @@ RunningArguments = _structure(
     (ctypes.c_int64, "batch length predictions channels width queries half_lives threads"),
     (ctypes.c_void_p, "parts scores values times value_mask slots prediction_times half_life"),
     (ctypes.c_void_p, "pooled totals statistics grad_pooled grad_totals grad_parts grad_scores"),
+    (ctypes.c_void_p, "channel_weights event_weights"),
 )
 TokenArguments = _structure(
     "TokenArguments",

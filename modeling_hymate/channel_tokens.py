@@ -61,12 +61,6 @@ class ChannelIndex:
         padded = torch.nn.functional.pad(values, (1, 0))
         return padded.gather(1, latest[:, :num_channels]).float()
 
-    def gather(self, states: torch.Tensor) -> torch.Tensor:
-        """Hands each event what its channel holds: (..., channels) -> (..., length) for leading dimensions that
-        begin with the batch; 0 at masked events."""
-        slots = self.slots.view(states.shape[0], *(1,) * (states.dim() - 2), -1).expand(*states.shape[:-1], -1)
-        return states.gather(-1, slots.clamp(min=0)).masked_fill(slots < 0, 0)
-
 
 def columns_of(observed: torch.Tensor, ranks: torch.Tensor, num_channels: int) -> torch.Tensor:
     """The variables at which `observed (batch, num_variables)` is true, ascending, `(batch, num_channels)`, then -1;

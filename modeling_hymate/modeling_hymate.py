@@ -35,7 +35,7 @@ from .outputs import (
     HyMaTEForSequenceClassificationOutput,
     HyMaTEModelOutput,
 )
-from .running_quantities import running_quantities
+from .running_quantities import event_weights, running_quantities
 from .streaming import StreamState, advance_stream, new_stream, observed_quantities
 
 FORWARD_ARGUMENTS = (
@@ -326,10 +326,9 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         )
         found = self._encode_quantities(pooled, quantities, channels.channel_ids, wanted, **kwargs)
         if "event_weights" in wanted:
-            shares = found["channel_weights"].unsqueeze(-1) / totals.clamp(min=torch.finfo(totals.dtype).tiny)
-            shares = channels.gather(shares.movedim(-1, 2))  # (batch, predictions, queries, length)
-            weights = torch.einsum("bpql,blq->bpl", shares, scores.exp()) / scores.shape[-1]
-            found["event_weights"] = weights.masked_fill(events.times.unsqueeze(1) > times.unsqueeze(2), 0)
+            found["event_weights"] = event_weights(
+                found["channel_weights"], totals, scores, events.times, channels.slots, times
+            )
         return found
 
     def _encode_quantities(self, pooled, quantities, channel_ids, wanted=("channel_hidden_state",), **kwargs):

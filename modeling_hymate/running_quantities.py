@@ -89,6 +89,33 @@ def running_quantities(
     return pooled.to(parts.dtype), totals, statistics
 
 
+def event_weights(
+    channel_weights: torch.Tensor,
+    totals: torch.Tensor,
+    scores: torch.Tensor,
+    times: torch.Tensor,
+    slots: torch.Tensor,
+    prediction_times: torch.Tensor,
+) -> torch.Tensor:
+    """The share of each event in what its channel has a share of: the mean over queries of its part of the weights.
+
+    Args:
+        channel_weights: `(batch, predictions, channels)`.
+        totals: of `running_quantities`, and its arguments `scores`, `times`, `slots` and `prediction_times`.
+
+    Returns:
+        `(batch, predictions, length)`, 0 at masked events and those after a prediction time.
+    """
+    if not torch.is_grad_enabled() and runs_natively(channel_weights) and scores.dtype == torch.float32:
+        return hymate_native.event_weights(channel_weights, totals, scores, times, slots, prediction_times)
+    shares = channel_weights.unsqueeze(-1) / totals.clamp(min=torch.finfo(totals.dtype).tiny)
+    places = slots.clamp(min=0).unsqueeze(1).unsqueeze(-1)
+    shares = shares.gather(2, places.expand(-1, shares.shape[1], -1, shares.shape[-1]))
+    weights = torch.einsum("bplq,blq->bpl", shares, scores.exp()) / scores.shape[-1]
+    unseen = (slots < 0).unsqueeze(1) | (times.unsqueeze(1) > prediction_times.unsqueeze(2))
+    return weights.masked_fill(unseen, 0)
+
+
 def running_quantities_reference(
     parts, scores, values, times, value_mask, slots, prediction_times, num_channels, half_lives
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -86,6 +86,7 @@ constexpr InterfaceEntry kInterface[] = {
     HYMATE_FIELDS(RunningArguments, batch, length, predictions, channels, width, queries, half_lives, threads),
     HYMATE_FIELDS(RunningArguments, parts, scores, values, times, value_mask, slots, prediction_times, half_life),
     HYMATE_FIELDS(RunningArguments, pooled, totals, statistics, grad_pooled, grad_totals, grad_parts, grad_scores),
+    HYMATE_FIELDS(RunningArguments, channel_weights, event_weights),
 
     HYMATE_SIZE(TokenArguments),
     HYMATE_FIELDS(TokenArguments, batch, predictions, channels, width, statistics, bins, variables, threads),

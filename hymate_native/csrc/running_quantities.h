@@ -27,6 +27,10 @@ struct RunningArguments {
     // Backward only; the first is there, the second may be absent.
     const float *grad_pooled, *grad_totals;
     float *grad_parts, *grad_scores;
+    // For the shares of events only: those of channels, (batch, predictions, channels), and what comes of them,
+    // (batch, predictions, length). Of the others, scores, times, slots, prediction times and totals are looked at.
+    const float* channel_weights;
+    float* event_weights;
 };
 
 // What is known of a channel, all in double precision.
@@ -280,6 +284,37 @@ struct RunningBackward : RunningWalk {
     }
 };
 
+// An event has its part of what its channel has: the mean over queries of its share in the sum of the weights.
+struct RunningShares : RunningWalk {
+    float* shares;  // (channels, queries)
+
+    using RunningWalk::RunningWalk;
+
+    void place(Pieces& pieces) {
+        RunningWalk::place(pieces);
+        shares = pieces.take(r.channels * r.queries);
+    }
+
+    void run(int64_t record) {
+        const int64_t count = events(record), at = record * r.length;
+        exponentiate(record, count);
+        for (int64_t p = 0; p < r.predictions; ++p) {
+            const int64_t first = cell(record, p);
+            for (int64_t channel = 0; channel < r.channels; ++channel)
+                for (int64_t q = 0; q < r.queries; ++q) {
+                    const float total = r.totals[(first + channel) * r.queries + q];
+                    shares[channel * r.queries + q] =
+                        total > 0 ? r.channel_weights[first + channel] / (total * (float)r.queries) : 0.0f;
+                }
+            float* to = r.event_weights + (record * r.predictions + p) * r.length;
+            clear_floats(to, r.length);
+            for (int64_t i = 0; i < count && r.times[at + i] <= r.prediction_times[record * r.predictions + p]; ++i)
+                for (int64_t q = 0; q < r.queries; ++q)
+                    to[i] += shares[r.slots[at + i] * r.queries + q] * weights[i * r.queries + q];
+        }
+    }
+};
+
 template <typename Walk>
 int walk_records(const RunningArguments& r) {
     int failed = 0;
@@ -302,5 +337,6 @@ int walk_records(const RunningArguments& r) {
 
 inline int running_forward(const RunningArguments& r) { return walk_records<RunningForward>(r); }
 inline int running_backward(const RunningArguments& r) { return walk_records<RunningBackward>(r); }
+inline int running_shares(const RunningArguments& r) { return walk_records<RunningShares>(r); }
 
 }  // namespace hymate

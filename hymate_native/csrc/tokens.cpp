@@ -13,5 +13,6 @@ HYMATE_EXPORT int hymate_fusion_forward(const FusionArguments* f) { return fusio
 HYMATE_EXPORT int hymate_fusion_backward(const FusionArguments* f) { return fusion_backward(*f); }
 HYMATE_EXPORT int hymate_running_forward(const RunningArguments* r) { return running_forward(*r); }
 HYMATE_EXPORT int hymate_running_backward(const RunningArguments* r) { return running_backward(*r); }
+HYMATE_EXPORT int hymate_running_shares(const RunningArguments* r) { return running_shares(*r); }
 HYMATE_EXPORT int hymate_tokens_forward(const TokenArguments* t) { return tokens_forward(*t); }
 HYMATE_EXPORT int hymate_tokens_backward(const TokenArguments* t) { return tokens_backward(*t); }

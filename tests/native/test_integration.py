@@ -130,6 +130,8 @@ def channel_operators():
     slots = ids.masked_fill(torch.arange(7) >= lengths.unsqueeze(1), -1)
     running = (normal(2, 7, 6), normal(2, 7, 2), torch.randn(2, 7), positive(2, 7), torch.rand(2, 7) < 0.5, slots)
     yield "running_quantities", (*running, positive(2, 3), 4, [0.5])
+    sums = (torch.rand(2, 3, 4), torch.rand(2, 3, 4, 2), torch.randn(2, 7, 2))
+    yield "event_weights", (*sums, positive(2, 7), slots, positive(2, 3))
     cells = torch.rand(2, 3, 4) < 0.7
     statistics = (torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5) < 0.7, torch.randint(4, (2, 4)))
     yield "channel_tokens", (normal(2, 3, 4, 6), cells, *statistics, normal(4, 6), normal(60, 6), 2)
