@@ -42,14 +42,15 @@ struct ChannelHistory {
 struct RunningWalk {
     const RunningArguments& r;
     const int64_t width, columns;  // width rounded up to whole vectors; a part's columns
-    float *weights, *expanded;     // exponentials of a record's scores; one number a query, repeated for its columns
+    float* weights;                // exponentials of a record's scores
+    float* expanded[2];            // one number a query, repeated for its columns
 
     explicit RunningWalk(const RunningArguments& r_)
         : r(r_), width(round_up(r_.width, 16)), columns(r_.width / (r_.queries < 1 ? 1 : r_.queries)) {}
 
     void place(Pieces& pieces) {
         weights = pieces.take(r.length * r.queries + 16);
-        expanded = pieces.take(width);
+        for (float*& row : expanded) row = pieces.take(width);
     }
 
     int64_t events(int64_t record) const {
@@ -65,11 +66,15 @@ struct RunningWalk {
         }
     }
     template <typename F>
-    void expand(F number) {
+    void expand(float* row, F number) const {
         for (int64_t q = 0; q < r.queries; ++q) {
             const float value = number(q);
-            for (int64_t k = 0; k < columns; ++k) expanded[q * columns + k] = value;
+            for (int64_t k = 0; k < columns; ++k) row[q * columns + k] = value;
         }
+    }
+    // The weights of an event, a step before they are loaded as vectors: a load that spans fresh stores waits for them.
+    void expand_weights(int64_t event) const {
+        expand(expanded[event % 2], [&](int64_t q) { return weights[event * r.queries + q]; });
     }
     int64_t cell(int64_t record, int64_t prediction) const { return (record * r.predictions + prediction) * r.channels; }
 };
@@ -79,6 +84,7 @@ struct RunningForward : RunningWalk {
     ChannelHistory* history;
     double *recent, *decayed_weight, *decayed_total;  // (channels, half-lives)
     uint8_t* changed;                                 // since the last prediction time
+    float* inverse;                                   // of a channel's total, repeated
 
     using RunningWalk::RunningWalk;
     int64_t query_width() const { return round_up(r.queries, 16); }
@@ -91,6 +97,7 @@ struct RunningForward : RunningWalk {
         for (double** decaying : {&recent, &decayed_weight, &decayed_total})
             *decaying = (double*)pieces.take(2 * r.channels * r.half_lives);
         changed = (uint8_t*)pieces.take(r.channels / 4 + 1);
+        inverse = pieces.take(width);
     }
 
     void run(int64_t record) {
@@ -99,11 +106,13 @@ struct RunningForward : RunningWalk {
         exponentiate(record, count);
         const float* asked = r.prediction_times + record * r.predictions;
         int64_t prediction = 0;
+        if (count > 0) expand_weights(0);
         for (int64_t i = 0; i < count && prediction < r.predictions; ++i) {
             while (prediction < r.predictions && asked[prediction] < r.times[at + i]) answer(record, prediction++);
             if (prediction == r.predictions) break;
             const int64_t channel = r.slots[at + i];
-            pool(channel, r.parts + (at + i) * r.width, weights + i * r.queries);
+            if (i + 1 < count) expand_weights(i + 1);
+            pool(channel, r.parts + (at + i) * r.width, weights + i * r.queries, expanded[i % 2]);
             note(channel, r.times[at + i], r.value_mask[at + i] != 0, r.values[at + i]);
             changed[channel] = 1;
         }
@@ -121,12 +130,11 @@ struct RunningForward : RunningWalk {
         memset(changed, 1, r.channels);
     }
 
-    void pool(int64_t channel, const float* part, const float* weight) {
-        expand([&](int64_t q) { return weight[q]; });
+    void pool(int64_t channel, const float* part, const float* weight, const float* repeated) {
         float *sum = sums + channel * width, *carry = carries + channel * width;
         for (int64_t k = 0; k < r.width; k += kLanes) {
             const Vector x = load(part + k, (int)minimum_of(kLanes, r.width - k));
-            add_compensated(sum + k, carry + k, x * load(expanded + k));
+            add_compensated(sum + k, carry + k, x * load(repeated + k));
         }
         float *total = total_sums + channel * query_width(), *total_carry = total_carries + channel * query_width();
         for (int64_t q = 0; q < r.queries; q += kLanes)
@@ -142,23 +150,25 @@ struct RunningForward : RunningWalk {
         double *own_recent = recent + channel * r.half_lives, *own_weight = decayed_weight + channel * r.half_lives,
                *own_total = decayed_total + channel * r.half_lives;
         if (h.count == 0) h.first_time = h.last_time = time;
-        for (int64_t k = 0; k < r.half_lives; ++k) own_recent[k] = own_recent[k] * fading(time - h.last_time, k) + 1;
+        if (h.numbers == 0) h.number_time = time;
+        for (int64_t k = 0; k < r.half_lives; ++k) {
+            const double faded = fading(time - h.last_time, k);
+            own_recent[k] = own_recent[k] * faded + 1;
+            if (!is_number) continue;
+            const double number_faded = h.number_time == h.last_time ? faded : fading(time - h.number_time, k);
+            own_weight[k] = own_weight[k] * number_faded + 1;
+            own_total[k] = own_total[k] * number_faded + value;
+        }
         h.last_time = time;
         h.count += 1;
         if (!is_number) return;
         if (h.numbers == 0) {
             h.first = h.low = h.high = value;
-            h.number_time = time;
         } else {
             h.last_change = value - h.last;
             h.change_squares += h.last_change * h.last_change;
             h.low = value < h.low ? value : h.low;
             h.high = value > h.high ? value : h.high;
-        }
-        for (int64_t k = 0; k < r.half_lives; ++k) {
-            const double faded = fading(time - h.number_time, k);
-            own_weight[k] = own_weight[k] * faded + 1;
-            own_total[k] = own_total[k] * faded + value;
         }
         h.last = value;
         h.number_time = time;
@@ -178,9 +188,9 @@ struct RunningForward : RunningWalk {
                 memcpy(totals, totals - r.channels * r.queries, r.queries * sizeof(float));
             } else {
                 const float* total = total_sums + channel * query_width();
-                expand([&](int64_t q) { return total[q] > 0 ? 1 / total[q] : 0.0f; });
+                expand(inverse, [&](int64_t q) { return total[q] > 0 ? 1 / total[q] : 0.0f; });
                 for (int64_t k = 0; k < r.width; k += kLanes)
-                    store(pooled + k, load(sums + channel * width + k) * load(expanded + k),
+                    store(pooled + k, load(sums + channel * width + k) * load(inverse + k),
                           (int)minimum_of(kLanes, r.width - k));
                 memcpy(totals, total, r.queries * sizeof(float));
             }
@@ -217,6 +227,7 @@ struct RunningForward : RunningWalk {
 };
 
 struct RunningBackward : RunningWalk {
+    float* inverse;                        // of a channel's total, repeated
     float *slopes, *pulls, *total_slopes;  // sums over prediction times: of G / total, of G pooled / total, of grad totals
 
     using RunningWalk::RunningWalk;
@@ -225,6 +236,7 @@ struct RunningBackward : RunningWalk {
         RunningWalk::place(pieces);
         slopes = pieces.take(r.channels * width), pulls = pieces.take(r.channels * width);
         total_slopes = pieces.take(r.channels * r.queries);
+        inverse = pieces.take(width);
     }
 
     void run(int64_t record) {
@@ -237,9 +249,11 @@ struct RunningBackward : RunningWalk {
         clear_floats(r.grad_scores + (at + count) * r.queries, (r.length - count) * r.queries);
         const float* asked = r.prediction_times + record * r.predictions;
         int64_t prediction = r.predictions - 1;
+        if (count > 0) expand_weights(count - 1);
         for (int64_t i = count - 1; i >= 0; --i) {
             while (prediction >= 0 && asked[prediction] >= r.times[at + i]) see(record, prediction--);
-            hand_on(r.slots[at + i], at + i, weights + i * r.queries);
+            if (i > 0) expand_weights(i - 1);
+            hand_on(r.slots[at + i], at + i, weights + i * r.queries, expanded[i % 2]);
         }
     }
 
@@ -248,11 +262,11 @@ struct RunningBackward : RunningWalk {
             const int64_t at = cell(record, prediction) + channel;
             const float *totals = r.totals + at * r.queries, *grad = r.grad_pooled + at * r.width, *pooled = r.pooled + at * r.width;
             if (!(totals[0] > 0)) continue;
-            expand([&](int64_t q) { return 1 / totals[q]; });
+            expand(inverse, [&](int64_t q) { return 1 / totals[q]; });
             float *slope = slopes + channel * width, *pull = pulls + channel * width;
             for (int64_t k = 0; k < r.width; k += kLanes) {
                 const int lanes = (int)minimum_of(kLanes, r.width - k);
-                const Vector share = load(grad + k, lanes) * load(expanded + k);
+                const Vector share = load(grad + k, lanes) * load(inverse + k);
                 store(slope + k, load(slope + k) + share);
                 store(pull + k, load(pull + k) + share * load(pooled + k, lanes));
             }
@@ -262,17 +276,16 @@ struct RunningBackward : RunningWalk {
         }
     }
 
-    void hand_on(int64_t channel, int64_t event, const float* weight) {
+    void hand_on(int64_t channel, int64_t event, const float* weight, const float* repeated) {
         const float *slope = slopes + channel * width, *pull = pulls + channel * width, *part = r.parts + event * r.width;
         float* grad = r.grad_parts + event * r.width;
-        expand([&](int64_t q) { return weight[q]; });
         alignas(64) float gaps[kLanes];
         float *to = r.grad_scores + event * r.queries, sum = 0;
         int64_t q = 0, left = columns;
         for (int64_t k = 0; k < r.width; k += kLanes) {
             const int lanes = (int)minimum_of(kLanes, r.width - k);
             const Vector z = load(slope + k);
-            store(grad + k, z * load(expanded + k), lanes);
+            store(grad + k, z * load(repeated + k), lanes);
             store(gaps, load(part + k, lanes) * z - load(pull + k));
             for (int i = 0; i < lanes; ++i) {
                 sum += gaps[i];

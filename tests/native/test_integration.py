@@ -144,7 +144,7 @@ def channel_operators():
 
 @needs_kernels
 @pytest.mark.parametrize(
-    ("name", "arguments"), channel_operators(), ids=lambda item: item if isinstance(item, str) else ""
+    ("name", "arguments"), list(channel_operators()), ids=lambda item: item if isinstance(item, str) else ""
 )
 def test_channel_operators_keep_pytorchs_rules(name, arguments):
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
