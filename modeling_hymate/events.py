@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 
 EVENT_COLUMNS = ("time", "variable", "value")
+SHORTENED_ID = re.compile(r"\d(\.\d+)?[eE]\+?\d+")  # 1.33E+10: a number that a spreadsheet rounded
 # names under which exports hold what is `record_id` here
 OTHER_ID = re.compile(
     r"((record|patient|subject|person|case|(icu)?stay|hadm|admission|visit|encounter)[_ ]?)?id|mrn", re.IGNORECASE
@@ -29,6 +31,7 @@ class Events:
         static: one array a static column, `(records,)`; NaN or None where unknown.
         record_ids: name of each record; its position where the input has none.
         ignored: number of events dropped because their variable is unknown, by name.
+        is_one_record: whether the input was a record by itself, and not a collection of one or more.
     """
 
     offsets: np.ndarray
@@ -38,6 +41,7 @@ class Events:
     static: dict[str, np.ndarray] = field(default_factory=dict)
     record_ids: list[str] = field(default_factory=list)
     ignored: Counter = field(default_factory=Counter)
+    is_one_record: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -78,6 +82,19 @@ class Events:
             record_ids=[self.record_ids[row] for row in rows],
         )
 
+    @classmethod
+    def join(cls, parts: Sequence["Events"]) -> "Events":
+        """The records of all parts, which have the same static columns, one part after the other."""
+        return cls(
+            offsets=np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))]),
+            times=np.concatenate([part.times for part in parts]),
+            variable_ids=np.concatenate([part.variable_ids for part in parts]),
+            values=np.concatenate([part.values for part in parts]),
+            static={name: _concatenate([part.static[name] for part in parts]) for name in parts[0].static},
+            record_ids=[record_id for part in parts for record_id in part.record_ids],
+            ignored=sum((part.ignored for part in parts), Counter()),
+        )
+
     def latest(self, max_events: int) -> "Events":
         """The last `max_events` events of each record."""
         if max_events < 1:
@@ -98,9 +115,10 @@ def parse_events(
 
     Args:
         records: one of
-            - a long-format pandas or polars frame, or a mapping of its columns to lists: a row an event, columns
+            - a long-format pandas or polars frame, or a mapping of its columns to lists: a row per event, columns
               `time` (hours), `variable` (name or index) and `value` (number, or missing for an event without one),
-              and `record_id` unless it is one record; static columns repeat their value within a record;
+              and `record_id` unless it is one record; static columns repeat their value within a record. Levels of
+              a pandas index that have the names of such columns are read as columns;
             - one record as a mapping of those columns to lists, static columns beside them as single values;
             - a mapping whose columns hold a list a record (a slice of a prepared data set);
             - a sequence of any mix of single records (mappings or frames), such as rows of a prepared data set.
@@ -118,7 +136,7 @@ def parse_events(
     """
     if unknown_variables not in ("error", "ignore"):
         raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
-    columns, lengths, record_ids, own_static = _flatten(records, static_columns)
+    columns, lengths, record_ids, own_static, is_one_record = _flatten(records, static_columns)
     if not len(lengths):
         raise ValueError("records is empty: hand over at least one record")
     rows = np.repeat(np.arange(len(lengths)), lengths)
@@ -150,38 +168,79 @@ def parse_events(
         static=_static_arrays(static, static_columns, own_static, record_ids),
         record_ids=record_ids,
         ignored=ignored,
+        is_one_record=is_one_record,
     )
 
 
 def _is_frame(data: Any) -> bool:
+    if hasattr(data, "collect_schema") and hasattr(data, "lazy") and not hasattr(data, "height"):
+        raise ValueError("a lazy frame holds no rows yet: hand over what its collect() returns")
     return hasattr(data, "columns") and hasattr(data, "__getitem__") and not isinstance(data, Mapping)
 
 
 def _column_names(data: Any) -> list[str]:
     if isinstance(data, Mapping):
         return list(data.keys())
-    names = [str(name) for name in data.columns]
+    names = [str(name) for name in getattr(data, "column_names", data.columns)]  # PyArrow's columns are no names
     if len(set(names)) < len(names):
         raise ValueError(f"the frame has two columns called {Counter(names).most_common(1)[0][0]!r}")
     return names
 
 
-def _with_record_id(data: Any) -> Any:
-    """A pandas frame whose index is `record_id` has it as a column, too."""
-    index = getattr(data, "index", None)
-    return data.reset_index() if getattr(index, "name", None) == "record_id" else data
+def _without_index(data: Any, what: str, names: Sequence[str]) -> Any:
+    """A pandas frame with those levels of its index as columns that have the name of one of `names`.
+
+    Raises:
+        ValueError: without a `record_id`, for an index that may hold the ids of several records.
+    """
+    index: Any = getattr(data, "index", None)
+    if isinstance(data, Mapping) or not hasattr(index, "nlevels"):
+        return data
+    wanted = [name for name in index.names if name in names and name not in data.columns]
+    data = data.reset_index(level=wanted) if wanted else data
+    if "record_id" not in data.columns:
+        _refuse_index(data.index, what)
+    return data
+
+
+def _refuse_index(index: Any, what: str):
+    """Unnamed whole numbers that differ are positions; anything else may tell records apart, and be unheard."""
+    levels = [name for name in index.names if name not in EVENT_COLUMNS and name is not None]
+    if levels or index.nlevels > 1 or index.dtype.kind not in "iu" or not index.is_unique:
+        named = f"has the index {levels[0]!r}" if levels else "has an index of its own"
+        raise ValueError(
+            f"{what} {named} and no column 'record_id': name the index record_id if it holds the records' ids, or "
+            "drop it with reset_index(drop=True)"
+        )
 
 
 def _record_ids(data: Any) -> np.ndarray:
+    """The column `record_id`; ValueError for what cannot tell records apart."""
     ids = _column(data, "record_id")
+    if ids.dtype.kind in "iu":
+        return ids
     if ids.dtype.kind == "f":
         raise ValueError(f"column 'record_id' must hold text or whole numbers, not {ids.dtype}")
+    found = {item for item in ids.tolist() if not is_missing(item)}
+    for item in found:
+        if isinstance(item, bool) or not isinstance(item, str | Integral):
+            raise ValueError(f"column 'record_id' must hold text or whole numbers, not {type(item).__name__}")
+        if isinstance(item, str) and SHORTENED_ID.fullmatch(item):
+            raise ValueError(
+                f"column 'record_id': {item!r} is a number that a spreadsheet has shortened, so that several records "
+                "may have become one"
+            )
+    both = {item for item in found if not isinstance(item, str) and str(item) in found}
+    if both:
+        raise ValueError(f"column 'record_id' holds the number {min(both)} and the same as text: make them one or two")
     return ids
 
 
 def _refuse_other_ids(data: Any, what: str):
-    """Without `record_id`, a column that tells stays or patients apart would go unheard."""
+    """Without `record_id`, a column or an index that tells stays or patients apart would go unheard."""
     for name in _column_names(data):
+        if isinstance(data, Mapping) and hasattr(getattr(data[name], "index", None), "nlevels"):
+            _refuse_index(data[name].index, what)
         if OTHER_ID.fullmatch(str(name)) and _is_listlike(data[name]) and len(set(_column(data, name).tolist())) > 1:
             raise ValueError(
                 f"{what} has no column 'record_id', but {name!r}: rename it to record_id, or leave it out"
@@ -215,14 +274,18 @@ def _require_columns(data: Any, where: str):
 
 
 def _flatten(records: Any, static_columns: Sequence[str]):
-    """Columns of all events, number of events a record, record names and the static values found in the records."""
+    """Columns of all events, number of events per record, record names, the static values found in the records, and
+    whether this was one record by itself."""
+    is_one_record = False
     if _is_frame(records):
-        return _flatten_frame(_with_record_id(records), static_columns)
+        records = _without_index(records, "the frame", (*EVENT_COLUMNS, "record_id", *static_columns))
+        return *_flatten_frame(records, static_columns), "record_id" not in _column_names(records)
     if isinstance(records, Mapping):
         _require_columns(records, "the record")
         nested = _is_listlike(records["time"]) and _is_listlike(next(iter(records["time"]), None))
         if not nested and _is_listlike(records.get("record_id")):
-            return _flatten_frame(records, static_columns)
+            return *_flatten_frame(records, static_columns), False
+        is_one_record = not nested
         records = _unzip(records) if nested else [records]
     if isinstance(records, str) or not isinstance(records, Sequence):
         try:
@@ -234,13 +297,14 @@ def _flatten(records: Any, static_columns: Sequence[str]):
     parts: dict[str, list[np.ndarray]] = {name: [] for name in EVENT_COLUMNS}
     lengths, record_ids = [], []
     own_static: dict[str, list] = {name: [] for name in static_columns}
-    for position, record in enumerate(records):
-        if not (_is_frame(record) or isinstance(record, Mapping)):
-            raise ValueError(f"record {position} must be a mapping or a frame, got {type(record).__name__}")
+    for position, given in enumerate(records):
+        if not (_is_frame(given) or isinstance(given, Mapping)):
+            raise ValueError(f"record {position} must be a mapping or a frame, got {type(given).__name__}")
+        record = _without_index(given, f"record {position}", (*EVENT_COLUMNS, "record_id", *static_columns))
         names = _column_names(record)
         record_id = str(position)
         if "record_id" in names:
-            record_id = str(_constant(record["record_id"], "record_id", position))
+            record_id = str(_record_ids({"record_id": [_constant(record["record_id"], "record_id", position)]})[0])
         else:
             _refuse_other_ids(record, f"record {position}")
         _require_columns(record, f"record {record_id!r}")
@@ -255,7 +319,7 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         for name, found in own_static.items():
             found.append(_constant(record[name], name, record_id) if name in names else None)
     columns = {name: _concatenate(column) for name, column in parts.items()}
-    return columns, np.array(lengths, dtype=np.int64), record_ids, own_static
+    return columns, np.array(lengths, dtype=np.int64), record_ids, own_static, is_one_record
 
 
 def _unzip(columns: Mapping) -> list[dict]:
@@ -271,7 +335,7 @@ def _unzip(columns: Mapping) -> list[dict]:
 def _constant(column: Any, name: str, record_id: Any) -> Any:
     """What a column says about a whole record: a single value, or the one that all of its rows repeat."""
     if not _is_listlike(column):
-        return column
+        return column.item() if hasattr(column, "item") else column
     found = {item for item in _column({name: column}, name).tolist() if not is_missing(item)}
     if len(found) > 1:
         raise ValueError(f"column {name!r} must hold one value a record, but record {record_id!r} has {len(found)}")
@@ -389,7 +453,7 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
         }
     if not (_is_frame(static) or isinstance(static, Mapping)):
         raise ValueError(f"static must be a frame or a mapping of its columns, got {type(static).__name__}")
-    static = _with_record_id(static)
+    static = _without_index(static, "static", ("record_id", *static_columns))
     if isinstance(static, Mapping) and not any(_is_listlike(static[name]) for name in static):
         static = {name: [item] for name, item in static.items()}
     names = _column_names(static)

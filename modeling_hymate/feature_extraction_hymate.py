@@ -283,6 +283,38 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             return BatchFeature({name: torch.from_numpy(array) for name, array in ordered.items()})
         return BatchFeature(ordered)
 
+    def pad(self, features: Sequence[Mapping[str, Any]], return_tensors: Literal["pt", "np"] = "pt") -> BatchFeature:
+        """Batches what was encoded apart.
+
+        Args:
+            features: what `__call__` or `encode` returned, for one record or more each; or single rows of that,
+                without the dimension of the batch. Other entries, such as `labels`, are batched as they are.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            One batch, in the order of `features`, padded to the longest record and the most prediction times.
+
+        Raises:
+            ValueError: if there are none, or if they do not have the same entries.
+        """
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}")
+        if not len(features):
+            raise ValueError("features is empty: hand over at least one encoded record")
+        rows = [_as_batch(item) for item in features]
+        names = [name for name in rows[0] if any(name in row for row in rows)]
+        for row in rows:
+            if set(row) != set(names):
+                odd = sorted(set(row) ^ set(names))[0]
+                raise ValueError(f"features must all have the same entries, but {odd!r} is in some of them alone")
+        padded = {name: _stack([row[name] for row in rows]) for name in names}
+        if "prediction_mask" in padded and padded["prediction_mask"].all():
+            del padded["prediction_mask"]
+        ordered = {name: padded.pop(name) for name in self.model_input_names if name in padded} | padded
+        if return_tensors == "pt":
+            return BatchFeature({name: torch.from_numpy(array) for name, array in ordered.items()})
+        return BatchFeature(ordered)
+
     def standardize(self, variable_ids: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Values in clinical units -> standardized; both arrays of one shape; NaN stays NaN."""
         low, high, median, mean, deviation = self._tables[:, variable_ids]
@@ -368,6 +400,30 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         return np.stack(
             [*ranges.T, medians, np.array(self.value_means, float), np.array(self.value_deviations, float)]
         )
+
+
+def _as_batch(features: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Encoded records as arrays with the dimension of the batch, and with all masks."""
+    arrays = {name: np.asarray(item) for name, item in features.items()}
+    if "values" not in arrays:
+        raise ValueError("features must hold 'values', as the feature extractor returns them")
+    if arrays["values"].ndim == 1:
+        arrays = {name: array[None] for name, array in arrays.items()}
+    arrays.setdefault("attention_mask", np.ones(arrays["values"].shape, dtype=bool))
+    if "prediction_times" in arrays:
+        arrays.setdefault("prediction_mask", np.ones(arrays["prediction_times"].shape, dtype=bool))
+    return arrays
+
+
+def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays one after the other along the first dimension, the others filled up with zeros at the end."""
+    shape = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
+    return np.concatenate(
+        [
+            np.pad(part, [(0, 0), *((0, size - own) for size, own in zip(shape, part.shape[1:], strict=True))])
+            for part in parts
+        ]
+    )
 
 
 def _category_positions(column: np.ndarray, categories: Sequence[str], name: str) -> np.ndarray:

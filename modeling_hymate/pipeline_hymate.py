@@ -100,7 +100,7 @@ class HyMaTEPipeline(Pipeline):
             for item, row in zip(parsed, order, strict=True):
                 item.prediction_times = hours[row][real[row]]
         results = super().__call__(parsed, **kwargs)
-        if _is_one_record(records):
+        if events.is_one_record:
             return results[0]
         return [results[at] for at in np.argsort(order)]
 
@@ -216,16 +216,6 @@ class _Records(IterableDataset):
 
     def __iter__(self) -> Iterator:
         return self.records
-
-
-def _is_one_record(records: Any) -> bool:
-    """Whether parsed `records` were one record by themselves rather than a collection of one or more."""
-    if isinstance(records, Mapping):
-        if isinstance(records.get("record_id"), Sequence | np.ndarray) and not isinstance(records["record_id"], str):
-            return False  # flat columns of several records
-        first = next(iter(records["time"]), None)
-        return isinstance(first, str) or not isinstance(first, Sequence | np.ndarray)
-    return hasattr(records, "columns") and "record_id" not in records.columns
 
 
 __all__ = ["HyMaTEPipeline"]

@@ -113,6 +113,15 @@ SHAPES = {
     "prepared rows": lambda: (prepared_rows(), None),
     "a slice of a data set": lambda: (datasets.Dataset.from_list(prepared_rows())[:3], None),
     "a data set": lambda: (datasets.Dataset.from_list(prepared_rows()), None),
+    "dict of pandas columns": lambda: (dict(PANDAS), dict(pd.DataFrame(STATIC))),
+    "dict of polars columns": lambda: (POLARS.to_dict(), pl.DataFrame(STATIC).to_dict()),
+    "pyarrow": lambda: (POLARS.to_arrow(), pl.DataFrame(STATIC).to_arrow()),
+    "record_id as the index": lambda: (PANDAS.set_index("record_id"), pd.DataFrame(STATIC).set_index("record_id")),
+    "record_id as a level": lambda: (
+        PANDAS.set_index(["record_id", "time"]),
+        pd.DataFrame(STATIC).iloc[::-1].set_index(["record_id", "age"]),
+    ),
+    "ids as an index beside lists": lambda: (EVENTS | {"record_id": pd.Index(EVENTS["record_id"])}, STATIC),
     "static in the order of records": lambda: (
         POLARS,
         {"age": [None, 63.0, 48.0], "unit": ["medicine", "surgery", ""]},
@@ -159,6 +168,18 @@ STATIC_WITHOUT_ID = {name: column for name, column in STATIC.items() if name != 
         ),
         (pd.concat([PANDAS, PANDAS["value"]], axis=1), None, "the frame has two columns called 'value'"),
         (POLARS.with_columns(variable=pl.lit("Heart_Rate")), None, "did you mean 'heart_rate'"),
+        (PANDAS.rename(columns={"record_id": "key"}).set_index("key"), None, "the frame has the index 'key'"),
+        (PANDAS.drop(columns="record_id").set_index(np.array([2, 2, 2, 1, 1, 2, 3])), None, "has an index of its own"),
+        (PANDAS.drop(columns="record_id").set_index(PANDAS["record_id"].to_numpy()), None, "has an index of its own"),
+        (dict(PANDAS.set_index("record_id")), None, "record 0 has the index 'record_id'"),
+        (PANDAS, pd.DataFrame(STATIC_WITHOUT_ID, index=list("abc")), "static has an index of its own"),
+        (PANDAS, pd.DataFrame(STATIC).set_index(["record_id", "age"]).rename_axis(["key", "age"]), "index 'key'"),
+        (PANDAS.assign(record_id="1.33E+10"), None, "'1.33E+10' is a number that a spreadsheet has shortened"),
+        (PANDAS, {**STATIC, "record_id": ["1.33E+10", "b", "c"]}, "a number that a spreadsheet has shortened"),
+        (EVENTS | {"record_id": [1, 1, 1, "1", "1", 1, 2]}, None, "holds the number 1 and the same as text"),
+        ([{"record_id": 1.5, **by_record(EVENTS)["a"]}], None, "'record_id' must hold text or whole numbers"),
+        (POLARS.lazy(), None, "a lazy frame holds no rows yet"),
+        (POLARS.rename({"time": "hour"}).to_arrow(), None, "the frame lacks the column 'time'; it has 'record_id', "),
     ],
 )
 def test_what_would_mix_up_records_is_refused(extractor, records, static, complaint):
@@ -166,10 +187,18 @@ def test_what_would_mix_up_records_is_refused(extractor, records, static, compla
         extractor(records, static)
 
 
-def test_record_id_may_be_the_index(extractor):
-    events, static = PANDAS.set_index("record_id"), pd.DataFrame(STATIC).set_index("record_id")
-    assert_equal(extractor(events, static), extractor(PANDAS, STATIC))
-    assert_equal(extractor(PANDAS, static.iloc[::-1]), extractor(PANDAS, STATIC))
+def test_records_encoded_apart_are_padded_together(extractor):
+    records, hours = prepared_rows(), [[1.0, 9.0], [3.0], [2.0, 4.0]]
+    apart = [extractor([record], prediction_times=own) for record, own in zip(records, hours, strict=True)]
+    assert_equal(extractor.pad(apart), extractor(records, prediction_times=hours))
+    rows = [{name: tensor[0] for name, tensor in extractor([record]).items()} for record in records]
+    labeled = extractor.pad([row | {"labels": at} for at, row in enumerate(rows)], return_tensors="np")
+    assert labeled["labels"].tolist() == [0, 1, 2]
+    assert_equal({name: torch.from_numpy(labeled[name]) for name in TENSORS}, extractor(records))
+    with pytest.raises(ValueError, match="features must all have the same entries, but 'labels' is in some"):
+        extractor.pad([rows[0] | {"labels": 1}, rows[1]])
+    with pytest.raises(ValueError, match="features is empty"):
+        extractor.pad([])
 
 
 def test_one_record(extractor):

@@ -111,7 +111,21 @@ def test_every_shape_of_input_gives_the_same_answers(classify):
     alone = classify(one.drop(columns="record_id"), {"Age": None})
     assert_same([{**alone, "record_id": "b"}], expected[:1])
     assert isinstance(classify(one, STATIC), list)
-    assert_same(classify({name: FRAME[name].tolist() for name in FRAME.columns}, STATIC), expected)
+    for several in (
+        {name: FRAME[name].tolist() for name in FRAME.columns},
+        dict(FRAME),
+        FRAME.to_dict("series"),
+        pl.from_pandas(FRAME).to_dict(),
+        FRAME.set_index("record_id"),
+        FRAME.astype({"record_id": "category"}),
+        {**FRAME.to_dict("list"), "record_id": pd.Index(FRAME["record_id"])},
+    ):
+        assert_same(classify(several, STATIC), expected)
+    numbered = {name: FRAME[name].tolist() for name in FRAME.columns}
+    numbered |= {"record_id": torch.tensor([ord(name) for name in FRAME["record_id"]])}
+    static = STATIC.assign(record_id=[ord(name) for name in STATIC["record_id"]])
+    named = [{**answer, "record_id": str(ord(answer["record_id"]))} for answer in expected]
+    assert_same(classify(numbered, static), named)
 
 
 def test_generators_are_read_as_results_are_asked_for(classify):
