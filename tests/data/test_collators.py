@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import ConcatDataset
 
 from hymate_training.data.collators import ForecastCollator, TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import ExampleDataset, load_forecast, load_task
@@ -100,6 +101,13 @@ def test_batches_hold_what_a_plain_loop_puts_there(synthetic_folder):
                 expected = extractor.standardize(np.array([variable]), np.array([value]))[0] if known else 0
                 assert features["values"][row, place] == np.float32(expected)
     assert torch.equal(features["labels"], torch.from_numpy(dataset.labels[indices]))
+    one_by_one = TaskCollator(extractor)([ConcatDataset([dataset, dataset])[len(dataset) + at] for at in indices])
+    assert all(torch.equal(one_by_one[name], tensor) for name, tensor in features.items())
+    cut = ForecastCollator(extractor)
+    apart, together = cut([dataset[at] for at in indices]), cut(dataset.__getitems__(indices))
+    assert all(torch.equal(apart[name], tensor) for name, tensor in together.items())
+    with pytest.raises(ValueError, match="a batch must be what a data set of examples returns"):
+        TaskCollator(extractor)([{"values": [1.0]}])
 
 
 def test_static_columns_encode_alike_from_any_array():

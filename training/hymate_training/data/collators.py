@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from hymate_training.data.examples import Examples
+from hymate_training.data.examples import Examples, join_examples
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
@@ -52,7 +52,8 @@ class TaskCollator:
     event_dropout: float = 0.0
     seed: int = 0
 
-    def __call__(self, examples: Examples) -> BatchFeature:
+    def __call__(self, batch: Examples | Sequence[Examples]) -> BatchFeature:
+        examples = batch if isinstance(batch, Examples) else join_examples(batch)
         at_last_event = examples.asks_once and self.feature_extractor.trained_hours is None
         features = encode_examples(self, examples, examples.records, examples.prediction_times, at_last_event)
         if examples.labels is not None:
@@ -90,7 +91,8 @@ class ForecastCollator:
     cut_by: str = "time"
     fixed_cuts: bool = False
 
-    def __call__(self, examples: Examples) -> BatchFeature:
+    def __call__(self, batch: Examples | Sequence[Examples]) -> BatchFeature:
+        examples = batch if isinstance(batch, Examples) else join_examples(batch)
         cuts = self._cuts(examples)
         records, times = np.repeat(np.arange(len(cuts)), cuts.shape[1]), cuts.ravel()
         features = encode_examples(self, examples, records, times)

@@ -37,6 +37,30 @@ class Examples:
     asks_once: bool
 
 
+def join_examples(parts: Sequence[Examples]) -> Examples:
+    """Batches one after the other as one, as where examples were taken one by one: by PyTorch's `ConcatDataset`, by
+    another wrapper of a data set, or into a list.
+
+    Raises:
+        ValueError: if there is none, or if some have labels and others have none.
+    """
+    if not parts or not all(isinstance(part, Examples) for part in parts):
+        raise ValueError("a batch must be what a data set of examples returns, or a list of such examples")
+    labels = [part.labels for part in parts if part.labels is not None]
+    if len(labels) not in (0, len(parts)):
+        raise ValueError("some of the batch's examples have labels, and others have none")
+    starts = np.cumsum([0, *(len(part.events) for part in parts)])
+    return Examples(
+        events=Events.join([part.events for part in parts]),
+        records=np.concatenate([part.records + start for part, start in zip(parts, starts, strict=False)]),
+        prediction_times=np.concatenate([part.prediction_times for part in parts]),
+        labels=np.concatenate(labels) if labels else None,
+        indices=np.concatenate([part.indices for part in parts]),
+        epoch=parts[0].epoch,
+        asks_once=all(part.asks_once for part in parts),
+    )
+
+
 class ExampleDataset(Dataset):
     """Examples of one split: a record and the time up to which it is seen.
 
