@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -89,6 +89,11 @@ class HyMaTEConfig(PreTrainedConfig):
         "hidden_states",
         "attentions",
     ]
+
+    base_model_fsdp_plan: ClassVar[dict[Any, str]] = {
+        "mamba_layers.*": "free_full_weight",
+        "attention_layers.*": "free_full_weight",
+    }
 
     num_variables: int = 64
     num_static_features: int = 0
@@ -193,16 +198,23 @@ class HyMaTEConfig(PreTrainedConfig):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {rate}")
-        for name in ("label_deviation", "temperature"):
-            if getattr(self, name) <= 0:
+        for name in ("label_deviation", "temperature", "rms_norm_eps", "time_step_floor"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.measured_weight < math.inf:
-            raise ValueError(f"measured_weight must not be negative, got {self.measured_weight}")
-        if not 0 < self.time_step_min <= self.time_step_max:
+        for name in ("measured_weight", "initializer_range"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not math.isfinite(self.label_mean):
+            raise ValueError(f"label_mean must be a finite number, got {self.label_mean}")
+        if not 0 < self.time_step_min <= self.time_step_max < math.inf:
             raise ValueError(
                 f"time_step_min ({self.time_step_min}) must be positive and at most time_step_max "
                 f"({self.time_step_max})"
             )
+
+    def validate_labels(self):
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
 
     def validate_pos_weight(self):
         if self.pos_weight is None:
@@ -213,7 +225,7 @@ class HyMaTEConfig(PreTrainedConfig):
                 f"num_labels={self.num_labels}, a regression"
             )
         weights = self.pos_weight if isinstance(self.pos_weight, list) else [self.pos_weight]
-        if any(weight <= 0 for weight in weights):
+        if not all(0 < weight < math.inf for weight in weights):
             raise ValueError(f"pos_weight must be positive, got {self.pos_weight}")
         if isinstance(self.pos_weight, list) and len(self.pos_weight) != self.num_labels:
             raise ValueError(f"pos_weight has {len(self.pos_weight)} entries, but num_labels is {self.num_labels}")
