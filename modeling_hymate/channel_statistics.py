@@ -139,10 +139,14 @@ class _SumOfKnots(torch.autograd.Function):
     takes fifty times as long as its forward pass."""
 
     @staticmethod
-    def forward(ctx, rows, weights, knots, variables, knots_per_variable):
-        ctx.save_for_backward(rows, weights, variables)
-        ctx.knots_per_variable, ctx.num_knots = knots_per_variable, len(knots)
+    def forward(rows, weights, knots, variables, knots_per_variable):
         return _sum_of_knots(rows, weights, knots)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        rows, weights, knots, variables, ctx.knots_per_variable = inputs
+        ctx.save_for_backward(rows, weights, variables)
+        ctx.num_knots = len(knots)
 
     @staticmethod
     @once_differentiable

@@ -30,17 +30,18 @@ class ChannelIndex:
     ) -> "ChannelIndex":
         """`variable_ids` and boolean `mask` are (batch, length); `max_channels` is a bound to the number of channels
         of any record, without which it is read from the data, or where that cannot be, is the largest possible."""
-        batch, length = variable_ids.shape
+        batch = variable_ids.shape[0]  # len() would be a constant to torch.export
         rows = torch.arange(batch, device=mask.device).unsqueeze(1)
         places = (rows * num_variables + variable_ids).masked_fill(~mask, batch * num_variables)
         observed = torch.zeros(batch * num_variables + 1, dtype=torch.bool, device=mask.device)
         observed = observed.scatter(0, places.flatten(), True)[:-1].view(batch, num_variables)
         ranks = observed.cumsum(1)
-        if torch.compiler.is_compiling():
-            # a bound that does not depend on the data; surplus channels are padding and change nothing
-            num_channels = min(length, num_variables)
+        if max_channels is not None:
+            num_channels = max_channels
+        elif torch.compiler.is_compiling() or mask.is_meta:
+            num_channels = num_variables  # which depends on no data; surplus channels are padding and change nothing
         else:
-            num_channels = max(1, int(ranks[:, -1].max())) if max_channels is None else max_channels
+            num_channels = max(1, int(ranks[:, -1].max()))
         slots = (ranks.gather(1, variable_ids) - 1).masked_fill(~mask, -1)
         return cls(slots, columns_of(observed, ranks, num_channels))
 

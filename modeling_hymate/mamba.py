@@ -32,8 +32,10 @@ class HyMaTEMixer(nn.Module):
         self.act = ACT2FN[config.hidden_act]
         self.x_proj = nn.Linear(inner_size, rank + 2 * config.state_size, bias=False)
         self.dt_proj = nn.Linear(rank, inner_size)
-        self.A_log = nn.Parameter(torch.empty(inner_size, config.state_size))
-        self.D = nn.Parameter(torch.empty(inner_size))
+        # in float32 whatever the default: the scan's rates and steps lose too much in half precision
+        self.dt_proj.bias = nn.Parameter(torch.empty(inner_size, dtype=torch.float32))
+        self.A_log = nn.Parameter(torch.empty(inner_size, config.state_size, dtype=torch.float32))
+        self.D = nn.Parameter(torch.empty(inner_size, dtype=torch.float32))
         self.out_proj = nn.Linear(inner_size, config.hidden_size, bias=config.use_bias)
 
     @torch.no_grad()

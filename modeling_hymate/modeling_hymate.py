@@ -66,11 +66,23 @@ class HyMaTEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["HyMaTEMambaLayer", "HyMaTEAttentionLayer"]  # noqa: RUF012 - transformers' own convention
     _supports_sdpa = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["A_log", "D", "dt_proj.bias"]  # noqa: RUF012 - transformers' own convention
     _can_record_outputs = {"attentions": HyMaTEAttention}  # noqa: RUF012 - transformers' own convention
     # Trainer would otherwise take our losses to be sums over accumulated batches
     accepts_loss_kwargs = False
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Refused: a variable has more than its embedding, and each its place in the feature extractor.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a HyMaTE model's variables cannot be resized: fine-tune from the checkpoint on data with other "
+            "variables, which keeps the weights of those it knows (hymate finetune --checkpoint)"
+        )
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -104,6 +104,8 @@ def resolve_backend(u: torch.Tensor, backend: str | None = None) -> str:
         raise ValueError(f"backend {backend!r} is not available on {u.device}: {problem}")
     if backend is not None:
         return backend
+    if torch._C._are_functorch_transforms_active():
+        return "reference"  # torch.func differentiates plain operations alone
     if u.device.type in GPUS and u.dtype in NATIVE_DTYPES and triton_available(u.device):
         return "triton"
     if use_native(u):
