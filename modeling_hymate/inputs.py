@@ -145,9 +145,10 @@ def arrange_events(
     config: HyMaTEConfig,
     max_channels: int | None = None,
 ) -> tuple[SortedEvents, ChannelIndex]:
-    """What `check_events` and `sort_events` do, and the channels of the events."""
+    """What `check_events` and `sort_events` do, and the channels of the events, `max_channels` of them at most where
+    they are not counted."""
     tensors = (values, times, variable_ids, mask, has_value)
-    is_plain = is_readable(values) and max_channels is None and times.dtype == values.dtype
+    is_plain = is_readable(values) and times.dtype == values.dtype
     if is_plain and runs_natively(values) and not (values.requires_grad or times.requires_grad):
         found = hymate_native.arrange_events(*tensors, config.num_variables)
         if found is not None:  # else the checks below say what is wrong

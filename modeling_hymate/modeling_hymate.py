@@ -165,7 +165,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
                 record is asked once, at the time of its last event.
             prediction_mask: 1 or true at real prediction times, `(batch, predictions)`; all real where absent.
             max_channels: a bound to the number of variables observed in any record, which spares a GPU the wait for
-                it; more variables than that are an error that is not noticed.
+                it, and makes shapes that do not depend on the data; more variables than that are an error that is not
+                noticed. CPUs count for themselves.
             output_event_weights: return `event_weights`; by default where no prediction times are given.
             output_channel_hidden_state: return `channel_hidden_state`; by default where no prediction times are given,
                 for many of which it takes most of the memory.
@@ -188,6 +189,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
                 "prediction_times needs attention_axis='channel': with 'event', a record can be asked at the time of "
                 "its last event alone"
             )
+        if max_channels is None and getattr(self, "_is_replica", False):
+            max_channels = self.config.num_variables  # DataParallel joins outputs, which must have one width
         events, channels = arrange_events(values, times, variable_ids, mask, has_value, self.config, max_channels)
         asked = sort_predictions(prediction_times, prediction_mask, events)
         lengths = events.lengths
@@ -300,11 +303,15 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         if len(self.attention_layers):
             is_native = all(cast(HyMaTEAttentionLayer, layer).runs_natively(tokens) for layer in self.attention_layers)
             token_mask = mask if is_native else None
-            attention_mask = None if is_native else create_bidirectional_mask(self.config, tokens, mask)
+            attention_mask = None if is_native else self._attention_mask(tokens, mask)
             for layer in self.attention_layers:
                 tokens = layer(tokens, attention_mask, token_mask=token_mask, **kwargs)
         pooled, weights = self.fusion(tokens, mask)
         return tokens.view(shape), pooled.view(*shape[:-2], -1), weights.view(shape[:-1])
+
+    def _attention_mask(self, tokens, mask):
+        # whether a mask may be left out is read from it, which would make a GPU wait
+        return create_bidirectional_mask(self.config, tokens, mask, allow_is_bidirectional_skip=is_readable(mask))
 
     def _encode_channels(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels at the prediction times, some of them at a time."""

@@ -9,7 +9,7 @@ from hymate_training.data.collators import ForecastCollator, TaskCollator, fit_f
 from hymate_training.data.examples import ExampleDataset, load_forecast, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events, HyMaTEFeatureExtractor
-from tests.support.helpers import make_model
+from tests.support.helpers import make_model, same
 
 CATEGORIES = ("a", "b", "1")
 
@@ -69,7 +69,7 @@ def test_windows_of_long_records_end_at_the_cut_and_differ_by_epoch(years, extra
     years.set_epoch(0)
     one = fixed(years.__getitems__([0, 1]))
     years.set_epoch(1)
-    assert all(torch.equal(tensor, fixed(years.__getitems__([0, 1]))[name]) for name, tensor in one.items())
+    same(fixed(years.__getitems__([0, 1])), one)
 
 
 def test_channel_tokens_follow_the_codes_of_a_record_not_the_vocabulary(years):
@@ -102,10 +102,14 @@ def test_batches_hold_what_a_plain_loop_puts_there(synthetic_folder):
                 assert features["values"][row, place] == np.float32(expected)
     assert torch.equal(features["labels"], torch.from_numpy(dataset.labels[indices]))
     one_by_one = TaskCollator(extractor)([ConcatDataset([dataset, dataset])[len(dataset) + at] for at in indices])
-    assert all(torch.equal(one_by_one[name], tensor) for name, tensor in features.items())
+    same(one_by_one, features)
+    assert features["max_channels"] == max(
+        len(set(row[row_mask].tolist()))
+        for row, row_mask in zip(features["variable_ids"], features["attention_mask"], strict=True)
+    )
     cut = ForecastCollator(extractor)
     apart, together = cut([dataset[at] for at in indices]), cut(dataset.__getitems__(indices))
-    assert all(torch.equal(apart[name], tensor) for name, tensor in together.items())
+    same(apart, together)
     with pytest.raises(ValueError, match="a batch must be what a data set of examples returns"):
         TaskCollator(extractor)([{"values": [1.0]}])
 

@@ -200,12 +200,15 @@ def test_compiled_and_exported():
 
 
 @torch.no_grad()
-def test_a_bound_to_the_channels_changes_nothing():
+def test_a_bound_to_the_channels_changes_nothing(monkeypatch):
     model = make_model(HyMaTEForSequenceClassification)
     inputs = random_batch(model.config) | {"prediction_times": random_times(3, 5, 0)}
+    expected = model(**inputs)
+    assert model(**inputs, max_channels=6).channel_ids.shape == expected.channel_ids.shape  # counted on a CPU
+    monkeypatch.setattr("modeling_hymate.inputs.is_readable", lambda tensor: False)  # as on a GPU
     found = model(**inputs, max_channels=6)
     assert found.channel_ids.shape == (3, 6)
-    close(found.logits, model(**inputs).logits)
+    close(found.logits, expected.logits)
 
 
 @pytest.mark.parametrize(
@@ -252,3 +255,33 @@ def test_event_tokens_cannot_be_asked_at_many_times():
         model(**random_batch(model.config), prediction_times=torch.zeros(3, 2))
     with pytest.raises(ValueError, match="a stream needs attention_axis='channel'"):
         model.start_stream(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("head", [HyMaTEForSequenceClassification, HyMaTEForPreTraining])
+def test_nothing_is_read_back_to_the_host(head):
+    """Tensors on the meta device have no content, so that this fails where a GPU would have to be waited for."""
+    model = make_model(head, num_statistic_bins=2).to("meta").train()
+    inputs = random_batch(model.config, batch=3, length=7) | {"prediction_times": random_times(3, 5, 0)}
+    inputs = {name: tensor.to("meta") for name, tensor in inputs.items()}
+    if head is HyMaTEForSequenceClassification:
+        inputs["labels"] = torch.zeros(3, 5, dtype=torch.int64, device="meta")
+    else:
+        shape = (3, 5, len(model.config.forecast_horizons), model.config.num_variables)
+        inputs["forecast_values"] = torch.zeros(shape, device="meta")
+        inputs["forecast_mask"] = inputs["measured_mask"] = torch.zeros(shape, dtype=torch.bool, device="meta")
+    outputs = model(**inputs, max_channels=4)
+    outputs.loss.backward()
+    assert outputs.channel_ids.shape == (3, 4)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_replicas_of_data_parallel_give_outputs_of_one_width(monkeypatch):
+    monkeypatch.setattr("modeling_hymate.inputs.is_readable", lambda tensor: False)  # as on a GPU
+    model = make_model()
+    inputs = random_batch(model.config, batch=2, length=3)
+    expected = model(**inputs)
+    model._is_replica = True  # as torch.nn.parallel.replicate marks its copies
+    found = model(**inputs)
+    assert found.channel_ids.shape[1] == model.config.num_variables > expected.channel_ids.shape[1]
+    close(found.pooler_output, expected.pooler_output)

@@ -74,6 +74,11 @@ def close(found, expected, tolerance: float = 1e-5):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def same(found, expected):
+    """Asserts that batches are equal to the last bit, masks and numbers beside the tensors included."""
+    torch.testing.assert_close(dict(found), dict(expected), rtol=0, atol=0)
+
+
 def gradients_of(model, loss) -> dict[str, torch.Tensor]:
     """Gradient of each parameter, by name."""
     model.zero_grad()

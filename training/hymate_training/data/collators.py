@@ -168,7 +168,16 @@ def encode_examples(
     passes, asked = in_passes(examples.events, records, times, limit, apart=at_last_event)
     if collator.variable_dropout or collator.event_dropout:
         passes = augment(collator, passes, examples)
-    return extractor.encode(extractor.shorten(passes, limit), prediction_times=None if at_last_event else asked)
+    events = extractor.shorten(passes, limit)
+    features = extractor.encode(events, prediction_times=None if at_last_event else asked)
+    features["max_channels"] = max_channels(events, extractor.num_variables)
+    return features
+
+
+def max_channels(events: Events, num_variables: int) -> int:
+    """The number of variables observed in the record that has most, which a GPU would have to wait for."""
+    observed = np.unique(events.rows * num_variables + events.variable_ids) // num_variables
+    return int(np.bincount(observed, minlength=1).max())
 
 
 def in_passes(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -188,7 +188,7 @@ class TrainingLoop:
         share = float(accelerator.reduce(own, "mean"))
         total = 0.0
         for position, batch in enumerate(batches):
-            arguments = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            arguments = send_to_device(batch, accelerator.device)
             last = position == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.prepared):
                 loss = self.prepared(**arguments).loss * (sizes[position] / share)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 
 from hymate_training.data.collators import ForecastCollator, fit_feature_extractor
@@ -170,7 +171,7 @@ def forecast_errors(
     sums = torch.zeros(4, len(horizons), dtype=torch.float64)
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         features = collator(dataset.__getitems__(batch.tolist()))
-        outputs = model(**{name: tensor.to(accelerator.device) for name, tensor in features.items()})
+        outputs = model(**send_to_device(features, accelerator.device))
         mask, target = features["forecast_mask"], features["forecast_values"]
         candidates = (outputs.logits.float().cpu(), last_values(outputs, target.shape[-1]), torch.zeros_like(target))
         errors = [((candidate - target).double().square() * mask).sum((0, 1, 3)) for candidate in candidates]

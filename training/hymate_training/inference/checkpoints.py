@@ -150,12 +150,10 @@ def load_config(folder: Path) -> HyMaTEConfig:
     if content.get("model_type") != HyMaTEConfig.model_type:
         raise ValueError(f"{path} describes a model of type {content.get('model_type')!r}, not a HyMaTE model")
     try:
-        config = HyMaTEConfig.from_pretrained(folder)
+        return HyMaTEConfig.from_pretrained(folder)
     except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a configuration of HyMaTE: {error}") from error
-    if not (math.isfinite(config.temperature) and config.temperature > 0):
-        raise ValueError(f"{path}: temperature must be a positive number, got {config.temperature}")
-    return config
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a configuration of HyMaTE: {reason}") from error
 
 
 def load_model(model_class: type[Model], folder: Path, **fields: Any) -> tuple[Model, set[str]]:

@@ -11,6 +11,7 @@ import polars as pl
 import polars.selectors as cs
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
 from hymate_training.concepts.mapping import MAP_SCHEMA, map_events, map_static
@@ -79,7 +80,7 @@ def predict_examples(
         examples = dataset.__getitems__(batch)
         features = collator(examples)
         features.pop("labels", None)
-        outputs = model(**{name: tensor.to(model.device) for name, tensor in features.items()})
+        outputs = model(**send_to_device(features, model.device))
         mask = prediction_mask(features)
         values[examples.indices] = model.predictions(outputs.logits).cpu()[mask].numpy()
         weights = outputs.channel_weights.float().cpu().masked_fill(~mask.unsqueeze(-1), 0)
