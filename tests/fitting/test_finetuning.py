@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import DatasetInfo
 from hymate_training.fitting.finetuning import FinetuneOptions, finetune
-from tests.support.runs import TASK, TINY, TINY_MODEL, hymate, weights
+from tests.support.runs import TASK, TINY, TINY_MODEL, assert_same_weights, hymate, weights
 
 
 def test_finetuning_starts_from_the_pretrained_encoder(pretrained, finetuned):
@@ -87,6 +87,18 @@ def test_an_open_folder_is_taken_as_it_is(synthetic_folder, tmp_path):
     assert result.output == tmp_path / "run"
     assert [entry["epoch"] for entry in result.history] == [1]
     assert result.evaluation.content == json.loads(result.evaluation.output.read_text())
+
+
+def test_gradient_checkpointing_changes_no_weight(synthetic_folder, tmp_path):
+    options = {"epochs": 1, "batch_size": 64, "model": TINY_MODEL | {"hidden_dropout": 0.2}}
+    for name, checkpointed in (("plain", False), ("checkpointed", True)):
+        finetune(
+            PreparedFolder(synthetic_folder),
+            TASK,
+            tmp_path / name,
+            FinetuneOptions(gradient_checkpointing=checkpointed, **options),
+        )
+    assert_same_weights(tmp_path / "plain", tmp_path / "checkpointed")
 
 
 def test_two_processes_train_and_evaluate_every_record_once(synthetic_folder, tmp_path):

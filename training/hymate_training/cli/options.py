@@ -27,7 +27,9 @@ def add_option_flags(parser: argparse.ArgumentParser, options: type) -> None:
         text = field.metadata["help"] if default is None else f"{field.metadata['help'][:-1]} (default: {default})."
         flag = f"--{field.name.replace('_', '-')}"
         parse, optional = _parser_of(hints[field.name])
-        if parse is list:
+        if parse is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        elif parse is list:
             (kind,) = get_args(hints[field.name])
             parser.add_argument(flag, nargs="+", type=kind, default=argparse.SUPPRESS, help=text)
         elif parse is dict:

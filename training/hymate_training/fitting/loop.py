@@ -20,7 +20,7 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_t
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 from hymate_training.data.collators import prediction_mask
 from hymate_training.data.examples import ExampleDataset
@@ -92,6 +92,8 @@ class TrainingLoop:
         steps = math.ceil(len(self.loader) / options.gradient_accumulation_steps) * options.epochs
         self.scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps // 2), steps)
         self.model = self.model.to(self.accelerator.device)
+        if options.gradient_checkpointing:
+            checkpoint_activations(self.model)
         self.average = None
         if options.ema_decay:
             average = get_ema_multi_avg_fn(options.ema_decay)
@@ -255,6 +257,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
             plain = parameter.dim() >= 2 and id(parameter) not in embeddings and not name.endswith("A_log")
             (decayed if plain else rest).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Lets every Mamba and attention layer keep its inputs alone for the backward pass."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            # its name in newer transformers, and that in the oldest one that setup.cfg allows
+            getattr(module, "activation_checkpointing_enable", module.gradient_checkpointing_enable)()
 
 
 def write_checkpoint(model: nn.Module, save: Callable[[nn.Module, Path], None], output: Path) -> None:

@@ -45,6 +45,10 @@ class LoopOptions:
     max_events: int | None = option(None, "Keep only the latest events of longer records.")
     examples_per_record: int | None = option(None, "Draw at most this many of a record's examples for each epoch.")
     mixed_precision: str = option("no", "Precision of the forward pass: no (float32), bf16 or fp16.")
+    gradient_checkpointing: bool = option(
+        False,
+        "Keep only the inputs of each layer and compute the rest anew in the backward pass: less memory, more time.",
+    )
     seed: int = option(0, "Seed of the initialization, the order of the examples, dropout and augmentation.")
     save_steps: int | None = option(None, "Save the training state every so many steps, as well as every epoch.")
     report_to: str | None = option(None, "Tracker to report to: tensorboard, wandb or trackio.")
