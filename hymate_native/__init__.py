@@ -2,6 +2,8 @@
 
 from hymate_native.attention_layer import attention_layer
 from hymate_native.causal_convolution import causal_conv1d
+from hymate_native.channel_memory import recall_channels, remember_channels
+from hymate_native.channel_statistics import channel_statistics
 from hymate_native.channel_tokens import channel_tokens
 from hymate_native.event_embedding import event_embedding
 from hymate_native.event_order import arrange_events
@@ -18,6 +20,7 @@ __all__ = [
     "arrange_events",
     "attention_layer",
     "causal_conv1d",
+    "channel_statistics",
     "channel_tokens",
     "event_embedding",
     "event_weights",
@@ -25,6 +28,8 @@ __all__ = [
     "is_available",
     "mamba_mixer",
     "pooling_projection",
+    "recall_channels",
+    "remember_channels",
     "runnable_builds",
     "running_quantities",
     "selected_build",

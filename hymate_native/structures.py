@@ -14,6 +14,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_KERNEL = 8  # widest causal convolution
 CHUNK = 16  # steps between two states that a training forward keeps
 NUM_QUANTITIES = 13, 2  # running quantities of a channel, and those that it has for each half-life
+NUM_HISTORY = 13, 3  # numbers that say what is known of a channel, and those that do for each half-life
 VERSION = 1  # raised, here and in interface.h, when the meaning of a field changes and not its place
 
 
@@ -88,6 +89,18 @@ RunningArguments = _structure(
     (ctypes.c_void_p, "pooled totals statistics grad_pooled grad_totals grad_parts grad_scores"),
     (ctypes.c_void_p, "channel_weights event_weights"),
 )
+MemoryArguments = _structure(
+    "MemoryArguments",
+    (ctypes.c_int64, "batch length variables channels width queries half_lives threads"),
+    (ctypes.c_void_p, "half_life sums history parts scores values times value_mask variable_ids lengths"),
+    (ctypes.c_void_p, "new_sums new_history now channel_ids pooled quantities"),
+)
+StatisticArguments = _structure(
+    "StatisticArguments",
+    (ctypes.c_int64, "cells half_lives threads"),
+    (ctypes.c_double, "time_scale"),
+    (ctypes.c_void_p, "quantities statistics present"),
+)
 TokenArguments = _structure(
     "TokenArguments",
     (ctypes.c_int64, "batch predictions channels width statistics bins variables threads"),
@@ -127,6 +140,7 @@ ArrangeArguments = _structure(
 def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
     interface = {"version": VERSION, "kChunk": CHUNK, "kLargeKernel": MAX_KERNEL}
     interface |= dict(zip(("kQuantities", "kHalfLifeQuantities"), NUM_QUANTITIES, strict=True))
+    interface |= dict(zip(("kHistory", "kHalfLifeHistory"), NUM_HISTORY, strict=True))
     for structure in structures:
         name = structure.__name__
         interface[f"sizeof({name})"] = ctypes.sizeof(structure)
@@ -136,7 +150,7 @@ def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
 
 INTERFACE = _interface(
     *(Rows, ScanArguments, ConvolutionArguments, MixerArguments),
-    *(AttentionArguments, FusionArguments, RunningArguments, TokenArguments),
+    *(AttentionArguments, FusionArguments, RunningArguments, MemoryArguments, StatisticArguments, TokenArguments),
     *(EmbeddingArguments, ProjectionArguments, ArrangeArguments),
 )
 

@@ -8,7 +8,9 @@ from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
 from .configuration_hymate import HyMaTEConfig
+from .native import runs_natively
 from .running_quantities import HALF_LIFE_QUANTITIES, QUANTITIES
+from .scan import hymate_native
 
 OF_VALUES = (
     *("first", "last", "min", "max", "mean", "mean_change", "last_change", "decayed_mean"),
@@ -70,6 +72,8 @@ def channel_statistics(quantities: torch.Tensor, time_scale: float) -> tuple[tor
         `(..., statistics)` in float32, those of values and then those of times, and a boolean tensor of that shape,
         true where there is a number or an event to describe.
     """
+    if not quantities.requires_grad and runs_natively(quantities):
+        return hymate_native.channel_statistics(quantities, time_scale)
     half_lives = (quantities.shape[-1] - len(QUANTITIES)) // len(HALF_LIFE_QUANTITIES)
     place = {name: [at] for at, name in enumerate(QUANTITIES)}
     for at, name in enumerate(HALF_LIFE_QUANTITIES):

@@ -22,7 +22,6 @@ from .inputs import (
     arrange_events,
     as_mask,
     check_event_shapes,
-    check_events,
     check_static,
     is_readable,
     refuse_unknown,
@@ -279,8 +278,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
                 mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
                 has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
                 check_event_shapes(values, times, variable_ids, mask, has_value)
-                check_events(values, times, variable_ids, mask, has_value, self.config.num_variables)
-                state = advance_stream(self, state, values, times, variable_ids, mask, has_value)
+                events, _ = arrange_events(values, times, variable_ids, mask, has_value, self.config)
+                state = advance_stream(self, state, events)
             return self._encode_stream(state, prediction_time), state
 
     def _static(self, static_values: torch.Tensor | None) -> torch.Tensor | None:

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .channel_tokens import ChannelIndex, columns_of
-from .inputs import SortedEvents, sort_events
+from .inputs import SortedEvents, arrange_events
+from .native import runs_natively
 from .running_quantities import (
     DECAYING,
     Running,
@@ -22,7 +23,9 @@ from .running_quantities import (
     quantities,
     summarize,
 )
+from .scan import hymate_native
 
+EVENT_FIELDS = ("values", "times", "variable_ids", "mask", "has_value")
 FIXED = tuple(name for name in Running._fields if name not in DECAYING)  # one number each
 
 
@@ -131,7 +134,7 @@ def new_stream(model: Any, batch: int, static_embeds: torch.Tensor | None) -> St
         convolution=like.new_zeros(layers, batch, inner, config.conv_kernel - 1),
         scan=like.new_zeros(layers, batch, inner, config.state_size, dtype=torch.float32),
         sums=like.new_zeros(batch, variables, config.hidden_size + config.num_pooling_queries, dtype=torch.float32),
-        running=_pack(nothing),
+        running=pack(nothing),
         last_time=like.new_zeros(batch, dtype=torch.float32),
         num_events=torch.zeros(batch, dtype=torch.int64, device=like.device),
     )
@@ -141,23 +144,19 @@ def new_stream(model: Any, batch: int, static_embeds: torch.Tensor | None) -> St
     )
 
 
-def advance_stream(model: Any, state: StreamState, *events: torch.Tensor) -> StreamState:
-    """The state after further events: `values`, `times`, `variable_ids`, `mask` and `has_value`, `(batch, length)`.
+def advance_stream(model: Any, state: StreamState, new: SortedEvents) -> StreamState:
+    """The state after further events.
 
     Raises:
         ValueError: for another number of records, or an event that is older than the latest of its record.
     """
     current = state.current
-    values, times, variable_ids, mask, has_value = events
-    if len(values) != len(current.last_time):
-        raise ValueError(f"the state is of {len(current.last_time)} records, but values holds {len(values)}")
-    if values.shape[1] == 1 and (mask[:, 0] & ((times[:, 0] > current.last_time) | (current.num_events == 0))).all():
-        new = SortedEvents(values.masked_fill(~has_value, 0), times.float(), variable_ids.long(), mask, has_value)
+    if len(new.values) != len(current.last_time):
+        raise ValueError(f"the state is of {len(current.last_time)} records, but values holds {len(new.values)}")
+    first, has_new, is_known = new.times[:, 0], new.mask[:, 0], current.num_events > 0
+    if new.mask.shape[1] == 1 and (has_new & ((first > current.last_time) | ~is_known)).all():
         return StreamState(current, _advance(model, current, new), new, state.static_embeds)
-    new = sort_events(*events)
-    has_new = new.mask.any(1)
-    first = new.times[:, 0]
-    known = has_new & (current.num_events > 0)
+    known = has_new & is_known
     late = known & (first < current.last_time)
     if late.any():
         row = int(late.nonzero()[0])
@@ -169,14 +168,9 @@ def advance_stream(model: Any, state: StreamState, *events: torch.Tensor) -> Str
     start = current
     if ties.any():  # those of the same time are read again, together with the new ones
         start = state.settled.where(ties, current)
-        again = state.latest
-        new = sort_events(
-            torch.cat([again.values, new.values], 1),
-            torch.cat([again.times, new.times], 1),
-            torch.cat([again.variable_ids, new.variable_ids], 1),
-            torch.cat([again.mask & ties.unsqueeze(1), new.mask], 1),
-            torch.cat([again.has_value, new.has_value], 1),
-        )
+        again = replace(state.latest, mask=state.latest.mask & ties.unsqueeze(1))
+        pairs = ((getattr(again, name), getattr(new, name)) for name in EVENT_FIELDS)
+        new, _ = arrange_events(*(torch.cat(pair, 1) for pair in pairs), model.config)
     is_latest = new.mask & (new.times == new.last_times.unsqueeze(1))
     settled = _advance(model, start, _select(new, new.mask & ~is_latest))
     latest = _select(new, is_latest)
@@ -201,10 +195,14 @@ def observed_quantities(
     else:
         ranks = observed.cumsum(1)
         channel_ids = columns_of(observed, ranks, max(1, int(ranks[:, -1].max())))
+    queries, half_lives = model.config.num_pooling_queries, model.half_lives
+    if runs_natively(memory.sums):
+        found = hymate_native.recall_channels(memory.sums, memory.running, now, channel_ids, queries, half_lives)
+        pooled, described = (tensor.unsqueeze(1) for tensor in found)
+        return pooled, described, channel_ids
     variables = channel_ids.masked_fill(channel_ids < 0, num_variables)
     sums, running = (_of_variables(held, variables).unsqueeze(1) for held in (memory.sums, memory.running))
-    half_lives = model.half_lives
-    pooled, _ = pooled_means(sums, model.config.num_pooling_queries)
+    pooled, _ = pooled_means(sums, queries)
     return pooled, quantities(_unpack(running, len(half_lives)), now.view(-1, 1, 1), half_lives), channel_ids
 
 
@@ -213,7 +211,6 @@ def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMe
     lengths = events.lengths
     if not lengths.any():
         return memory
-    is_single = events.mask.shape[1] == 1 and bool(lengths.all())
     hidden_states = model.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)
     convolutions, scans = [], []
     for layer, *before in zip(model.mamba_layers, memory.convolution, memory.scan, strict=True):
@@ -221,22 +218,38 @@ def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMe
         convolutions.append(convolution)
         scans.append(scan)
     parts, scores = model.channel_tokens.project(hidden_states, lengths)
-    if is_single:
-        variables, sums = events.variable_ids, pooling_summands(parts, scores)
-        running = describe_event(events.values, events.times, events.has_value, len(model.half_lives))
-    else:
-        variables, sums, running = _summarize_channels(model, events, parts, scores)
-    old_sums, old_running = (_of_variables(held, variables) for held in (memory.sums, memory.running))
-    merged = _pack(merge(_unpack(old_running, len(model.half_lives)), running, model.half_lives))
-    places = variables.unsqueeze(-1)
-    latest = events.times[:, 0] if is_single else torch.where(lengths > 0, events.last_times, memory.last_time)
+    sums, running = remember_channels(memory, events, parts, scores, model)
     return StreamMemory(
         convolution=torch.stack(convolutions) if convolutions else memory.convolution,
         scan=torch.stack(scans) if scans else memory.scan,
-        sums=memory.sums.scatter(1, places.expand_as(old_sums), old_sums + sums),
-        running=memory.running.scatter(1, places.expand_as(merged), merged),
-        last_time=latest,
+        sums=sums,
+        running=running,
+        last_time=torch.where(lengths > 0, events.last_times, memory.last_time),
         num_events=memory.num_events + lengths,
+    )
+
+
+def remember_channels(
+    memory: StreamMemory, events: SortedEvents, parts: torch.Tensor, scores: torch.Tensor, model: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sums` and `running` after further events, of which `parts` and `scores` are as of `running_quantities`."""
+    half_lives = model.half_lives
+    if runs_natively(parts):
+        return hymate_native.remember_channels(
+            *(memory.sums, memory.running, parts, scores, events.values, events.times, events.has_value),
+            *(events.variable_ids, events.lengths, half_lives),
+        )
+    if events.mask.shape[1] == 1 and events.mask.all():
+        variables, sums = events.variable_ids, pooling_summands(parts, scores)
+        running = describe_event(events.values, events.times, events.has_value, len(half_lives))
+    else:
+        variables, sums, running = _summarize_channels(model, events, parts, scores)
+    old_sums, old_running = (_of_variables(held, variables) for held in (memory.sums, memory.running))
+    merged = pack(merge(_unpack(old_running, len(half_lives)), running, half_lives))
+    places = variables.unsqueeze(-1)
+    return (
+        memory.sums.scatter(1, places.expand_as(old_sums), old_sums + sums),
+        memory.running.scatter(1, places.expand_as(merged), merged),
     )
 
 
@@ -258,7 +271,7 @@ def _of_variables(held: torch.Tensor, variables: torch.Tensor) -> torch.Tensor:
     return held.gather(1, variables.unsqueeze(-1).expand(-1, -1, held.shape[-1]))
 
 
-def _pack(running: Running) -> torch.Tensor:
+def pack(running: Running) -> torch.Tensor:
     """All fields side by side, `(..., numbers)`, those that decay at the end."""
     fixed = torch.stack([getattr(running, name) for name in FIXED], -1)
     return torch.cat([fixed, *(getattr(running, name) for name in DECAYING)], -1)
@@ -272,6 +285,8 @@ def _unpack(packed: torch.Tensor, half_lives: int) -> Running:
 
 def _select(events: SortedEvents, keep: torch.Tensor) -> SortedEvents:
     """The events at which `keep (batch, length)` is true, still sorted."""
+    if keep.all():
+        return replace(events, order=None)
     order = keep.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, : int(keep.sum(1).max())]
     kept = replace(events, mask=keep, has_value=events.has_value & keep)
     return kept.map(lambda tensor: tensor.gather(1, order))
@@ -283,6 +298,5 @@ def _latest_where(rows: torch.Tensor, ours: SortedEvents, theirs: SortedEvents) 
     def padded(tensor):
         return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
 
-    names = ("values", "times", "variable_ids", "mask", "has_value")
-    pairs = ((padded(getattr(ours, name)), padded(getattr(theirs, name))) for name in names)
+    pairs = ((padded(getattr(ours, name)), padded(getattr(theirs, name))) for name in EVENT_FIELDS)
     return SortedEvents(*(torch.where(rows.unsqueeze(1), mine, other) for mine, other in pairs))

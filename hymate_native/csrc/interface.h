@@ -7,6 +7,8 @@
 
 #include "arrange.h"
 #include "attention.h"
+#include "channel_memory.h"
+#include "channel_statistics.h"
 #include "channel_tokens.h"
 #include "events.h"
 #include "fusion.h"
@@ -41,6 +43,8 @@ constexpr InterfaceEntry kInterface[] = {
     {"kLargeKernel", kLargeKernel},
     {"kQuantities", kQuantities},
     {"kHalfLifeQuantities", kHalfLifeQuantities},
+    {"kHistory", kHistory},
+    {"kHalfLifeHistory", kHalfLifeHistory},
 
     HYMATE_SIZE(Rows),
     HYMATE_FIELDS(Rows, data, batch_stride, time_stride),
@@ -87,6 +91,14 @@ constexpr InterfaceEntry kInterface[] = {
     HYMATE_FIELDS(RunningArguments, parts, scores, values, times, value_mask, slots, prediction_times, half_life),
     HYMATE_FIELDS(RunningArguments, pooled, totals, statistics, grad_pooled, grad_totals, grad_parts, grad_scores),
     HYMATE_FIELDS(RunningArguments, channel_weights, event_weights),
+
+    HYMATE_SIZE(MemoryArguments),
+    HYMATE_FIELDS(MemoryArguments, batch, length, variables, channels, width, queries, half_lives, threads),
+    HYMATE_FIELDS(MemoryArguments, half_life, sums, history, parts, scores, values, times, value_mask),
+    HYMATE_FIELDS(MemoryArguments, variable_ids, lengths, new_sums, new_history, now, channel_ids, pooled, quantities),
+
+    HYMATE_SIZE(StatisticArguments),
+    HYMATE_FIELDS(StatisticArguments, cells, half_lives, threads, time_scale, quantities, statistics, present),
 
     HYMATE_SIZE(TokenArguments),
     HYMATE_FIELDS(TokenArguments, batch, predictions, channels, width, statistics, bins, variables, threads),

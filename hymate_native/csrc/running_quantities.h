@@ -33,10 +33,81 @@ struct RunningArguments {
     float* event_weights;
 };
 
-// What is known of a channel, all in double precision.
+// What is known of a channel. Behind it stand, for each half-life, the decayed count, weight and total.
 struct ChannelHistory {
     double count, first_time, last_time;
     double numbers, number_time, total, squares, low, high, first, last, last_change, change_squares;
+};
+constexpr int kHistory = sizeof(ChannelHistory) / sizeof(double);
+constexpr int kHalfLifeHistory = 3;
+
+// The history that lies in some doubles.
+struct History {
+    ChannelHistory& h;
+    double *recent, *decayed_weight, *decayed_total;  // (half_lives,)
+    const double* half_life;
+    const int64_t half_lives;
+
+    History(double* numbers, const double* half_life_, int64_t half_lives_)
+        : h(*(ChannelHistory*)numbers), recent(numbers + kHistory), decayed_weight(recent + half_lives_),
+          decayed_total(decayed_weight + half_lives_), half_life(half_life_), half_lives(half_lives_) {}
+    static int64_t size(int64_t half_lives) { return kHistory + kHalfLifeHistory * half_lives; }
+
+    double fading(double hours, int64_t k) const { return hours <= 0 ? 1.0 : std::exp2(-hours / half_life[k]); }
+
+    void note(double time, bool is_number, double value) const {
+        if (h.count == 0) h.first_time = h.last_time = time;
+        if (is_number && h.numbers == 0) h.number_time = time;
+        for (int64_t k = 0; k < half_lives; ++k) {
+            const double faded = fading(time - h.last_time, k);
+            recent[k] = recent[k] * faded + 1;
+            if (!is_number) continue;
+            const double number_faded = h.number_time == h.last_time ? faded : fading(time - h.number_time, k);
+            decayed_weight[k] = decayed_weight[k] * number_faded + 1;
+            decayed_total[k] = decayed_total[k] * number_faded + value;
+        }
+        h.last_time = time;
+        h.count += 1;
+        if (!is_number) return;
+        if (h.numbers == 0) {
+            h.first = h.low = h.high = value;
+        } else {
+            h.last_change = value - h.last;
+            h.change_squares += h.last_change * h.last_change;
+            h.low = value < h.low ? value : h.low;
+            h.high = value > h.high ? value : h.high;
+        }
+        h.last = value;
+        h.number_time = time;
+        h.total += value;
+        h.squares += value * value;
+        h.numbers += 1;
+    }
+
+    void describe(double now, float* to) const {
+        clear_floats(to, kQuantities + kHalfLifeQuantities * half_lives);
+        if (h.count == 0) return;
+        float* decaying = to + kQuantities;
+        to[0] = (float)h.count;
+        to[1] = (float)(now - h.first_time);
+        to[2] = (float)(now - h.last_time);
+        for (int64_t k = 0; k < half_lives; ++k)
+            decaying[half_lives + k] = (float)(recent[k] * fading(now - h.last_time, k));
+        if (h.numbers == 0) return;
+        const double mean = h.total / h.numbers, variance = h.squares / h.numbers - mean * mean;
+        to[3] = (float)h.numbers;
+        to[4] = (float)h.first, to[5] = (float)h.last, to[6] = (float)h.low, to[7] = (float)h.high;
+        to[8] = (float)mean;
+        to[9] = variance > 0 ? (float)variance : 0.0f;
+        for (int64_t k = 0; k < half_lives; ++k)
+            decaying[k] = (float)(decayed_total[k] / decayed_weight[k]);
+        if (h.numbers < 2) return;
+        const double changes = h.numbers - 1, mean_change = (h.last - h.first) / changes,
+                     change_variance = h.change_squares / changes - mean_change * mean_change;
+        to[10] = (float)mean_change;
+        to[11] = (float)h.last_change;
+        to[12] = change_variance > 0 ? (float)change_variance : 0.0f;
+    }
 };
 
 struct RunningWalk {
@@ -81,21 +152,21 @@ struct RunningWalk {
 
 struct RunningForward : RunningWalk {
     float *sums, *carries, *total_sums, *total_carries;  // (channels, width), (channels, queries rounded up)
-    ChannelHistory* history;
-    double *recent, *decayed_weight, *decayed_total;  // (channels, half-lives)
-    uint8_t* changed;                                 // since the last prediction time
-    float* inverse;                                   // of a channel's total, repeated
+    double* histories;  // of each channel
+    uint8_t* changed;   // since the last prediction time
+    float* inverse;     // of a channel's total, repeated
 
     using RunningWalk::RunningWalk;
     int64_t query_width() const { return round_up(r.queries, 16); }
+    History history(int64_t channel) const {
+        return {histories + channel * History::size(r.half_lives), r.half_life, r.half_lives};
+    }
 
     void place(Pieces& pieces) {
         RunningWalk::place(pieces);
         sums = pieces.take(r.channels * width), carries = pieces.take(r.channels * width);
         total_sums = pieces.take(r.channels * query_width()), total_carries = pieces.take(r.channels * query_width());
-        history = (ChannelHistory*)pieces.take(r.channels * (int64_t)sizeof(ChannelHistory) / 4);
-        for (double** decaying : {&recent, &decayed_weight, &decayed_total})
-            *decaying = (double*)pieces.take(2 * r.channels * r.half_lives);
+        histories = (double*)pieces.take(2 * r.channels * History::size(r.half_lives));
         changed = (uint8_t*)pieces.take(r.channels / 4 + 1);
         inverse = pieces.take(width);
     }
@@ -113,7 +184,7 @@ struct RunningForward : RunningWalk {
             const int64_t channel = r.slots[at + i];
             if (i + 1 < count) expand_weights(i + 1);
             pool(channel, r.parts + (at + i) * r.width, weights + i * r.queries, expanded[i % 2]);
-            note(channel, r.times[at + i], r.value_mask[at + i] != 0, r.values[at + i]);
+            history(channel).note(r.times[at + i], r.value_mask[at + i] != 0, r.values[at + i]);
             changed[channel] = 1;
         }
         while (prediction < r.predictions) answer(record, prediction++);
@@ -124,9 +195,7 @@ struct RunningForward : RunningWalk {
         clear_floats(carries, r.channels * width);
         clear_floats(total_sums, r.channels * query_width());
         clear_floats(total_carries, r.channels * query_width());
-        memset((void*)history, 0, r.channels * sizeof(ChannelHistory));
-        for (double* decaying : {recent, decayed_weight, decayed_total})
-            memset(decaying, 0, r.channels * r.half_lives * sizeof(double));
+        memset(histories, 0, r.channels * History::size(r.half_lives) * sizeof(double));
         memset(changed, 1, r.channels);
     }
 
@@ -139,42 +208,6 @@ struct RunningForward : RunningWalk {
         float *total = total_sums + channel * query_width(), *total_carry = total_carries + channel * query_width();
         for (int64_t q = 0; q < r.queries; q += kLanes)
             add_compensated(total + q, total_carry + q, load(weight + q, (int)minimum_of(kLanes, r.queries - q)));
-    }
-
-    double fading(double hours, int64_t half_life) const {
-        return hours <= 0 ? 1.0 : std::exp2(-hours / r.half_life[half_life]);
-    }
-
-    void note(int64_t channel, double time, bool is_number, double value) {
-        ChannelHistory& h = history[channel];
-        double *own_recent = recent + channel * r.half_lives, *own_weight = decayed_weight + channel * r.half_lives,
-               *own_total = decayed_total + channel * r.half_lives;
-        if (h.count == 0) h.first_time = h.last_time = time;
-        if (h.numbers == 0) h.number_time = time;
-        for (int64_t k = 0; k < r.half_lives; ++k) {
-            const double faded = fading(time - h.last_time, k);
-            own_recent[k] = own_recent[k] * faded + 1;
-            if (!is_number) continue;
-            const double number_faded = h.number_time == h.last_time ? faded : fading(time - h.number_time, k);
-            own_weight[k] = own_weight[k] * number_faded + 1;
-            own_total[k] = own_total[k] * number_faded + value;
-        }
-        h.last_time = time;
-        h.count += 1;
-        if (!is_number) return;
-        if (h.numbers == 0) {
-            h.first = h.low = h.high = value;
-        } else {
-            h.last_change = value - h.last;
-            h.change_squares += h.last_change * h.last_change;
-            h.low = value < h.low ? value : h.low;
-            h.high = value > h.high ? value : h.high;
-        }
-        h.last = value;
-        h.number_time = time;
-        h.total += value;
-        h.squares += value * value;
-        h.numbers += 1;
     }
 
     void answer(int64_t record, int64_t prediction) {
@@ -195,34 +228,8 @@ struct RunningForward : RunningWalk {
                 memcpy(totals, total, r.queries * sizeof(float));
             }
             changed[channel] = 0;
-            describe(channel, now, r.statistics + at * quantities);
+            history(channel).describe(now, r.statistics + at * quantities);
         }
-    }
-
-    void describe(int64_t channel, double now, float* to) const {
-        const ChannelHistory& h = history[channel];
-        clear_floats(to, kQuantities + kHalfLifeQuantities * r.half_lives);
-        if (h.count == 0) return;
-        float* decaying = to + kQuantities;
-        to[0] = (float)h.count;
-        to[1] = (float)(now - h.first_time);
-        to[2] = (float)(now - h.last_time);
-        for (int64_t k = 0; k < r.half_lives; ++k)
-            decaying[r.half_lives + k] = (float)(recent[channel * r.half_lives + k] * fading(now - h.last_time, k));
-        if (h.numbers == 0) return;
-        const double mean = h.total / h.numbers, variance = h.squares / h.numbers - mean * mean;
-        to[3] = (float)h.numbers;
-        to[4] = (float)h.first, to[5] = (float)h.last, to[6] = (float)h.low, to[7] = (float)h.high;
-        to[8] = (float)mean;
-        to[9] = variance > 0 ? (float)variance : 0.0f;
-        for (int64_t k = 0; k < r.half_lives; ++k)
-            decaying[k] = (float)(decayed_total[channel * r.half_lives + k] / decayed_weight[channel * r.half_lives + k]);
-        if (h.numbers < 2) return;
-        const double changes = h.numbers - 1, mean_change = (h.last - h.first) / changes,
-                     change_variance = h.change_squares / changes - mean_change * mean_change;
-        to[10] = (float)mean_change;
-        to[11] = (float)h.last_change;
-        to[12] = change_variance > 0 ? (float)change_variance : 0.0f;
     }
 };
 

@@ -1,5 +1,7 @@
 // The functions on channels and their tokens that Python calls; each returns a Status.
 #include "attention.h"
+#include "channel_memory.h"
+#include "channel_statistics.h"
 #include "channel_tokens.h"
 #include "exports.h"
 #include "fusion.h"
@@ -16,3 +18,6 @@ HYMATE_EXPORT int hymate_running_backward(const RunningArguments* r) { return ru
 HYMATE_EXPORT int hymate_running_shares(const RunningArguments* r) { return running_shares(*r); }
 HYMATE_EXPORT int hymate_tokens_forward(const TokenArguments* t) { return tokens_forward(*t); }
 HYMATE_EXPORT int hymate_tokens_backward(const TokenArguments* t) { return tokens_backward(*t); }
+HYMATE_EXPORT int hymate_channel_statistics(const StatisticArguments* s) { return channel_statistics(*s); }
+HYMATE_EXPORT int hymate_remember_channels(const MemoryArguments* m) { return remember_channels(*m); }
+HYMATE_EXPORT int hymate_recall_channels(const MemoryArguments* m) { return recall_channels(*m); }

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hymate_native
 from modeling_hymate import (
     HyMaTEFeatureExtractor,
     HyMaTEForPreTraining,
@@ -91,6 +92,29 @@ def test_event_by_event(shape, head):
             outputs, state = model.stream(state, **event)
             seen = inputs | {name: tensor[:, :end] for name, tensor in event_inputs(inputs).items()}
             assert_same_answer(outputs, model(**seen))
+
+
+@pytest.mark.skipif(not hymate_native.is_available(), reason="the native kernels are not built: no C++ compiler")
+@shapes
+@torch.no_grad()
+def test_plain_pytorch_gives_the_same_answers_and_states(shape, monkeypatch):
+    model = make_model(HyMaTEForSequenceClassification, **shape)
+    inputs = in_order(random_batch(model.config, batch=3, length=15))
+    followed = []
+    for backend in ("native", "reference"):
+        monkeypatch.setenv("HYMATE_SCAN_BACKEND", backend)
+        state = start(model, inputs)
+        for begin, end in ((0, 1), (1, 2), (2, 3), (3, 9), (9, 10), (10, 15)):
+            chunk = {name: tensor[:, begin:end] for name, tensor in event_inputs(inputs).items()}
+            outputs, state = model.stream(state, **chunk)
+            followed.append((outputs, state.to_dict()))
+    for (ours, state), (theirs, expected) in zip(followed[:6], followed[6:], strict=True):
+        assert_same_answer(ours, theirs)
+        close(ours.channel_hidden_state, theirs.channel_hidden_state)
+        assert state.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert state[name].dtype == tensor.dtype
+            close(state[name].nan_to_num(), tensor.nan_to_num())
 
 
 @torch.no_grad()

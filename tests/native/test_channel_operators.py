@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hymate_native
-from modeling_hymate.channel_statistics import piecewise_linear
-from modeling_hymate.running_quantities import event_weights, running_quantities_reference
+from modeling_hymate.channel_statistics import channel_statistics, piecewise_linear
+from modeling_hymate.running_quantities import empty_running, event_weights, running_quantities_reference
+from modeling_hymate.streaming import pack
 from tests.support.agreement import TOLERANCE, assert_close, normal, with_gradients
 
 pytestmark = pytest.mark.skipif(
@@ -138,6 +139,74 @@ def test_event_weights_agree_with_pytorch(build, predictions, ticks):
     double = (tensor.double() for tensor in (channel_weights, totals, leaves["scores"]))
     assert_close({"weights": found}, {"weights": event_weights(*double, **places)})
     assert not found.masked_select((others["slots"] < 0).unsqueeze(1)).any()
+
+
+# ----------------------------------------------------------------------------------------- channel memory
+
+
+def empty_memory(batch, channels, hidden, queries, half_lives):
+    """Sums and history of channels without an event."""
+    nothing = empty_running((batch, channels), half_lives, torch.device("cpu"))
+    return torch.zeros(batch, channels, hidden + queries), pack(nothing)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    length=st.integers(1, 30),
+    channels=st.integers(1, 5),
+    queries=st.integers(1, 4),
+    width=st.integers(1, 9),
+    ticks=st.sampled_from([None, 1, 3]),
+    cut=st.integers(0, 30),
+    seed=st.integers(0, 1000),
+)
+def test_a_memory_says_what_its_events_say(batch, length, channels, queries, width, ticks, cut, seed):
+    """Fed in two pieces, and asked at the time of each record's last event or later."""
+    hidden = queries * width
+    leaves, others = running_inputs(batch, length, 1, channels, hidden, queries, seed, ticks)
+    slots, half_lives = others.pop("slots"), others["half_lives"]
+    now = others["times"].amax(1) + others["prediction_times"][:, 0].abs()
+    expected = running_quantities_reference(
+        **{name: tensor.double() for name, tensor in leaves.items()},
+        **others | {"slots": slots, "prediction_times": now.unsqueeze(1)},
+    )
+    sums, history = before = empty_memory(batch, channels, hidden, queries, len(half_lives))
+    for piece in (slice(0, cut), slice(cut, None)):
+        events = [
+            tensor[:, piece]
+            for tensor in (*leaves.values(), *(others[name] for name in ("values", "times", "value_mask")))
+        ]
+        variables, lengths = slots[:, piece].clamp(min=0), (slots[:, piece] >= 0).sum(1)
+        sums, history = hymate_native.remember_channels(sums, history, *events, variables, lengths, half_lives)
+    ids = torch.arange(channels).expand(batch, -1)
+    found = hymate_native.recall_channels(sums, history, now, ids, queries, half_lives)
+    assert_close(
+        {"pooled": found[0], "statistics": found[1]},
+        {"pooled": expected[0][:, 0], "statistics": expected[2][:, 0]},
+        tolerance=5e-6,
+        at_least=1e-3,
+    )
+    unchanged = empty_memory(batch, channels, hidden, queries, len(half_lives))
+    assert all(torch.equal(*pair) for pair in zip(before, unchanged, strict=True))
+    of_none = hymate_native.recall_channels(sums, history, now, torch.full((batch, 1), -1), queries, half_lives)
+    assert not any(tensor.any() for tensor in of_none)
+
+
+# ------------------------------------------------------------------------------------- channel statistics
+
+
+@pytest.mark.parametrize("half_lives", [0, 2, 14])
+def test_channel_statistics_agree_with_float64(build, half_lives):
+    generator = torch.Generator().manual_seed(0)
+    quantities = torch.randn(3, 4, 5, 13 + 2 * half_lives, generator=generator) * 3
+    quantities[..., [0, 3, 9, 12]] = quantities[..., [0, 3, 9, 12]].clamp(min=0).round()
+    quantities[0, 0] = 0
+    quantities[1, 0, :, 1:3] = 1e6
+    statistics, present = hymate_native.channel_statistics(quantities, 64.0)
+    expected, expected_present = channel_statistics(quantities.double(), 64.0)
+    assert (statistics - expected).abs().max() < 2e-6
+    assert torch.equal(present, expected_present)
 
 
 # ---------------------------------------------------------------------------------------- channel tokens

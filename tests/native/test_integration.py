@@ -132,6 +132,11 @@ def channel_operators():
     yield "running_quantities", (*running, positive(2, 3), 4, [0.5])
     sums = (torch.rand(2, 3, 4), torch.rand(2, 3, 4, 2), torch.randn(2, 7, 2))
     yield "event_weights", (*sums, positive(2, 7), slots, positive(2, 3))
+    memory = (torch.zeros(2, 4, 8), torch.zeros(2, 4, 16, dtype=torch.float64))
+    further = (torch.randn(2, 7, 6), torch.randn(2, 7, 2), *running[2:5], ids, lengths)
+    yield "remember_channels", (*memory, *further, [0.5])
+    yield "recall_channels", (*memory, positive(2), torch.randint(-1, 4, (2, 3)), 2, [0.5])
+    yield "channel_statistics", (torch.randn(2, 3, 4, 15), 64.0)
     cells = torch.rand(2, 3, 4) < 0.7
     statistics = (torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5) < 0.7, torch.randint(4, (2, 4)))
     yield "channel_tokens", (normal(2, 3, 4, 6), cells, *statistics, normal(4, 6), normal(60, 6), 2)
