@@ -13,10 +13,13 @@ from hymate_native.mamba_mixer import mamba_mixer
 from hymate_native.pooling_projection import pooling_projection
 from hymate_native.running_quantities import event_weights, running_quantities
 from hymate_native.selective_scan import selective_scan
+from hymate_native.stream_step import StreamLayers, advance_stream, recall_stream
 from hymate_native.structures import MAX_KERNEL
 
 __all__ = [
     "MAX_KERNEL",
+    "StreamLayers",
+    "advance_stream",
     "arrange_events",
     "attention_layer",
     "causal_conv1d",
@@ -29,6 +32,7 @@ __all__ = [
     "mamba_mixer",
     "pooling_projection",
     "recall_channels",
+    "recall_stream",
     "remember_channels",
     "runnable_builds",
     "running_quantities",

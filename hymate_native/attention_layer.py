@@ -22,7 +22,7 @@ _INPUTS = (
 
 
 @CustomOperator("attention_layer", f"({_INPUTS}) -> Tensor")
-def _layer(tokens, mask, weights, heads, eps, dropout, attention_dropout, seed):
+def layer_operator(tokens, mask, weights, heads, eps, dropout, attention_dropout, seed):
     output = torch.empty_like(tokens)
     arguments = _arguments(tokens, mask, weights, heads, eps, dropout, attention_dropout, seed)
     arguments.out = pointer(output)
@@ -30,7 +30,7 @@ def _layer(tokens, mask, weights, heads, eps, dropout, attention_dropout, seed):
     return output
 
 
-@_layer.register_fake
+@layer_operator.register_fake
 def _(tokens, *_):
     return torch.empty_like(tokens)
 
@@ -65,7 +65,7 @@ def _differentiate(ctx, grad):
     return grad_tokens, None, grad_weights, None, None, None, None, None
 
 
-_layer.register_autograd(_differentiate, setup_context=_keep)
+layer_operator.register_autograd(_differentiate, setup_context=_keep)
 _layer_backward.register_autograd(no_second_derivative("attention layer"))
 
 

@@ -16,7 +16,7 @@ from hymate_native.structures import NUM_HISTORY, NUM_QUANTITIES, MemoryArgument
     "(Tensor sums, Tensor history, Tensor parts, Tensor scores, Tensor values, Tensor times, Tensor value_mask, "
     "Tensor variable_ids, Tensor lengths, float[] half_lives) -> (Tensor, Tensor)",
 )
-def _remember(sums, history, parts, scores, *inputs):
+def remember_operator(sums, history, parts, scores, *inputs):
     *events, half_lives = inputs
     outputs = torch.empty_like(sums), torch.empty_like(history)
     half_life = torch.tensor(half_lives, dtype=torch.float64)
@@ -29,7 +29,7 @@ def _remember(sums, history, parts, scores, *inputs):
     return outputs
 
 
-@_remember.register_fake
+@remember_operator.register_fake
 def _(sums, history, *_):
     return torch.empty_like(sums), torch.empty_like(history)
 
@@ -39,7 +39,7 @@ def _(sums, history, *_):
     "(Tensor sums, Tensor history, Tensor now, Tensor channel_ids, int queries, float[] half_lives) -> "
     "(Tensor, Tensor)",
 )
-def _recall(sums, history, now, channel_ids, queries, half_lives):
+def recall_operator(sums, history, now, channel_ids, queries, half_lives):
     pooled, quantities = outputs = _new_answers(sums, history, now, channel_ids, queries, half_lives)
     half_life = torch.tensor(half_lives, dtype=torch.float64)
     (batch, channels), variables, width = channel_ids.shape, sums.shape[1], pooled.shape[-1]
@@ -54,7 +54,7 @@ def _recall(sums, history, now, channel_ids, queries, half_lives):
     return outputs
 
 
-@_recall.register_fake
+@recall_operator.register_fake
 def _new_answers(sums, history, now, channel_ids, queries, half_lives):
     sizes = sums.shape[-1] - queries, NUM_QUANTITIES[0] + NUM_QUANTITIES[1] * len(half_lives)
     return tuple(sums.new_empty((*channel_ids.shape, size)) for size in sizes)
@@ -94,7 +94,7 @@ def remember_channels(
     """
     batch, length, width = parts.shape
     queries, events = scores.shape[-1], (batch, length)
-    _check_memory(sums, history, batch, width, queries, half_lives)
+    check_memory(sums, history, batch, width, queries, half_lives)
     floats = {"parts": (parts, (*events, width)), "scores": (scores, (*events, queries)), "values": (values, events)}
     floats["times"] = times, events
     check_shapes(
@@ -125,14 +125,14 @@ def recall_channels(
         RuntimeError: the kernels are not available.
     """
     batch = len(sums)
-    _check_memory(sums, history, batch, sums.shape[-1] - queries, queries, half_lives)
+    check_memory(sums, history, batch, sums.shape[-1] - queries, queries, half_lives)
     check_shapes(now=(now, (batch,)), channel_ids=(channel_ids, (batch, channel_ids.shape[-1])))
     check_float32(now=now)
     tensors = (sums, history, now, channel_ids.long())
     return torch.ops.hymate.recall_channels(*(tensor.contiguous() for tensor in tensors), queries, list(half_lives))
 
 
-def _check_memory(sums, history, batch, width, queries, half_lives):
+def check_memory(sums, history, batch, width, queries, half_lives):
     if queries < 1 or width < queries or width % queries:
         raise ValueError(f"the columns of parts must divide among the queries, got {width} and {queries}")
     variables, numbers = sums.shape[1], NUM_HISTORY[0] + NUM_HISTORY[1] * len(half_lives)

@@ -10,7 +10,7 @@ from hymate_native.structures import NUM_QUANTITIES, StatisticArguments, pointer
 
 
 @CustomOperator("channel_statistics", "(Tensor quantities, float time_scale) -> (Tensor, Tensor)")
-def _statistics(quantities, time_scale):
+def statistics_operator(quantities, time_scale):
     outputs = _new_outputs(quantities, time_scale)
     size = quantities.shape[-1]
     half_lives = (size - NUM_QUANTITIES[0]) // NUM_QUANTITIES[1]
@@ -22,7 +22,7 @@ def _statistics(quantities, time_scale):
     return outputs
 
 
-@_statistics.register_fake
+@statistics_operator.register_fake
 def _new_outputs(quantities, time_scale):
     return torch.empty_like(quantities), torch.empty_like(quantities, dtype=torch.bool)
 

@@ -16,7 +16,7 @@ _INPUTS = (
 
 
 @CustomOperator("channel_tokens", f"(Tensor pooled, {_INPUTS}) -> Tensor")
-def _tokens(pooled, *inputs):
+def tokens_operator(pooled, *inputs):
     output = torch.empty_like(pooled)
     arguments = _arguments(*inputs)
     arguments.pooled, arguments.out = pointer(pooled), pointer(output)
@@ -24,7 +24,7 @@ def _tokens(pooled, *inputs):
     return output
 
 
-@_tokens.register_fake
+@tokens_operator.register_fake
 def _(pooled, *_):
     return torch.empty_like(pooled)
 
@@ -57,7 +57,7 @@ def _differentiate(ctx, grad):
     return grad.masked_fill(~mask.unsqueeze(-1), 0), *(None,) * 4, *grads, None
 
 
-_tokens.register_autograd(_differentiate, setup_context=_keep)
+tokens_operator.register_autograd(_differentiate, setup_context=_keep)
 _tokens_backward.register_autograd(no_second_derivative("channel tokens"))
 
 

@@ -1,12 +1,20 @@
 """How the kernels become PyTorch operators."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
 class CustomOperator:
     """An operator of the CPU's: `torch.library.custom_op` without its checks at every call, which cost as much as the
-    kernels of a short record."""
+    kernels of a short record.
+
+    Attributes:
+        run: the function behind it, for callers that need neither gradients nor tracing: it skips PyTorch's dispatch.
+    """
+
+    run: Callable
 
     def __init__(self, name: str, schema: str):
         self.name = f"hymate::{name}"
@@ -14,6 +22,7 @@ class CustomOperator:
 
     def __call__(self, function):
         torch.library.impl(self.name, "CPU", function)
+        self.run = function
         return self
 
     def register_fake(self, function):

@@ -23,7 +23,7 @@ _INPUTS = (
 
 
 @CustomOperator("event_embedding", f"({_INPUTS}) -> Tensor")
-def _embedding(values, *inputs):
+def embedding_operator(values, *inputs):
     output = torch.empty((*values.shape, inputs[-2].shape[0]))
     arguments = _arguments(values, *inputs)
     arguments.out = pointer(output)
@@ -31,7 +31,7 @@ def _embedding(values, *inputs):
     return output
 
 
-@_embedding.register_fake
+@embedding_operator.register_fake
 def _(values, *inputs):
     return values.new_empty((*values.shape, inputs[-2].shape[0]))
 
@@ -64,7 +64,7 @@ def _differentiate(ctx, grad):
     return *(None,) * 5, *weights, None
 
 
-_embedding.register_autograd(_differentiate, setup_context=_keep)
+embedding_operator.register_autograd(_differentiate, setup_context=_keep)
 _embedding_backward.register_autograd(no_second_derivative("event embedding"))
 
 

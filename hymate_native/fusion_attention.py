@@ -14,7 +14,7 @@ _INPUTS = "Tensor tokens, Tensor mask, Tensor norm, Tensor weight, Tensor bias, 
 
 
 @CustomOperator("fusion_attention", f"({_INPUTS}) -> (Tensor, Tensor)")
-def _fusion(tokens, mask, norm, weight, bias, score, eps):
+def fusion_operator(tokens, mask, norm, weight, bias, score, eps):
     groups, count, width = tokens.shape
     pooled, weights = torch.empty((groups, width)), torch.empty((groups, count))
     arguments = _arguments(tokens, mask, norm, weight, bias, score, eps)
@@ -23,7 +23,7 @@ def _fusion(tokens, mask, norm, weight, bias, score, eps):
     return pooled, weights
 
 
-@_fusion.register_fake
+@fusion_operator.register_fake
 def _(tokens, *_):
     groups, count, width = tokens.shape
     return tokens.new_empty((groups, width)), tokens.new_empty((groups, count))
@@ -64,7 +64,7 @@ def _differentiate(ctx, grad_pooled, grad_weights):
     return grad_tokens, None, *grads, None
 
 
-_fusion.register_autograd(_differentiate, setup_context=_keep)
+fusion_operator.register_autograd(_differentiate, setup_context=_keep)
 _fusion_backward.register_autograd(no_second_derivative("fusion attention"))
 
 

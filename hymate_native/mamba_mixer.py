@@ -21,7 +21,7 @@ _INPUTS = (
 )
 
 
-_WEIGHTS = (
+MIXER_WEIGHTS = (
     *("in_weight", "in_bias", "conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "A", "D"),
     *("out_weight", "out_bias", "norm", "factors"),
 )
@@ -39,7 +39,7 @@ def _mixer(rows, *inputs):
 def _(rows, *inputs):
     *weights, _lengths, _eps, keep = inputs
     in_weight, x_weight, A, out_weight = (
-        weights[_WEIGHTS.index(name)] for name in ("in_weight", "x_weight", "A", "out_weight")
+        weights[MIXER_WEIGHTS.index(name)] for name in ("in_weight", "x_weight", "A", "out_weight")
     )
     batch, length, _ = rows.shape
     inner, state = A.shape
@@ -98,15 +98,15 @@ _mixer_backward.register_autograd(no_second_derivative("Mamba mixer"))
 @CustomOperator(
     "mamba_mixer_stream", f"({_INPUTS}, Tensor? conv_state, Tensor? scan_state) -> (Tensor, Tensor, Tensor)"
 )
-def _mixer_stream(rows, *inputs):
+def mixer_stream_operator(rows, *inputs):
     """Returns the output and both states after it. It has no gradient."""
     *weights, lengths, eps, conv_state, scan_state = inputs
     return _launch_stream(rows, weights, lengths, eps, conv_state, scan_state)
 
 
-@_mixer_stream.register_fake
+@mixer_stream_operator.register_fake
 def _(rows, *inputs):
-    conv_weight, A, out_weight = (inputs[_WEIGHTS.index(name)] for name in ("conv_weight", "A", "out_weight"))
+    conv_weight, A, out_weight = (inputs[MIXER_WEIGHTS.index(name)] for name in ("conv_weight", "A", "out_weight"))
     (batch, length, _), (inner, state) = rows.shape, A.shape
     output = rows.new_empty((batch, length, inner if out_weight is None else out_weight.shape[0]))
     return output, A.new_empty((batch, inner, conv_weight.shape[1] - 1)), A.new_empty((batch, inner, state))
@@ -179,7 +179,7 @@ def _launch_backward(
     grad_weights = [None if weight is None else torch.empty(weight.shape) for weight in weights[:-1]]
     others = _kept(projected, convolved, parameters, states)
     others |= {"grad_out": describe(grad_output), "grad_rows": describe(grad_rows), "eps": eps}
-    others |= {f"grad_{name}": pointer(grad) for name, grad in zip(_WEIGHTS, grad_weights, strict=False)}
+    others |= {f"grad_{name}": pointer(grad) for name, grad in zip(MIXER_WEIGHTS, grad_weights, strict=False)}
     library.call("mixer_backward", _mixer_arguments(_mixer_sizes(rows, weights), rows, weights, lengths, **others))
     return grad_rows, [*grad_weights, None]
 
@@ -204,7 +204,7 @@ def _kept(projected: Tensor, convolved: Tensor, parameters: Tensor, states: Tens
 def _mixer_arguments(
     sizes: dict[str, int], rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, **others: Any
 ) -> Structure:
-    named = dict(zip(_WEIGHTS, map(pointer, weights), strict=True))
+    named = dict(zip(MIXER_WEIGHTS, map(pointer, weights), strict=True))
     common = {
         "dtype": DTYPES[rows.dtype],
         "threads": library.threads(),

@@ -18,7 +18,7 @@ _WEIGHTS = ("norm", "query_weight", "value_weight", "value_bias")
 
 
 @CustomOperator("pooling_projection", f"({_INPUTS}) -> (Tensor, Tensor)")
-def _projection(states, lengths, norm, query_weight, *others):
+def projection_operator(states, lengths, norm, query_weight, *others):
     parts, scores = torch.empty_like(states), torch.empty((*states.shape[:2], query_weight.shape[0]))
     arguments = _arguments(states, lengths, norm, query_weight, *others)
     arguments.parts, arguments.scores = pointer(parts), pointer(scores)
@@ -26,7 +26,7 @@ def _projection(states, lengths, norm, query_weight, *others):
     return parts, scores
 
 
-@_projection.register_fake
+@projection_operator.register_fake
 def _(states, lengths, norm, query_weight, *_):
     return torch.empty_like(states), states.new_empty((*states.shape[:2], query_weight.shape[0]))
 
@@ -66,7 +66,7 @@ def _differentiate(ctx, grad_parts, grad_scores):
     return grad_states, None, *grads, None, None
 
 
-_projection.register_autograd(_differentiate, setup_context=_keep)
+projection_operator.register_autograd(_differentiate, setup_context=_keep)
 _projection_backward.register_autograd(no_second_derivative("pooling projection"))
 
 

@@ -101,24 +101,33 @@ class HyMaTEAttentionLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
     def _run_natively(self, hidden_states: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
-        attention, (up, _, down) = self.attention, cast(Iterable[Any], self.mlp)
         return hymate_native.attention_layer(
             hidden_states,
             token_mask,
-            attention_norm=self.attention_norm.weight,
-            q_proj=(attention.q_proj.weight, attention.q_proj.bias),
-            k_proj=(attention.k_proj.weight, attention.k_proj.bias),
-            v_proj=(attention.v_proj.weight, attention.v_proj.bias),
-            o_proj=(attention.o_proj.weight, attention.o_proj.bias),
-            mlp_norm=self.mlp_norm.weight,
-            up_proj=(up.weight, up.bias),
-            down_proj=(down.weight, down.bias),
-            num_heads=attention.config.num_attention_heads,
+            **self.weights(),
+            num_heads=self.attention.config.num_attention_heads,
             eps=cast(float, self.attention_norm.eps),
             dropout=self.dropout.p if self.training else 0.0,
-            attention_dropout=attention.attention_dropout if self.training else 0.0,
+            attention_dropout=self.attention.attention_dropout if self.training else 0.0,
             seed=torch.randint(2**62, ()) if self.training else None,
         )
+
+    def weights(self) -> dict[str, Any]:
+        """By the names, and in the order, of `hymate_native.attention_layer`."""
+        attention, (up, _, down) = self.attention, cast(Iterable[Any], self.mlp)
+        projections = {
+            "q_proj": attention.q_proj,
+            "k_proj": attention.k_proj,
+            "v_proj": attention.v_proj,
+            "o_proj": attention.o_proj,
+        }
+        return {
+            "attention_norm": self.attention_norm.weight,
+            **{name: (layer.weight, layer.bias) for name, layer in projections.items()},
+            "mlp_norm": self.mlp_norm.weight,
+            "up_proj": (up.weight, up.bias),
+            "down_proj": (down.weight, down.bias),
+        }
 
 
 class HyMaTEFusionAttention(nn.Module):
@@ -133,13 +142,19 @@ class HyMaTEFusionAttention(nn.Module):
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, tokens, hidden_size), boolean (batch, tokens) -> (batch, hidden_size) and the float32 weights
         (batch, tokens), which sum to one, or are all zero for a record without tokens."""
-        if runs_natively(tokens, self.norm, self.projection, self.score):
-            return hymate_native.fusion_attention(
-                *(tokens, mask, self.norm.weight, self.projection.weight, self.projection.bias),
-                *(self.score.weight.squeeze(0), cast(float, self.norm.eps)),
-            )
+        if self.runs_natively(tokens):
+            return hymate_native.fusion_attention(tokens, mask, *self.weights())
         tokens = self.norm(tokens)
         scores = self.score(torch.tanh(self.projection(tokens))).squeeze(-1).float()
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1).masked_fill(~mask, 0)
         return torch.matmul(weights.to(tokens.dtype).unsqueeze(1), tokens).squeeze(1), weights
+
+    def runs_natively(self, tokens: torch.Tensor) -> bool:
+        """Whether a compiled kernel takes the place of this layer."""
+        return runs_natively(tokens, self.norm, self.projection, self.score)
+
+    def weights(self) -> tuple[Any, ...]:
+        """In the order of `hymate_native.fusion_attention`: of the norm, the projection and the score, and `eps`."""
+        projection = self.projection
+        return self.norm.weight, projection.weight, projection.bias, self.score.weight.squeeze(0), self.norm.eps

@@ -1,6 +1,6 @@
 """One token per variable observed in a record: its events pooled by attention, and what its values and times say."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -90,20 +90,26 @@ class HyMaTEChannelTokens(nn.Module):
     def project(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, length, hidden_size) of records that have `lengths` real events, first -> `parts` and `scores` of
         `running_quantities`."""
-        if runs_natively(hidden_states, self.norm, self.query, self.value):
-            return hymate_native.pooling_projection(
-                hidden_states,
-                lengths,
-                norm=self.norm.weight,
-                query_weight=self.query.weight,
-                value_weight=self.value.weight,
-                value_bias=self.value.bias,
-                eps=cast(float, self.norm.eps),
-                bound=SCORE_BOUND,
-            )
+        if self.projects_natively(hidden_states):
+            return hymate_native.pooling_projection(hidden_states, lengths, **self.projection_weights())
         states = self.norm(hidden_states)
         scores = self.query(states).float()
         return self.value(states), SCORE_BOUND * torch.tanh(scores / SCORE_BOUND)
+
+    def projects_natively(self, hidden_states: torch.Tensor) -> bool:
+        """Whether a compiled kernel does `project`."""
+        return runs_natively(hidden_states, self.norm, self.query, self.value)
+
+    def projection_weights(self) -> dict[str, Any]:
+        """By the names, and in the order, of `hymate_native.pooling_projection`."""
+        return {
+            "norm": self.norm.weight,
+            "query_weight": self.query.weight,
+            "value_weight": self.value.weight,
+            "value_bias": self.value.bias,
+            "eps": cast(float, self.norm.eps),
+            "bound": SCORE_BOUND,
+        }
 
     def forward(
         self,

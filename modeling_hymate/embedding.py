@@ -64,16 +64,10 @@ class HyMaTEEmbedding(nn.Module):
     ) -> torch.Tensor:
         """All arguments but the number of real events, which come first, are (batch, length), `value_mask` boolean;
         returns (batch, length, hidden_size)."""
-        if self._is_native(values, times):
-            vectors = self.variable_value_vectors
+        if self.is_native(values, times):
+            factors = self.dropout.factors(self.missing_value.expand(len(values), -1))
             return hymate_native.event_embedding(
-                *(values, times, variable_ids, value_mask, lengths),
-                variable=self.variable_embedding.weight,
-                vectors=None if vectors is None else vectors.weight,
-                value=self.value_embedding.weights(),
-                time=self.time_embedding.weights(),
-                missing=self.missing_value,
-                factors=self.dropout.factors(self.missing_value.expand(len(values), -1)),
+                *(values, times, variable_ids, value_mask, lengths), **self.weights(), factors=factors
             )
         dtype = self.missing_value.dtype
         value_embeds = self.value_embedding(values.to(dtype).unsqueeze(-1))
@@ -83,7 +77,19 @@ class HyMaTEEmbedding(nn.Module):
         time_embeds = self.time_embedding(times.to(dtype).unsqueeze(-1))
         return self.dropout(self.variable_embedding(variable_ids) + value_embeds + time_embeds)
 
-    def _is_native(self, values: torch.Tensor, times: torch.Tensor) -> bool:
+    def weights(self) -> dict[str, Any]:
+        """By the names, and in the order, of `hymate_native.event_embedding`."""
+        vectors = self.variable_value_vectors
+        return {
+            "variable": self.variable_embedding.weight,
+            "vectors": None if vectors is None else vectors.weight,
+            "value": self.value_embedding.weights(),
+            "time": self.time_embedding.weights(),
+            "missing": self.missing_value,
+        }
+
+    def is_native(self, values: torch.Tensor, times: torch.Tensor) -> bool:
+        """Whether a compiled kernel embeds such events."""
         embeddings = (self.variable_embedding, self.variable_value_vectors, self.value_embedding, self.time_embedding)
         layers: list[nn.Module] = [layer for layer in embeddings if layer is not None]
         layers += [self.dropout, *self.value_embedding, *self.time_embedding]

@@ -177,7 +177,7 @@ class HyMaTEMambaLayer(GradientCheckpointingLayer):
         self.dropout = FeatureDropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        if self._is_fusable(hidden_states):
+        if self.is_fusable(hidden_states):
             factors = self.dropout.factors(hidden_states)
             return self.mixer.mix_natively(
                 hidden_states, lengths, norm=self.norm.weight, eps=self.norm.eps, factors=factors
@@ -188,7 +188,7 @@ class HyMaTEMambaLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, lengths: torch.Tensor, inputs: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `HyMaTEMixer.advance`."""
-        if self._is_fusable(hidden_states) and not torch.is_grad_enabled():
+        if self.is_fusable(hidden_states) and not torch.is_grad_enabled():
             options = {"norm": self.norm.weight, "eps": self.norm.eps}
             mixed, (inputs, state) = self.mixer.mix_natively(
                 hidden_states, lengths, **options, initial_state=(inputs, state), return_final_state=True
@@ -197,7 +197,17 @@ class HyMaTEMambaLayer(GradientCheckpointingLayer):
         mixed, inputs, state = self.mixer.advance(self.norm(hidden_states), lengths, inputs, state)
         return hidden_states + mixed, inputs, state
 
-    def _is_fusable(self, hidden_states: torch.Tensor) -> bool:
+    def is_fusable(self, hidden_states: torch.Tensor) -> bool:
+        """Whether a compiled kernel takes the place of this layer."""
         mixer = self.mixer
         layers = (self.norm, self.dropout, mixer, mixer.in_proj, mixer.out_proj)
         return runs_natively(hidden_states, *layers) and mixer.is_fusable()
+
+    def weights(self) -> tuple[Any, ...]:
+        """In the order of the operator `mamba_mixer`, from `in_weight` to `norm`, with `A_log` for A."""
+        mixer = self.mixer
+        return (
+            *(mixer.in_proj.weight, mixer.in_proj.bias, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias),
+            *(mixer.x_proj.weight, mixer.dt_proj.weight, mixer.dt_proj.bias, mixer.A_log, mixer.D),
+            *(mixer.out_proj.weight, mixer.out_proj.bias, self.norm.weight),
+        )

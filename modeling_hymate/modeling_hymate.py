@@ -29,13 +29,21 @@ from .inputs import (
 )
 from .losses import is_regression, label_loss
 from .mamba import HyMaTEMambaLayer, HyMaTEMixer
+from .native_layers import native_layers
 from .outputs import (
     HyMaTEForPreTrainingOutput,
     HyMaTEForSequenceClassificationOutput,
     HyMaTEModelOutput,
 )
 from .running_quantities import event_weights, running_quantities
-from .streaming import StreamState, advance_stream, new_stream, observed_quantities
+from .streaming import (
+    StreamState,
+    advance_stream,
+    new_stream,
+    observed_channels,
+    observed_quantities,
+    recall_natively,
+)
 
 FORWARD_ARGUMENTS = (
     *("values", "times", "variable_ids", "attention_mask", "value_mask", "static_values", "prediction_times"),
@@ -271,6 +279,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         if self.training:
             raise ValueError("a stream is for inference: call model.eval() first")
         with torch.inference_mode():
+            layers = native_layers(self)
             if values is not None:
                 if times is None or variable_ids is None:
                     raise ValueError("values, times and variable_ids must be given together")
@@ -279,8 +288,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
                 has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
                 check_event_shapes(values, times, variable_ids, mask, has_value)
                 events, _ = arrange_events(values, times, variable_ids, mask, has_value, self.config)
-                state = advance_stream(self, state, events)
-            return self._encode_stream(state, prediction_time), state
+                state = advance_stream(self, state, events, layers)
+            return self._encode_stream(state, prediction_time, layers), state
 
     def _static(self, static_values: torch.Tensor | None) -> torch.Tensor | None:
         if self.static_embedding is None or static_values is None:
@@ -383,7 +392,9 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             found["event_weights"] = weights
         return {name: tensor.unsqueeze(1) for name, tensor in found.items()}
 
-    def _encode_stream(self, state: StreamState, prediction_time: torch.Tensor | None) -> HyMaTEModelOutput:
+    def _encode_stream(
+        self, state: StreamState, prediction_time: torch.Tensor | None, layers: Any
+    ) -> HyMaTEModelOutput:
         now = state.current.last_time if prediction_time is None else prediction_time.float()
         if prediction_time is not None:
             if now.shape != state.current.last_time.shape:
@@ -391,13 +402,17 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             early = ~(now >= state.current.last_time) & (state.current.num_events > 0)
             if is_readable(now) and (early.any() or not now.isfinite().all()):
                 raise ValueError("prediction_time must be finite, and no earlier than the latest event of its record")
-        pooled, quantities, channel_ids = observed_quantities(state.current, now, self)
-        dtype = self.embedding.missing_value.dtype
-        found = self._encode_quantities(pooled.to(dtype), quantities, channel_ids)
-        found["pooler_output"] = self._with_context(found["pooler_output"], now.unsqueeze(1), state.static_embeds)
-        return HyMaTEModelOutput(
-            channel_ids=channel_ids, **{name: tensor.squeeze(1) for name, tensor in found.items()}
-        )
+        memory, channel_ids = state.current, observed_channels(state.current)
+        if layers is None:
+            pooled, quantities = observed_quantities(memory, now, channel_ids, self)
+            pooled = pooled.to(self.embedding.missing_value.dtype)
+            found = self._encode_quantities(pooled, quantities, channel_ids)
+            found = {name: tensor.squeeze(1) for name, tensor in found.items()}
+        else:
+            found = recall_natively(memory, now, channel_ids, layers)
+        pooled = self._with_context(found["pooler_output"].unsqueeze(1), now.unsqueeze(1), state.static_embeds)
+        found["pooler_output"] = pooled.squeeze(1)
+        return HyMaTEModelOutput(channel_ids=channel_ids, **found)
 
 
 class HyMaTEHeadModel(HyMaTEPreTrainedModel):

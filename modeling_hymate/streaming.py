@@ -13,6 +13,7 @@ from .inputs import SortedEvents, arrange_events
 from .native import runs_natively
 from .running_quantities import (
     DECAYING,
+    QUANTITIES,
     Running,
     describe_event,
     empty_running,
@@ -144,8 +145,8 @@ def new_stream(model: Any, batch: int, static_embeds: torch.Tensor | None) -> St
     )
 
 
-def advance_stream(model: Any, state: StreamState, new: SortedEvents) -> StreamState:
-    """The state after further events.
+def advance_stream(model: Any, state: StreamState, new: SortedEvents, layers: Any) -> StreamState:
+    """The state after further events; `layers` as of `native_layers`.
 
     Raises:
         ValueError: for another number of records, or an event that is older than the latest of its record.
@@ -155,7 +156,7 @@ def advance_stream(model: Any, state: StreamState, new: SortedEvents) -> StreamS
         raise ValueError(f"the state is of {len(current.last_time)} records, but values holds {len(new.values)}")
     first, has_new, is_known = new.times[:, 0], new.mask[:, 0], current.num_events > 0
     if new.mask.shape[1] == 1 and (has_new & ((first > current.last_time) | ~is_known)).all():
-        return StreamState(current, _advance(model, current, new), new, state.static_embeds)
+        return StreamState(current, _advance(model, current, new, layers), new, state.static_embeds)
     known = has_new & is_known
     late = known & (first < current.last_time)
     if late.any():
@@ -170,86 +171,114 @@ def advance_stream(model: Any, state: StreamState, new: SortedEvents) -> StreamS
         start = state.settled.where(ties, current)
         again = replace(state.latest, mask=state.latest.mask & ties.unsqueeze(1))
         pairs = ((getattr(again, name), getattr(new, name)) for name in EVENT_FIELDS)
-        new, _ = arrange_events(*(torch.cat(pair, 1) for pair in pairs), model.config)
-    is_latest = new.mask & (new.times == new.last_times.unsqueeze(1))
-    settled = _advance(model, start, _select(new, new.mask & ~is_latest))
-    latest = _select(new, is_latest)
-    current = _advance(model, settled, latest)
+        values, times, variable_ids, mask, has_value = (torch.cat(pair, 1) for pair in pairs)
+        new, _ = arrange_events(values, times, variable_ids, mask, has_value, model.config)
+    is_older = new.mask & (new.times < new.last_times.unsqueeze(1))
+    settled = _advance(model, start, _select(new, is_older), layers) if is_older.any() else start
+    latest = _select(new, new.mask & ~is_older)
+    current = _advance(model, settled, latest, layers)
     if not has_new.all():
         settled, current = settled.where(has_new, state.settled), current.where(has_new, state.current)
         latest = _latest_where(has_new, latest, state.latest)
     return StreamState(settled, current, latest, state.static_embeds)
 
 
-def observed_quantities(
-    memory: StreamMemory, now: torch.Tensor, model: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`pooled` and `statistics` as of `running_quantities` at the times `now (batch,)`, `(batch, 1, channels, ...)`,
-    and the variables observed so far, `(batch, channels)`."""
-    num_variables = model.config.num_variables
+def observed_channels(memory: StreamMemory) -> torch.Tensor:
+    """The variables observed so far, `(batch, channels)`; -1 is padding."""
     observed = memory.running[:, :-1, FIXED.index("events")] > 0
     if len(observed) == 1:
         channel_ids = observed[0].nonzero().view(1, -1)
-        if not channel_ids.numel():
-            channel_ids = channel_ids.new_full((1, 1), -1)
-    else:
-        ranks = observed.cumsum(1)
-        channel_ids = columns_of(observed, ranks, max(1, int(ranks[:, -1].max())))
+        return channel_ids if channel_ids.numel() else channel_ids.new_full((1, 1), -1)
+    ranks = observed.cumsum(1)
+    return columns_of(observed, ranks, max(1, int(ranks[:, -1].max())))
+
+
+def recall_natively(
+    memory: StreamMemory, now: torch.Tensor, channel_ids: torch.Tensor, layers: Any
+) -> dict[str, torch.Tensor]:
+    """What is said of channels and records at the times `now (batch,)`, as outputs of a model name it."""
+    tokens, pooled, weights, described = hymate_native.recall_stream(
+        layers, memory.sums, memory.running, now.contiguous(), channel_ids.contiguous()
+    )
+    return {
+        "pooler_output": pooled,
+        "channel_hidden_state": tokens,
+        "channel_counts": described[..., QUANTITIES.index("count")],
+        "channel_last_values": described[..., QUANTITIES.index("last")],
+        "channel_weights": weights,
+    }
+
+
+def observed_quantities(
+    memory: StreamMemory, now: torch.Tensor, channel_ids: torch.Tensor, model: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pooled` and `statistics` of `running_quantities` at the times `now (batch,)`, `(batch, 1, channels, ...)`."""
     queries, half_lives = model.config.num_pooling_queries, model.half_lives
     if runs_natively(memory.sums):
         found = hymate_native.recall_channels(memory.sums, memory.running, now, channel_ids, queries, half_lives)
         pooled, described = (tensor.unsqueeze(1) for tensor in found)
-        return pooled, described, channel_ids
-    variables = channel_ids.masked_fill(channel_ids < 0, num_variables)
+        return pooled, described
+    variables = channel_ids.masked_fill(channel_ids < 0, model.config.num_variables)
     sums, running = (_of_variables(held, variables).unsqueeze(1) for held in (memory.sums, memory.running))
     pooled, _ = pooled_means(sums, queries)
-    return pooled, quantities(_unpack(running, len(half_lives)), now.view(-1, 1, 1), half_lives), channel_ids
+    return pooled, quantities(_unpack(running, len(half_lives)), now.view(-1, 1, 1), half_lives)
 
 
-def _advance(model: Any, memory: StreamMemory, events: SortedEvents) -> StreamMemory:
+def _advance(model: Any, memory: StreamMemory, events: SortedEvents, layers: Any) -> StreamMemory:
     """The memory after the real ones of `events`, of which none is older."""
     lengths = events.lengths
     if not lengths.any():
         return memory
+    if layers is not None and events.values.dtype == torch.float32:
+        convolution, scan, sums, running = hymate_native.advance_stream(
+            layers,
+            (memory.convolution, memory.scan, memory.sums, memory.running),
+            *(events.values, events.times, events.variable_ids, events.has_value, lengths),
+        )
+    else:
+        convolution, scan, sums, running = _advance_by_layer(model, memory, events, lengths)
+    last_time = torch.where(lengths > 0, events.last_times, memory.last_time)
+    return StreamMemory(convolution, scan, sums, running, last_time, memory.num_events + lengths)
+
+
+def _advance_by_layer(
+    model: Any, memory: StreamMemory, events: SortedEvents, lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `hymate_native.advance_stream` does, layer by layer."""
+    convolution, scan = memory.convolution, memory.scan
     hidden_states = model.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)
     convolutions, scans = [], []
-    for layer, *before in zip(model.mamba_layers, memory.convolution, memory.scan, strict=True):
-        hidden_states, convolution, scan = layer.advance(hidden_states, lengths, *before)
-        convolutions.append(convolution)
-        scans.append(scan)
+    for layer, *before in zip(model.mamba_layers, convolution, scan, strict=True):
+        hidden_states, *after = layer.advance(hidden_states, lengths, *before)
+        convolutions.append(after[0])
+        scans.append(after[1])
+    if convolutions:
+        convolution, scan = torch.stack(convolutions), torch.stack(scans)
     parts, scores = model.channel_tokens.project(hidden_states, lengths)
-    sums, running = remember_channels(memory, events, parts, scores, model)
-    return StreamMemory(
-        convolution=torch.stack(convolutions) if convolutions else memory.convolution,
-        scan=torch.stack(scans) if scans else memory.scan,
-        sums=sums,
-        running=running,
-        last_time=torch.where(lengths > 0, events.last_times, memory.last_time),
-        num_events=memory.num_events + lengths,
-    )
+    return convolution, scan, *_remember_channels(memory, events, parts, scores, model)
 
 
-def remember_channels(
+def _remember_channels(
     memory: StreamMemory, events: SortedEvents, parts: torch.Tensor, scores: torch.Tensor, model: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`sums` and `running` after further events, of which `parts` and `scores` are as of `running_quantities`."""
-    half_lives = model.half_lives
+    sums, running, half_lives = memory.sums, memory.running, model.half_lives
     if runs_natively(parts):
         return hymate_native.remember_channels(
-            *(memory.sums, memory.running, parts, scores, events.values, events.times, events.has_value),
+            *(sums, running, parts, scores, events.values, events.times, events.has_value),
             *(events.variable_ids, events.lengths, half_lives),
         )
     if events.mask.shape[1] == 1 and events.mask.all():
-        variables, sums = events.variable_ids, pooling_summands(parts, scores)
-        running = describe_event(events.values, events.times, events.has_value, len(half_lives))
+        variables, new_sums = events.variable_ids, pooling_summands(parts, scores)
+        described = describe_event(events.values, events.times, events.has_value, len(half_lives))
     else:
-        variables, sums, running = _summarize_channels(model, events, parts, scores)
-    old_sums, old_running = (_of_variables(held, variables) for held in (memory.sums, memory.running))
-    merged = pack(merge(_unpack(old_running, len(half_lives)), running, half_lives))
+        variables, new_sums, described = _summarize_channels(model, events, parts, scores)
+    old_sums, old_running = (_of_variables(held, variables) for held in (sums, running))
+    merged = pack(merge(_unpack(old_running, len(half_lives)), described, half_lives))
     places = variables.unsqueeze(-1)
     return (
-        memory.sums.scatter(1, places.expand_as(old_sums), old_sums + sums),
-        memory.running.scatter(1, places.expand_as(merged), merged),
+        sums.scatter(1, places.expand_as(old_sums), old_sums + new_sums),
+        running.scatter(1, places.expand_as(merged), merged),
     )
 
 

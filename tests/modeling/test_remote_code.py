@@ -45,6 +45,7 @@ CODE = {
     "mamba.py",
     "modeling_hymate.py",
     "native.py",
+    "native_layers.py",
     "outputs.py",
     "pipeline_hymate.py",
     "running_quantities.py",

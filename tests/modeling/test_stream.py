@@ -117,6 +117,62 @@ def test_plain_pytorch_gives_the_same_answers_and_states(shape, monkeypatch):
             close(state[name].nan_to_num(), tensor.nan_to_num())
 
 
+def write_in_place(model):
+    model.hymate.mamba_layers[0].mixer.A_log.add_(0.5)
+    model.hymate.fusion.projection.weight.mul_(2)
+
+
+def replace_parameter(model):
+    model.hymate.channel_tokens.value.weight = torch.nn.Parameter(torch.randn(16, 16))
+
+
+def replace_module(model):
+    model.hymate.mamba_layers[0].mixer.in_proj = torch.nn.Linear(16, 64, bias=False)
+
+
+def add_hook(model):
+    model.hymate.attention_layers[0].mlp_norm.register_forward_hook(lambda layer, inputs, output: 2 * output)
+
+
+def replace_forward(model):
+    layer = model.hymate.embedding.value_embedding[0]
+    layer.forward = lambda states: 2 * torch.nn.Linear.forward(layer, states)
+
+
+@pytest.mark.parametrize("change", [write_in_place, replace_parameter, replace_module, add_hook, replace_forward])
+@torch.no_grad()
+def test_a_model_that_changes_is_followed_as_it_is(change):
+    model = make_model(HyMaTEForSequenceClassification, num_statistic_bins=2)
+    inputs = random_batch(model.config)
+    before, _ = model.stream(start(model, inputs), **event_inputs(inputs))
+    change(model)
+    after, _ = model.stream(start(model, inputs), **event_inputs(inputs))
+    assert (after.logits - before.logits).abs().max() > 1e-3
+    assert_same_answer(after, model(**inputs))
+
+
+@torch.no_grad()
+def test_a_module_that_does_not_fit_is_refused():
+    model = make_model(HyMaTEForSequenceClassification, num_statistic_bins=2)
+    inputs = random_batch(model.config)
+    model.stream(start(model, inputs), **event_inputs(inputs))
+    model.hymate.channel_tokens.value = torch.nn.Linear(16, 8)
+    with pytest.raises(ValueError, match="value_weight must have the shape"):
+        model.stream(start(model, inputs), **event_inputs(inputs))
+
+
+@torch.no_grad()
+def test_a_state_of_another_model_is_refused():
+    model, other = (
+        make_model(HyMaTEForSequenceClassification, num_statistic_bins=2, num_static_features=0, state_size=size)
+        for size in (4, 5)
+    )
+    inputs = event_inputs(random_batch(model.config))
+    _, state = model.stream(model.start_stream(batch_size=3), **inputs)
+    with pytest.raises(ValueError, match="scan must have the shape"):
+        other.stream(state, **inputs | {"times": inputs["times"] + 100})
+
+
 @torch.no_grad()
 def test_answers_at_a_later_time():
     model = make_model(HyMaTEForSequenceClassification, num_statistic_bins=2)
