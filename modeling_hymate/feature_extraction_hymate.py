@@ -256,6 +256,22 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         """Standardizes and pads events that were already read; see `__call__` for arguments and what comes back."""
         if return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}")
+        features = self.encode_events(events)
+        if self.static_columns:
+            features["static_values"] = self.encode_static(events.static, len(events))
+        if prediction_times is not None:
+            hours, real = self.parse_prediction_times(prediction_times, events.record_ids)
+            features["prediction_times"] = (hours / self.time_scale).astype(np.float32)
+            if not real.all():
+                features["prediction_mask"] = real
+        ordered = {name: features[name] for name in self.model_input_names if name in features}
+        if return_tensors == "pt":
+            return BatchFeature({name: torch.from_numpy(array) for name, array in ordered.items()})
+        return BatchFeature(ordered)
+
+    def encode_events(self, events: Events) -> dict[str, np.ndarray]:
+        """What `encode` says of the events alone: `values`, `times`, `variable_ids`, `attention_mask` and
+        `value_mask`, all `(batch, length)`."""
         standardized = self.standardize(events.variable_ids, events.values)
         has_value = ~np.isnan(standardized)
         lengths = events.lengths
@@ -271,17 +287,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         for name, column in columns.items():
             features[name] = np.zeros(mask.shape, column.dtype)
             features[name].ravel()[places] = column
-        if self.static_columns:
-            features["static_values"] = self.encode_static(events.static, len(events))
-        if prediction_times is not None:
-            hours, real = self.parse_prediction_times(prediction_times, events.record_ids)
-            features["prediction_times"] = (hours / self.time_scale).astype(np.float32)
-            if not real.all():
-                features["prediction_mask"] = real
-        ordered = {name: features[name] for name in self.model_input_names if name in features}
-        if return_tensors == "pt":
-            return BatchFeature({name: torch.from_numpy(array) for name, array in ordered.items()})
-        return BatchFeature(ordered)
+        return features
 
     def pad(self, features: Sequence[Mapping[str, Any]], return_tensors: Literal["pt", "np"] = "pt") -> BatchFeature:
         """Batches what was encoded apart.

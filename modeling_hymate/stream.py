@@ -1,5 +1,6 @@
 """A patient followed event by event, in clinical units."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -63,6 +64,7 @@ class Stream:
         self.model = model.eval()
         self.feature_extractor = feature_extractor
         self.on_late = on_late
+        self._indices = {name: index for index, name in enumerate(feature_extractor.variables)}
         self._earlier: deque[tuple[StreamState, Events]] = deque(maxlen=snapshots)  # state before a call, its events
         self.state = self._start(static) if state is None else state
 
@@ -89,15 +91,9 @@ class Stream:
         Raises:
             ValueError: for bad events, as the feature extractor; and for a late one that cannot be taken.
         """
-        if isinstance(events, Mapping) and "time" in events and np.ndim(events["time"]) == 0:
-            events = {name: [item] for name, item in events.items()}
-        parsed = self.feature_extractor.parse(events)
-        if len(parsed) != 1:
-            raise ValueError(f"a stream follows one patient, but these are events of {len(parsed)} records")
-        calls, before, parsed = self._before(parsed)
-        features = self.feature_extractor.encode(parsed)
-        names = ("values", "times", "variable_ids", "value_mask")
-        inputs = {name: features[name].to(self.model.device) for name in names}
+        calls, before, parsed = self._before(self._parse(events))
+        device, features = self.model.device, self.feature_extractor.encode_events(parsed)
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in features.items()}
         outputs, self.state = self.model.stream(before, **inputs)
         for _ in range(calls):
             self._earlier.pop()
@@ -113,6 +109,32 @@ class Stream:
         asked = torch.tensor([scaled], device=self.model.device)
         outputs, _ = self.model.stream(self.state, prediction_time=asked)
         return self._answer(outputs, float(time))
+
+    def _parse(self, events: Any) -> Events:
+        if isinstance(events, Mapping) and "time" in events and np.ndim(events["time"]) == 0:
+            parsed = self._parse_one(events)
+            if parsed is not None:
+                return parsed
+            events = {name: [item] for name, item in events.items()}
+        parsed = self.feature_extractor.parse(events)
+        if len(parsed) != 1:
+            raise ValueError(f"a stream follows one patient, but these are events of {len(parsed)} records")
+        return parsed
+
+    def _parse_one(self, event: Mapping[str, Any]) -> Events | None:
+        """A plain event; None where the feature extractor must look at it, which also says what is wrong.
+
+        For its checks of columns an event takes a tenth of the time of a whole step."""
+        if event.keys() != {"time", "variable", "value"}:
+            return None
+        time, variable, value = event["time"], event["variable"], event["value"]
+        value = math.nan if value is None else value
+        index = self._indices.get(variable) if isinstance(variable, str) else None
+        if index is None or type(time) not in (int, float) or type(value) not in (int, float):
+            return None
+        if not 0 <= time < math.inf or math.isinf(value):
+            return None
+        return Events(np.array([0, 1]), np.array([float(time)]), np.array([index]), np.array([float(value)]))
 
     def _before(self, new: Events) -> tuple[int, StreamState, Events]:
         """How many calls to go back, the state to go on from, and the events to go on with: the new ones, and those of

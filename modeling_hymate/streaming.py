@@ -154,33 +154,42 @@ def advance_stream(model: Any, state: StreamState, new: SortedEvents, layers: An
     current = state.current
     if len(new.values) != len(current.last_time):
         raise ValueError(f"the state is of {len(current.last_time)} records, but values holds {len(new.values)}")
-    first, has_new, is_known = new.times[:, 0], new.mask[:, 0], current.num_events > 0
-    if new.mask.shape[1] == 1 and (has_new & ((first > current.last_time) | ~is_known)).all():
-        return StreamState(current, _advance(model, current, new, layers), new, state.static_embeds)
-    known = has_new & is_known
-    late = known & (first < current.last_time)
-    if late.any():
-        row = int(late.nonzero()[0])
+    is_single = new.mask.shape[1] == 1
+    arrivals = _arrivals(current, new)
+    if "late" in arrivals:
+        row = arrivals.index("late")
         raise ValueError(
-            f"an event of record {row} at the scaled time {first[row].item():g} is older than its latest, at "
+            f"an event of record {row} at the scaled time {new.times[row, 0].item():g} is older than its latest, at "
             f"{current.last_time[row].item():g}: a stream takes events in the order of their times"
         )
-    ties = known & (first == current.last_time)
-    start = current
-    if ties.any():  # those of the same time are read again, together with the new ones
-        start = state.settled.where(ties, current)
+    settled = current
+    if "tied" in arrivals:  # those of the same time are read again, together with the new ones
+        ties = torch.tensor([arrival == "tied" for arrival in arrivals], device=new.mask.device)
+        settled = state.settled.where(ties, current)
         again = replace(state.latest, mask=state.latest.mask & ties.unsqueeze(1))
         pairs = ((getattr(again, name), getattr(new, name)) for name in EVENT_FIELDS)
         values, times, variable_ids, mask, has_value = (torch.cat(pair, 1) for pair in pairs)
         new, _ = arrange_events(values, times, variable_ids, mask, has_value, model.config)
-    is_older = new.mask & (new.times < new.last_times.unsqueeze(1))
-    settled = _advance(model, start, _select(new, is_older), layers) if is_older.any() else start
-    latest = _select(new, new.mask & ~is_older)
-    current = _advance(model, settled, latest, layers)
-    if not has_new.all():
+    latest = new.mask
+    if not is_single:
+        latest = latest & (new.times == new.last_times.unsqueeze(1))
+        settled = _advance(model, settled, _select(new, new.mask & ~latest), layers)
+    new = _select(new, latest)
+    current = _advance(model, settled, new, layers)
+    if "none" in arrivals:
+        has_new = torch.tensor([arrival != "none" for arrival in arrivals], device=new.mask.device)
         settled, current = settled.where(has_new, state.settled), current.where(has_new, state.current)
-        latest = _latest_where(has_new, latest, state.latest)
-    return StreamState(settled, current, latest, state.static_embeds)
+        new = _latest_where(has_new, new, state.latest)
+    return StreamState(settled, current, new, state.static_embeds)
+
+
+def _arrivals(memory: StreamMemory, new: SortedEvents) -> list[str]:
+    """When the first new event of each record comes, seen from its latest: `late`, `tied` or `later`; or `none`."""
+    rows = (new.mask[:, 0], new.times[:, 0], memory.num_events, memory.last_time)
+    return [
+        "none" if not is_new else "later" if not known or time > last else "tied" if time == last else "late"
+        for is_new, time, known, last in zip(*(column.tolist() for column in rows), strict=True)
+    ]
 
 
 def observed_channels(memory: StreamMemory) -> torch.Tensor:
