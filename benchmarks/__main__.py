@@ -1,8 +1,6 @@
 """`make bench`: kernels and models against their peers, on this machine, in one run."""
 
 import argparse
-import platform
-import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -12,24 +10,12 @@ from tqdm import tqdm
 
 import hymate_native
 from benchmarks.kernels import SHAPES, machine_limits, mixer_table, scan_table
-from benchmarks.measure import titled_table
+from benchmarks.measure import processor, titled_table, write_section
 from benchmarks.models import LENGTHS, model_table, save_length_plots
 from hymate_training.files import write_file, write_json
 
 PACKAGES = ("hymate", "torch", "transformers", "mambapy")
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
-PAGE_HEAD = """# Speed on CPUs
-
-The scan, the layer and the whole model beside their peers, all measured in one run. `python -m benchmarks --write`
-wrote this page. Machines differ and are shared, so compare within a table, and run `make bench` on your own machine. A
-dash stands for what would take more than a minute, or more memory than the machine has. Shapes are batch x length x
-inner size x state size: S1 is 16 x 880 x 64 x 16, S2 16 x 880 x 128 x 16, S3 4 x 4096 x 128 x 16, S4
-1 x 32768 x 128 x 16 and S5 16 x 880 x 64 x 64.
-
-![Seconds over the number of events, for inference and for a training step](images/speed.png)
-
-## One run
-"""
 
 
 def main():
@@ -65,14 +51,7 @@ def main():
     print(text)
     if args.write:
         shutil.copy(plot, PAGE.parent / "images" / "speed.png")
-        write_file(PAGE, f"{PAGE_HEAD}\n{text}\n")
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    described = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", described.read_text()) if described.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
+        write_section(PAGE, "One run", text)
 
 
 def report(result: dict) -> str:

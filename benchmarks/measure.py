@@ -2,13 +2,15 @@
 
 import ctypes
 import gc
+import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hymate_training.files import markdown_table
+from hymate_training.files import markdown_table, write_file
 
 LINUX = sys.platform == "linux"
 
@@ -49,6 +51,22 @@ def _resident(field: str) -> int:
         if line.startswith(field):
             return int(line.split()[1])  # kB
     raise RuntimeError(f"/proc/self/status holds no {field}")
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    described = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", described.read_text()) if described.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_section(page: Path, title: str, text: str):
+    """Puts text under a heading of second rank: in place of what stands there, or at the end of the page."""
+    parts = re.split(r"(?m)^(?=## )", page.read_text(encoding="utf-8"))
+    section = f"## {title}\n\n{text}\n"
+    places = [at for at, part in enumerate(parts) if part.startswith(f"## {title}\n")] or [len(parts)]
+    parts[places[0] : places[0] + 1] = [section]
+    write_file(page, "\n".join(part.rstrip("\n") + "\n" for part in parts))
 
 
 def titled_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
