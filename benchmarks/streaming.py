@@ -3,10 +3,10 @@
     hymate prepare physionet2012 --raw DIR --output runs/physionet2012
     python -m benchmarks.streaming --data runs/physionet2012 --write
 
-One thread. The first table follows a simulated patient per length, each event at a time of its own; lengths take turns,
-so that whatever else the machine does falls on all of them. The second feeds real stays, whose events often share a
-time, event by event and predicts after each. XGBoost has the features of experiments/evidence, in two ways: all of them
-anew from the stay so far, and updated in place by the one event, which is the least that they can cost.
+One thread. The first table follows a simulated patient per length, each event at a time of its own; lengths take
+turns, so that whatever else the machine does falls on all of them. The second feeds real stays, whose events often
+share a time, event by event and predicts after each. XGBoost has the features of experiments/evidence, in two ways:
+all of them anew from the stay so far, and updated in place by the one event, which is the least that they can cost.
 """
 
 import argparse
@@ -126,8 +126,12 @@ def _events_of(
     """What `model.stream` takes, event by event."""
     standardized = extractor.standardize(ids, values).astype(np.float32)
     times = (hours / extractor.time_scale).astype(np.float32)
-    columns = {"values": np.nan_to_num(standardized), "times": times, "variable_ids": ids.astype(np.int64)}
-    columns["value_mask"] = ~np.isnan(standardized)
+    columns: dict[str, np.ndarray] = {
+        "values": np.nan_to_num(standardized),
+        "times": times,
+        "variable_ids": ids.astype(np.int64),
+        "value_mask": ~np.isnan(standardized),
+    }
     for at in range(len(hours)):
         yield {name: torch.from_numpy(column[at : at + 1].reshape(1, 1)) for name, column in columns.items()}
 

@@ -82,14 +82,19 @@ def arrange_events(
     check_shapes(**{name: (tensor, tuple(values.shape)) for name, tensor in named.items()})
     check_float32(values=values, times=times)
     tensors = (values, times, variable_ids.long(), mask.bool(), value_mask.bool())
-    *sorted_events, order, slots, counts, channel_ids, is_right = torch.ops.hymate.arrange_events(
+    # what is returned depends on the data, so that nothing could be traced here
+    *sorted_events, order, slots, counts, channel_ids, is_right = _arrange.run(
         *(tensor.contiguous() for tensor in tensors), num_variables
     )
     if not is_right:
         return None
-    lengths, channels, moved = counts
-    most = max(1, int(channels.max())) if len(channels) else 1
+    most, moved = counts[1:].amax(1).tolist() if len(values) else (0, 0)
     values, times, variable_ids, mask, value_mask = sorted_events
-    order = order if moved.any() else None
-    channel_ids = channel_ids[:, :most].contiguous()
-    return ArrangedEvents(values, times, variable_ids, mask, value_mask, order, slots, lengths, channel_ids)
+    channel_ids = channel_ids[:, : max(1, most)].contiguous()
+    return ArrangedEvents(
+        *(values, times, variable_ids, mask, value_mask),
+        order=order if moved else None,
+        slots=slots,
+        lengths=counts[0],
+        channel_ids=channel_ids,
+    )

@@ -9,15 +9,21 @@ from .scan import resolve_backend
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer may be read for its weight: one that an adapter (LoRA) wraps, that is quantized or pruned, that
     has hooks or whose `forward` is another (accelerate's offload replaces it) must be called."""
-    own = layer.__dict__  # read directly, since a stream asks for every layer at every event
-    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
-        return False
-    if "forward" in own or "_hf_hook" in own or not type(layer).__module__.startswith(_OUR_LAYERS):
+    own = layer.__dict__
+    for name in HOOKS:
+        if own[name]:
+            return False
+    for name in REPLACEMENTS:
+        if name in own:
+            return False
+    if not type(layer).__module__.startswith(_OUR_LAYERS):
         return False
     weight = own["_parameters"].get("weight")
     return weight is None or type(weight) is nn.Parameter
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+REPLACEMENTS = ("forward", "_hf_hook")  # attributes of a layer's own where another forward is called
 _OUR_LAYERS = ("torch.nn.modules.", __name__.rpartition(".")[0] + ".")
 
 

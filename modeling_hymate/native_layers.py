@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .native import is_plain, runs_natively
+from .native import HOOKS, REPLACEMENTS, is_plain, runs_natively
 from .scan import hymate_native
 
 
@@ -21,7 +21,10 @@ class _Layers:
             (module.__dict__["_modules"], name, child) for module in modules for name, child in module.named_children()
         ]
         # those that are not have no part in it, such as the activation, whose name is enough
-        self._plain = [module for module in modules if is_plain(module)]
+        plain = [module for module in modules if is_plain(module)]
+        # hooks and attributes as PyTorch keeps them, so that a look at all of them takes no longer than a kernel
+        self._hooks = [module.__dict__[name] for module in plain for name in HOOKS]
+        self._attributes = [module.__dict__.keys() for module in plain]
         self._parameters = [
             (module.__dict__["_parameters"], name, parameter, parameter.data_ptr())
             for module in modules
@@ -32,10 +35,11 @@ class _Layers:
         """Whether the model still consists of the same plain modules with the same memory. What is written into that
         memory in place counts at once."""
         return (
-            all(children[name] is child for children, name, child in self._children)
-            and all(map(is_plain, self._plain))
+            not any(self._hooks)
+            and all(names.isdisjoint(REPLACEMENTS) for names in self._attributes)
+            and all(children.get(name) is child for children, name, child in self._children)
             and all(
-                parameters[name] is parameter and parameter.data_ptr() == address
+                parameters.get(name) is parameter and parameter.data_ptr() == address
                 for parameters, name, parameter, address in self._parameters
             )
         )

@@ -139,7 +139,15 @@ def replace_forward(model):
     layer.forward = lambda states: 2 * torch.nn.Linear.forward(layer, states)
 
 
-@pytest.mark.parametrize("change", [write_in_place, replace_parameter, replace_module, add_hook, replace_forward])
+def parametrize_weight(model):
+    torch.nn.utils.parametrizations.weight_norm(model.hymate.fusion.projection)
+    model.hymate.fusion.projection.parametrizations.weight.original0.mul_(3)
+
+
+CHANGES = [write_in_place, replace_parameter, replace_module, add_hook, replace_forward, parametrize_weight]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
 def test_a_model_that_changes_is_followed_as_it_is(change):
     model = make_model(HyMaTEForSequenceClassification, num_statistic_bins=2)
