@@ -1,5 +1,7 @@
 // The kernels on channels and their tokens against plain loops in double precision; see check_kernels.cpp.
 #include "../../hymate_native/csrc/attention.h"
+#include "../../hymate_native/csrc/channel_memory.h"
+#include "../../hymate_native/csrc/channel_statistics.h"
 #include "../../hymate_native/csrc/channel_tokens.h"
 #include "../../hymate_native/csrc/fusion.h"
 #include "../../hymate_native/csrc/running_quantities.h"
@@ -14,6 +16,9 @@ int hymate_fusion_forward(const FusionArguments*);
 int hymate_fusion_backward(const FusionArguments*);
 int hymate_running_forward(const RunningArguments*);
 int hymate_running_backward(const RunningArguments*);
+int hymate_remember_channels(const MemoryArguments*);
+int hymate_recall_channels(const MemoryArguments*);
+int hymate_channel_statistics(const StatisticArguments*);
 int hymate_tokens_forward(const TokenArguments*);
 int hymate_tokens_backward(const TokenArguments*);
 }
@@ -239,6 +244,73 @@ void check_running(int64_t B, int64_t L, int64_t P, int64_t C, int64_t H, int64_
     check_gradient("scores", run, scores.exact, scores.grad, 1e-5);
 }
 
+// -------------------------------------------------------------------------------------- channel memory
+
+// What is known after events: what the kernel above says at that time.
+void check_memory(int64_t B, int64_t L, int64_t V, int64_t H, int64_t Q, int64_t threads) {
+    const std::vector<int64_t> lengths = some_lengths(B, L, true);
+    const std::vector<float> parts = random_floats(B * L * H, -1, 1), scores = random_floats(B * L * Q, -8, 8);
+    const std::vector<float> values = random_floats(B * L, -2, 2);
+    const std::vector<uint8_t> value_mask = random_mask(B * L, 0.8);
+    std::vector<float> times((size_t)(B * L)), now((size_t)B, (float)L);
+    std::vector<int64_t> slots((size_t)(B * L), -1), variables((size_t)(B * L), 0), ids((size_t)(B * (V + 1)), -1);
+    for (int64_t b = 0; b < B; ++b) {
+        for (int64_t i = 0; i < L; ++i) times[(size_t)(b * L + i)] = (float)(i / 2);
+        for (int64_t i = b * L; i < b * L + lengths[(size_t)b]; ++i)
+            slots[(size_t)i] = variables[(size_t)i] = (int64_t)(engine() % (uint64_t)V);
+        for (int64_t v = 0; v < V; ++v) ids[(size_t)(b * (V + 1) + v)] = v;  // and one of padding
+    }
+    const std::vector<double> half_life = {0.3, 2.0};
+    const int64_t S = kQuantities + kHalfLifeQuantities * 2, numbers = History::size(2);
+    std::vector<float> pooled((size_t)(B * V * H)), totals((size_t)(B * V * Q)), statistics((size_t)(B * V * S));
+    RunningArguments r{};
+    r.batch = B, r.length = L, r.predictions = 1, r.channels = V, r.width = H, r.queries = Q, r.half_lives = 2, r.threads = threads;
+    r.parts = parts.data(), r.scores = scores.data(), r.values = values.data(), r.times = times.data();
+    r.value_mask = value_mask.data(), r.slots = slots.data(), r.prediction_times = now.data(), r.half_life = half_life.data();
+    r.pooled = pooled.data(), r.totals = totals.data(), r.statistics = statistics.data();
+    failures += hymate_running_forward(&r) != kOk;
+
+    std::vector<float> sums((size_t)(B * V * (H + Q))), next_sums(sums.size());
+    Doubles history((size_t)(B * V * numbers)), next_history(history.size());
+    MemoryArguments m{};
+    m.batch = B, m.length = L, m.variables = V, m.width = H, m.queries = Q, m.half_lives = 2, m.threads = threads;
+    m.half_life = half_life.data(), m.parts = parts.data(), m.scores = scores.data(), m.values = values.data();
+    m.times = times.data(), m.value_mask = value_mask.data(), m.variable_ids = variables.data(), m.lengths = lengths.data();
+    m.sums = sums.data(), m.history = history.data(), m.new_sums = next_sums.data(), m.new_history = next_history.data();
+    failures += hymate_remember_channels(&m) != kOk;
+    std::vector<float> recalled((size_t)(B * (V + 1) * H)), described((size_t)(B * (V + 1) * S));
+    m.sums = next_sums.data(), m.history = next_history.data(), m.now = now.data(), m.channels = V + 1;
+    m.channel_ids = ids.data(), m.pooled = recalled.data(), m.quantities = described.data();
+    failures += hymate_recall_channels(&m) != kOk;
+    Error means, quantities;
+    for (int64_t cell = 0; cell < B * (V + 1); ++cell) {
+        const int64_t b = cell / (V + 1), v = cell % (V + 1);
+        for (int64_t h = 0; h < H; ++h)
+            means.add(v < V ? pooled[(size_t)((b * V + v) * H + h)] : 0, recalled[(size_t)(cell * H + h)]);
+        for (int64_t k = 0; k < S; ++k)
+            quantities.add(v < V ? statistics[(size_t)((b * V + v) * S + k)] : 0, described[(size_t)(cell * S + k)]);
+    }
+    printf("memory batch %d length %d variables %d width %d queries %d threads %d\n", (int)B, (int)L, (int)V, (int)H, (int)Q,
+           (int)threads);
+    report("means", means, 2e-6);
+    report("quantities", quantities, 0);
+
+    std::vector<float> scaled(described.size());
+    std::vector<uint8_t> present(described.size());
+    StatisticArguments s{};
+    s.cells = B * (V + 1), s.half_lives = 2, s.threads = threads, s.time_scale = 64;
+    s.quantities = described.data(), s.statistics = scaled.data(), s.present = present.data();
+    failures += hymate_channel_statistics(&s) != kOk;
+    Error ages;
+    for (int64_t cell = 0; cell < B * (V + 1); ++cell) {
+        const double hours = 64 * (double)described[(size_t)(cell * S + 2)];  // since the last event
+        const double age = std::fmin(4, std::log1p(hours) * 5 / std::log1p(64.0) - 2.5);
+        ages.add(age, scaled[(size_t)(cell * S + 13)]);
+        failures += present[(size_t)(cell * S + 13)] != (described[(size_t)(cell * S)] > 0);
+    }
+    report("ages", ages, 2e-6);
+}
+
 // -------------------------------------------------------------------------------------- channel tokens
 
 void check_channel_tokens(int64_t B, int64_t P, int64_t C, int64_t H, int64_t S, int64_t bins, int64_t threads) {
@@ -297,6 +369,10 @@ void check_tokens() {
     check_running(4, 17, 1, 3, 24, 3, 3);
     check_running(2, 30, 5, 2, 10, 1, 1);
     check_running(2, 0, 5, 2, 10, 1, 1);
+    check_memory(3, 40, 4, 32, 4, 2);
+    check_memory(4, 17, 3, 24, 3, 3);
+    check_memory(2, 30, 2, 10, 1, 1);
+    check_memory(2, 0, 2, 10, 1, 1);
     check_channel_tokens(3, 4, 5, 32, 7, 2, 2);
     check_channel_tokens(2, 1, 3, 70, 3, 4, 3);
     check_channel_tokens(1, 6, 2, 10, 2, 1, 1);
