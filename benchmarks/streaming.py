@@ -41,6 +41,14 @@ AT_A_TIME = 20  # events of one length in a row
 TREES = {"max_depth": 4, "min_child_weight": 5, "colsample_bytree": 0.3, "eta": 0.03, "subsample": 0.7}
 ROUNDS = 300
 PACKAGES = ("hymate", "torch", "xgboost-cpu", "numpy")
+INTRODUCTION = """\
+A stream takes one event and answers. `python -m benchmarks.streaming --data PREPARED --write` wrote this section:
+PREPARED is PhysioNet 2012 as `hymate prepare physionet2012` leaves it, and the model is `model_cards/hymate-
+physionet2012-mortality`. One thread, one patient. `model.stream` takes tensors, `hymate.Stream.add` a name and a
+number in clinical units. In the first table, events are simulated, each at a time of its own, and the four lengths
+take turns. In the second they are those of real stays, of which many share a time: the stream reads events of one time
+again, until the next time comes. XGBoost has the features of [evidence](evidence.md), with each event either updated
+in place, which is the least that they can cost, or computed anew from the stay so far."""
 
 
 def main():
@@ -54,7 +62,7 @@ def main():
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(args.checkpoint)
     checkpoint.model.eval()
-    tables = [_head(), length_table(checkpoint, args.events)]
+    tables = [INTRODUCTION, _head(), length_table(checkpoint, args.events)]
     if args.data:
         tables.append(stay_table(checkpoint, args.data, args.stays))
     text = "\n\n".join(tables)
@@ -80,7 +88,9 @@ def length_table(checkpoint: Checkpoint, num_events: int) -> str:
             patient.go_on(AT_A_TIME)
     rows = [[f"{length:,}", *patient.row()] for length, patient in followed.items()]
     columns = ("past events", "model.stream, µs: p50", "p99", "hymate.Stream.add, µs: p50", "p99", "state, bytes")
-    return titled_table("One event after many", columns, rows)
+    medians = [np.median(patient.seconds[0]) for patient in followed.values()]
+    ratio = f"The largest median of `model.stream` is {max(medians) / min(medians):.2f} times the smallest."
+    return f"{titled_table('One event after many', columns, rows)}\n\n{ratio}"
 
 
 class _Followed:
@@ -203,8 +213,13 @@ def stay_table(checkpoint: Checkpoint, data: Path, num_stays: int) -> str:
             seconds[name] += list(follow(checkpoint, booster, one))
     events = len(next(iter(seconds.values())))
     rows = [[name, *_percentiles(found), f"{1 / np.mean(found):,.0f}"] for name, found in seconds.items()]
-    title = f"{events:,} events of {num_stays} stays of PhysioNet 2012"
-    return titled_table(title, ("a prediction after each event by", "µs per event: p50", "p99", "events/s"), rows)
+    table = titled_table(
+        f"{events:,} events of {num_stays} stays of PhysioNet 2012",
+        ("a prediction after each event by", "µs per event: p50", "p99", "events/s"),
+        rows,
+    )
+    sizes = f"XGBoost: {ROUNDS} trees of depth {TREES['max_depth']} on {booster.num_features()} features."
+    return f"{table}\n\n{sizes}"
 
 
 def _fit_trees(train: TaskDataset, extractor: HyMaTEFeatureExtractor) -> xgboost.Booster:
