@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hymate_native.argument_checks import check_shapes
+from hymate_native.argument_checks import check_float32, check_shapes
 from hymate_native.attention_layer import layer_operator
 from hymate_native.channel_memory import check_memory, recall_operator, remember_operator
 from hymate_native.channel_statistics import statistics_operator
@@ -132,3 +132,4 @@ def _check_memory(layers, convolutions, scans, sums, history, batch):
     check_shapes(
         convolution=(convolutions, (*leading, conv_weight.shape[1] - 1)), scan=(scans, (*leading, A.shape[1]))
     )
+    check_float32(convolution=convolutions, scan=scans)

@@ -70,7 +70,11 @@ class Stream:
 
     def _start(self, static: Mapping[str, Any] | None) -> StreamState:
         nothing: dict[str, list] = {"time": [], "variable": [], "value": []}
-        events = self.feature_extractor.parse([nothing], dict(static) if static else None, allow_empty=True)
+        known: dict[str, Any] = {column["name"]: None for column in self.feature_extractor.static_columns}
+        for name in static or {}:
+            if name not in known:
+                raise ValueError(f"static has a column {name!r}, but the model knows {', '.join(known) or 'none'}")
+        events = self.feature_extractor.parse([nothing], known | dict(static or {}) or None, allow_empty=True)
         if not self.feature_extractor.static_columns:
             return self.model.start_stream()
         static_values = torch.from_numpy(self.feature_extractor.encode_static(events.static, 1))

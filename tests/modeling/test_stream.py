@@ -23,6 +23,9 @@ SHAPES = [
     {"num_attention_layers": 0, "num_static_features": 0},
     {"conv_kernel": 1, "num_mamba_layers": 1},
 ]
+needs_kernels = pytest.mark.skipif(
+    not hymate_native.is_available(), reason="the native kernels are not built: no C++ compiler"
+)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids="-".join)
 
 
@@ -94,7 +97,7 @@ def test_event_by_event(shape, head):
             assert_same_answer(outputs, model(**seen))
 
 
-@pytest.mark.skipif(not hymate_native.is_available(), reason="the native kernels are not built: no C++ compiler")
+@needs_kernels
 @shapes
 @torch.no_grad()
 def test_plain_pytorch_gives_the_same_answers_and_states(shape, monkeypatch):
@@ -159,6 +162,7 @@ def test_a_model_that_changes_is_followed_as_it_is(change):
     assert_same_answer(after, model(**inputs))
 
 
+@needs_kernels
 @torch.no_grad()
 def test_a_module_that_does_not_fit_is_refused():
     model = make_model(HyMaTEForSequenceClassification, num_statistic_bins=2)
@@ -169,6 +173,7 @@ def test_a_module_that_does_not_fit_is_refused():
         model.stream(start(model, inputs), **event_inputs(inputs))
 
 
+@needs_kernels
 @torch.no_grad()
 def test_a_state_of_another_model_is_refused():
     model, other = (
@@ -177,8 +182,12 @@ def test_a_state_of_another_model_is_refused():
     )
     inputs = event_inputs(random_batch(model.config))
     _, state = model.stream(model.start_stream(batch_size=3), **inputs)
+    later = inputs | {"times": inputs["times"] + 100}
     with pytest.raises(ValueError, match="scan must have the shape"):
-        other.stream(state, **inputs | {"times": inputs["times"] + 100})
+        other.stream(state, **later)
+    halved = {name: tensor.half() if "convolution" in name else tensor for name, tensor in state.to_dict().items()}
+    with pytest.raises(ValueError, match="convolution must be float32"):
+        model.stream(StreamState.from_dict(halved), **later)
 
 
 @torch.no_grad()
@@ -347,3 +356,11 @@ def test_streams_that_cannot_be(classifier, extractor):
         Stream(classifier, extractor, snapshots=0)
     with pytest.raises(ValueError, match="they do not belong together"):
         Stream(make_model(HyMaTEForSequenceClassification), extractor)
+    with pytest.raises(ValueError, match="static has a column 'age', but the model knows Age"):
+        Stream(classifier, extractor, static={"age": 71})
+
+
+def test_absent_static_columns_count_as_unknown(classifier, extractor):
+    answers = [Stream(classifier, extractor, static=static).ask(1) for static in (None, {}, {"Age": None})]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] != Stream(classifier, extractor, static={"Age": 71}).ask(1)
