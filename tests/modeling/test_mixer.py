@@ -35,6 +35,7 @@ def mixers(**overrides) -> tuple[HyMaTEMixer, MambaMixer]:
     """Ours and theirs with the same weights, none of them at its initial value."""
     config = tiny_config(**overrides)
     ours = HyMaTEMixer(config)
+    ours.init_weights()
     nn.init.normal_(ours.A_log)
     nn.init.normal_(ours.D)
     perturbed(ours)
