@@ -43,12 +43,13 @@ ROUNDS = 300
 PACKAGES = ("hymate", "torch", "xgboost-cpu", "numpy")
 INTRODUCTION = """\
 A stream takes one event and answers. `python -m benchmarks.streaming --data PREPARED --write` wrote this section:
-PREPARED is PhysioNet 2012 as `hymate prepare physionet2012` leaves it, and the model is `model_cards/hymate-
-physionet2012-mortality`. One thread, one patient. `model.stream` takes tensors, `hymate.Stream.add` a name and a
-number in clinical units. In the first table, events are simulated, each at a time of its own, and the four lengths
-take turns. In the second they are those of real stays, of which many share a time: the stream reads events of one time
-again, until the next time comes. XGBoost has the features of [evidence](evidence.md), with each event either updated
-in place, which is the least that they can cost, or computed anew from the stay so far."""
+PREPARED is PhysioNet 2012 as `hymate prepare physionet2012` leaves it, and the model is
+`model_cards/hymate-physionet2012-mortality`. One thread, one patient. `model.stream` takes tensors,
+`hymate.Stream.add` a name and a number in clinical units. In the first table, events are simulated, each at a time
+of its own, and the four lengths take turns. In the second they are those of real stays, of which many share a
+time: the stream reads events of one time again, until the next time comes. XGBoost has the features of
+[evidence](evidence.md), with each event either updated in place, which is the least that they can cost, or
+computed anew from the stay so far."""
 
 
 def main():
