@@ -20,10 +20,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of tables, figures and plots")
-    parser.add_argument("--quick", action="store_true", help="small shapes, few repetitions: does it run?")
-    parser.add_argument("--full", action="store_true", help="also the backward passes that take a minute")
-    parser.add_argument("--write", action="store_true", help="put the tables and the plot of time into docs/speed.md")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="Folder of tables, results and plots.")
+    parser.add_argument("--quick", action="store_true", help="Small shapes and few repetitions, to see that it runs.")
+    parser.add_argument("--full", action="store_true", help="Also time the backward passes that take a minute.")
+    parser.add_argument("--write", action="store_true", help="Put the tables and the plot of time into docs/speed.md.")
     args = parser.parse_args()
     budget = 0.05 if args.quick else 2.0
     shapes = {"tiny": (2, 64, 16, 4)} if args.quick else SHAPES

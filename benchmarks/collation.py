@@ -66,8 +66,8 @@ def records_per_second(dataset: TaskDataset, collator: TaskCollator, batch_size:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, help="prepared folder")
-    parser.add_argument("--task", help="its task")
+    parser.add_argument("--data", type=Path, help="Prepared folder.")
+    parser.add_argument("--task", help="Its task.")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--passes", type=int, default=5)
     args = parser.parse_args()

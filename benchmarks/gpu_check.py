@@ -30,9 +30,11 @@ BUDGETS = {
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu-check"), help="folder of JSON and Markdown")
-    parser.add_argument("--data", type=Path, help="prepared folder of PhysioNet 2012, for the fine-tune")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU in Triton's interpreter: does it run?")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu-check"), help="Folder of JSON and Markdown.")
+    parser.add_argument("--data", type=Path, help="Prepared folder of PhysioNet 2012, for the fine-tune.")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="Run on the CPU in Triton's interpreter, to see that it runs."
+    )
     parser.add_argument("--section", choices=BUDGETS, help=argparse.SUPPRESS)  # how it calls itself
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

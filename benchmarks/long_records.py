@@ -77,7 +77,7 @@ def measure(path: Path, window: tuple[int | None, int]) -> list[str]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("data", type=Path, help="prepared folder")
+    parser.add_argument("data", type=Path, help="Prepared folder.")
     parser.add_argument("--windows", type=int, nargs="+", default=[512, 2048, 8192, 32768])
     args = parser.parse_args()
     columns = ("events", "distinct codes", "vocabulary", "inference, s", "thousand events/s", "memory, MB")

@@ -59,7 +59,7 @@ def measure(raw: Path, output: Path) -> tuple[float, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("demo", type=Path, help="folder of the MIMIC-IV demo")
+    parser.add_argument("demo", type=Path, help="Folder of the MIMIC-IV demo.")
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args()
     table: list[list[object]] = [["copies", "rows", "seconds", "million rows/s", "memory, GB"]]

@@ -87,14 +87,14 @@ def binary_metrics(predicted: EvalPrediction) -> dict[str, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="prepared folder")
-    parser.add_argument("--task", default="in_hospital_mortality", help="a binary task of it")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--data", type=Path, help="Prepared folder.")
+    parser.add_argument("--task", default="in_hospital_mortality", help="A binary task of it.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder of the run.")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--gradient-accumulation-steps", type=int, default=1)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    parser.add_argument("--push-to", metavar="ORG/NAME", help="repository on the Hub for the best model")
-    parser.add_argument("--private", action="store_true", help="make that repository private")
+    parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint in --output.")
+    parser.add_argument("--push-to", metavar="ORG/NAME", help="Repository on the Hub for the best model.")
+    parser.add_argument("--private", action="store_true", help="Make that repository private.")
     args = parser.parse_args()
 
     data = args.data or args.output.with_name(f"{args.output.name}-data")

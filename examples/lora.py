@@ -36,11 +36,11 @@ def add_adapters(checkpoint: Path, task: TaskInfo, rank: int) -> PeftModel:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a pretrained model")
-    parser.add_argument("--data", type=Path, required=True, help="prepared folder")
-    parser.add_argument("--task", default="in_hospital_mortality", help="a binary task of it")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--rank", type=int, default=8, help="rank of the adapters")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="Folder of a pretrained model.")
+    parser.add_argument("--data", type=Path, required=True, help="Prepared folder.")
+    parser.add_argument("--task", default="in_hospital_mortality", help="A binary task of it.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder of the run.")
+    parser.add_argument("--rank", type=int, default=8, help="Rank of the adapters.")
     parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args()
 

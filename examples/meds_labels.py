@@ -49,8 +49,10 @@ def label_stays(events: pl.DataFrame) -> pl.DataFrame:
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, required=True, help="the MEDS data set, which holds data/ and metadata/")
-    parser.add_argument("--output", type=Path, required=True, help="folder of label shards to make, named as the task")
+    parser.add_argument("--raw", type=Path, required=True, help="The MEDS data set, which holds data/ and metadata/.")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="Folder of label shards to make, named as the task."
+    )
     args = parser.parse_args(arguments)
     shards = sorted((args.raw / "data").rglob("*.parquet"))
     if not shards:

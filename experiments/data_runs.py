@@ -1,4 +1,4 @@
-"""Every public source that is at hand from its download to a figure: prepared, fine-tuned, evaluated, each by the
+"""Every public source that is at hand from its download to its metrics: prepared, fine-tuned, evaluated, each by the
 command a user has for it. Writes the metrics into docs/data.md.
 
     python -m experiments.data_runs --data ../shared/data --output runs/data
@@ -15,8 +15,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.data_sources import SOURCES, Source, markdown, prepare, write_block
+from experiments.data_sources import SOURCES, Source, prepare, write_block
 from hymate_training.evaluation.metrics import metric_titles
+from hymate_training.files import markdown_table
 from hymate_training.fitting.state import STATE_FOLDER
 from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE
 
@@ -27,10 +28,10 @@ SPLIT = "validation"
 
 @dataclass(frozen=True)
 class Run:
-    """A task of a source, the figures shown of it, options of `hymate finetune`, and whether it is a demo's."""
+    """A task of a source, the metrics shown of it, options of `hymate finetune`, and whether it is a demo's."""
 
     task: str
-    figures: tuple[str, ...]
+    metrics: tuple[str, ...]
     options: tuple[str, ...]
     is_demo: bool = True
 
@@ -44,17 +45,17 @@ RUNS = {
     "mimic-iv": Run("in_hospital_mortality_24h", ("auroc", "auprc"), DEMO),
     # records of years: the model takes their latest events
     "meds": Run("long_stay", ("auroc", "auprc"), (*DEMO, "--max-events", "512")),
-    # one patient of the split died, of whom no figure can be made
+    # one patient of the split died, which is too few for a metric of mortality
     "eicu": Run("length_of_stay", ("mae", "spearman"), DEMO),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the prepared data and the runs")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of the downloads.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder of the prepared data and the runs.")
     args = parser.parse_args()
-    table = [["source", "task", "trained on", f"{SPLIT} split", "metrics, 95 % intervals", "what it shows"]]
+    table = [["source", "task", "trained on", f"{SPLIT} split", "metrics, 95% intervals", "what it shows"]]
     commands = []
     for source in (source for source in SOURCES if source.name in RUNS):
         raw = args.data / source.folder
@@ -62,7 +63,7 @@ def main() -> None:
             raise SystemExit(f"{source.reader}: {raw} is missing")
         commands += run(source, raw, args.output / source.reader)
         table.append(row(source, args.output / source.reader))
-    write_block("runs", "\n".join(["```", *commands, "```", "", *markdown(table)]))
+    write_block("runs", "\n".join(["```", *commands, "```", "", markdown_table(table)]))
 
 
 def run(source: Source, raw: Path, folder: Path) -> list[str]:
@@ -102,15 +103,15 @@ def row(source: Source, folder: Path) -> list[str]:
         size += f", {evaluation['positives']:,} positive"
     trained = f"{account['num_examples']['train']:,} predictions, {account['epochs']} epochs"
     if most := account["recipe"]["examples_per_record"]:
-        trained += f" of {most} a record"
+        trained += f" of {most} per record"
     titles = metric_titles(evaluation["problem_type"])
-    figures = []
-    for name in chosen.figures:
+    metrics = []
+    for name in chosen.metrics:
         value, interval = evaluation["metrics"][name], evaluation["confidence_intervals"][name]
         shown = "not defined" if value is None else f"{value:.3f}"
-        figures.append(f"{titles[name]} {shown}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+        metrics.append(f"{titles[name]} {shown}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
     shows = "proof of function, nothing of accuracy" if chosen.is_demo else "a small model after few epochs"
-    return [f"{source.reader}, {source.version}", chosen.task, trained, size, ", ".join(figures), shows]
+    return [f"{source.reader}, {source.version}", chosen.task, trained, size, ", ".join(metrics), shows]
 
 
 if __name__ == "__main__":

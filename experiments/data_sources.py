@@ -15,10 +15,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measure import replace_page
 from hymate_training.data.card import summary_tables
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.data.schema import DatasetInfo
+from hymate_training.files import markdown_table, write_file
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "data.md"
@@ -46,7 +45,7 @@ class Source:
 
 SOURCES = (
     Source("physionet2012", "physionet2012", "1.0.0, sets b and c"),
-    Source("physionet2019", "physionet2019", "1.0.0, 7,000 patients of hospital B"),
+    Source("physionet2019", "physionet2019", "1.0.0, 14,235 patients of hospital A and 7,000 of B"),
     Source("mimic-iv", "mimic-iv-demo-2.2", "demo 2.2"),
     Source("meds", "mimic-iv-demo-meds", "MIMIC-IV demo in MEDS 0.4", ("meds_labels.py", "long_stay")),
     Source("eicu", "eicu-demo", "demo 2.0.1, without bedside vitals"),
@@ -69,8 +68,10 @@ SOURCES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
-    parser.add_argument("--only", nargs="+", choices=[source.name for source in SOURCES], help="these sources alone")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of the downloads.")
+    parser.add_argument(
+        "--only", nargs="+", choices=[source.name for source in SOURCES], help="Sources to prepare (default: all)."
+    )
     args = parser.parse_args()
     for source in SOURCES:
         raw = args.data / source.folder
@@ -105,9 +106,9 @@ def prepare(source: Source, raw: Path, output: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def describe(source: Source, folder: Path, info: DatasetInfo, seconds: float, mebibytes: float) -> list[str]:
+def describe(source: Source, folder: PreparedFolder, seconds: float, mebibytes: float) -> list[str]:
     """The generated part of a source's section: what it holds, and its three tables."""
-    tables = summary_tables(folder, info)
+    info, tables = folder.info, summary_tables(folder)
     static = ", ".join(f"`{column.name}`" for column in info.static_columns) or "none"
     names = [f"`{name}`" for name in info.variables]
     variables = ", ".join(names) if len(names) <= 50 else f"{', '.join(names[:8])} and {len(names) - 8:,} more"
@@ -122,13 +123,8 @@ def describe(source: Source, folder: Path, info: DatasetInfo, seconds: float, me
     ]
     for rows in tables.values():
         if len(rows) > 1:
-            lines += [*markdown(rows), ""]
+            lines += [markdown_table(rows), ""]
     return [*lines, f"Prepared in {seconds:.1f} s with {mebibytes:,.0f} MiB of memory at its peak."]
-
-
-def markdown(rows: list[list[str]]) -> list[str]:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return [head, "|" + "---|" * len(rows[0]), *body]
 
 
 def write_block(name: str, text: str) -> None:
@@ -137,7 +133,7 @@ def write_block(name: str, text: str) -> None:
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(page):
         raise SystemExit(f"{PAGE} lacks the comments <!-- begin {name} --> and <!-- end {name} -->")
-    replace_page(PAGE, pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page))
+    write_file(PAGE, pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page))
 
 
 if __name__ == "__main__":

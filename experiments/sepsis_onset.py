@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from experiments.data_sources import markdown, write_block
+from experiments.data_sources import write_block
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
@@ -30,27 +30,29 @@ from hymate_training.evaluation.evaluation import alarm_gains
 from hymate_training.evaluation.metrics import format_report, paired_difference, report
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.utility import add_utility, best_threshold
-from hymate_training.files import write_json
+from hymate_training.files import markdown_table, write_json
 from hymate_training.inference.checkpoints import load_checkpoint
 from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEFeatureExtractor
 
 TASK, SPLITS = "sepsis_onset", ("validation", "test")
-FIGURES = {"auroc": "AUROC", "auprc": "AUPRC", "normalized_utility": "normalized utility"}
+SHOWN = {"auroc": "AUROC", "auprc": "AUPRC", "normalized_utility": "normalized utility"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="prepared folder of PhysioNet 2019")
-    parser.add_argument("--checkpoint", type=Path, help="fine-tuned model to compare; XGBoost alone without")
-    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/data.md")
+    parser.add_argument("--data", type=Path, required=True, help="Prepared folder of PhysioNet 2019.")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="Fine-tuned model to compare with XGBoost, which runs alone without it."
+    )
+    parser.add_argument("--output", type=Path, required=True, help="JSON to write.")
+    parser.add_argument("--threads", type=int, default=2, help="Threads of XGBoost (default: 2).")
+    parser.add_argument("--write", action="store_true", help="Put the tables into docs/data.md.")
     args = parser.parse_args()
     data = PreparedFolder(args.data)
     extractor = fit_feature_extractor(data)
     datasets = [load_task(data, TASK, split, extractor.variables) for split in SPLITS]
-    predictions = {}
+    predictions: dict[str, list[np.ndarray]] = {}
     if args.checkpoint:
         predictions["HyMaTE"] = hymate_probabilities(args.checkpoint, datasets)
     predictions["XGBoost"] = xgboost_probabilities(data, datasets, extractor, args.threads)
@@ -58,7 +60,8 @@ def main() -> None:
     thresholds = {name: best_threshold(gains[0], probabilities[0]) for name, probabilities in predictions.items()}
     result: dict[str, Any] = {"task": TASK, "splits": {}}
     for index, (split, dataset) in enumerate(zip(SPLITS, datasets, strict=True)):
-        found = result["splits"][split] = {"models": {}}
+        found: dict[str, Any] = {"models": {}}
+        result["splits"][split] = found
         samples = {
             name: LabeledPredictions("binary", dataset.labels, probabilities[index], groups=dataset.record_ids)
             for name, probabilities in predictions.items()
@@ -80,16 +83,16 @@ def main() -> None:
 
 def table(split: str, result: dict[str, Any]) -> list[str]:
     """The comparison in Markdown: one row per model, and the paired difference."""
-    cells = [["model", *FIGURES.values()]]
+    cells = [["model", *SHOWN.values()]]
     for name, evaluation in result["models"].items():
         values, intervals = evaluation["metrics"], evaluation["confidence_intervals"]
-        cells.append([name, *(_cell(values[figure], intervals[figure]) for figure in FIGURES)])
+        cells.append([name, *(_cell(values[metric], intervals[metric]) for metric in SHOWN)])
     if differences := result.get("difference"):
-        shown = (differences.get(figure) for figure in FIGURES)
+        shown = (differences.get(metric) for metric in SHOWN)
         cells.append(["difference", *(_cell(d["difference"], d["interval"], "+") if d else "" for d in shown)])
     sizes = next(iter(result["models"].values()))
     size = f"{sizes['n']:,} hours of {sizes['num_records']:,} patients, {sizes['positives']:,} of them positive"
-    return [f"{split.capitalize()} split: {size}; 95 % intervals.", "", *markdown(cells)]
+    return [f"{split.capitalize()} split: {size}; 95% intervals.", "", markdown_table(cells)]
 
 
 def _cell(value: float, interval: list[float], sign: str = "") -> str:
@@ -132,14 +135,14 @@ def xgboost_probabilities(
 
 
 def prefix_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:
-    """(predictions, features): for each variable six figures of its events up to the prediction, NaN without any."""
+    """(predictions, features): six statistics of each variable's events up to the prediction, NaN without any."""
     events, size = dataset.events, extractor.num_variables
     static = extractor.encode_static(events.static, len(events))
     features = np.full((len(dataset), 6 * size + 1 + static.shape[1]), np.nan, dtype=np.float32)
     features[:, -1 - static.shape[1]] = dataset.prediction_times
     features[:, features.shape[1] - static.shape[1] :] = static[dataset.rows]
     order = np.lexsort((dataset.prediction_times, dataset.rows))
-    latest, lowest, highest = (np.full(size, np.nan, dtype=np.float32) for _ in range(3))
+    latest, lowest, highest = (np.full(size, np.nan) for _ in range(3))
     seen, total, number = np.zeros(size), np.zeros(size), np.zeros(size)
     record, at, end = -1, 0, 0
     for row in order:

@@ -23,13 +23,19 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.evidence", description=__doc__)
-    parser.add_argument("--raw", type=Path, required=True, help="download of PhysioNet 2012, sets b and c")
-    parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="prepared folds and unfinished runs")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="these alone")
-    parser.add_argument("--percent", nargs="+", type=int, help="these percentages of the labels alone")
-    parser.add_argument("--folds", nargs="+", type=int, default=list(range(NUM_FOLDS)), help="these alone")
-    parser.add_argument("--threads", type=int, help="of each model (default: PyTorch's)")
-    parser.add_argument("--quick", action="store_true", help="one epoch, one fold, figures into --work: does it run?")
+    parser.add_argument("--raw", type=Path, required=True, help="Download of PhysioNet 2012, sets b and c.")
+    parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="Prepared folds and unfinished runs.")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="Models to run (default: all)."
+    )
+    parser.add_argument("--percent", nargs="+", type=int, help="Percentages of the labels to train on (default: all).")
+    parser.add_argument(
+        "--folds", nargs="+", type=int, default=list(range(NUM_FOLDS)), help="Folds to run (default: all)."
+    )
+    parser.add_argument("--threads", type=int, help="Threads of each model (default: PyTorch's).")
+    parser.add_argument(
+        "--quick", action="store_true", help="One epoch of one fold, results into --work, to see that it runs."
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -6,6 +6,7 @@ split, and returns probabilities in the order of `load_task`.
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def logistic_regression(folder: Path, seed: int, split: str = "test") -> np.ndar
     """L2-penalized logistic regression on `summary_features`, imputed by the median with indicators."""
     extractor, datasets = _load(folder, split)
     features = {name: summary_features(dataset, extractor) for name, dataset in datasets.items()}
-    candidates = []
+    candidates: list[tuple[float, int, Any]] = []
     for inverse_penalty in INVERSE_PENALTIES:
         model = make_pipeline(
             SimpleImputer(strategy="median", add_indicator=True),

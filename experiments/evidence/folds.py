@@ -36,7 +36,7 @@ def assign_folds(prepared: Path, output: Path) -> list[list[str]]:
 
 
 def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int, static: bool, output: Path) -> Path:
-    """A prepared folder whose test split is a fold, and of whose other stays 80 % train and 20 % stop training early.
+    """A prepared folder whose test split is a fold, and of whose other stays 80% train and 20% stop training early.
 
     With `percent` below 100, only so many of the training stays keep their labels; all keep their events, so that
     pretraining sees them. The labels of a smaller percentage are among those of a larger one. Without `static`, the

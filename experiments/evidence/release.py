@@ -35,8 +35,8 @@ COMPARED = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, required=True, help="download of PhysioNet 2012, sets b and c")
-    parser.add_argument("--work", type=Path, default=Path("runs/release"), help="prepared data and unfinished runs")
+    parser.add_argument("--raw", type=Path, required=True, help="Download of PhysioNet 2012, sets b and c.")
+    parser.add_argument("--work", type=Path, default=Path("runs/release"), help="Prepared data and unfinished runs.")
     args = parser.parse_args()
     data = args.work / "data"
     if not data.is_dir():

@@ -101,7 +101,7 @@ def findings(results: Results) -> str:
     """Whether the recipe beats the baselines, pretraining the random start, and the hybrid its parts."""
     return "\n\n".join(
         [
-            "The recipe is, with paired 95 % intervals,",
+            "The recipe is, with paired 95% intervals,",
             verdicts(results, "hymate", ("xgboost", "logistic_regression", "gru_d")),
             "After the short training, starting from a pretrained encoder is",
             verdicts(results, "pretrained", ("scratch",)),
@@ -157,7 +157,7 @@ def label_table(results: Results) -> str:
         found = {name: results.get((name, percent), {}) for name in FEW_LABELS}
         if found["pretrained"].keys() & found["scratch"].keys():
             shown = [mean_with_interval(units, "auroc") if units else "" for units in found.values()]
-            rows.append([f"{percent} %", *shown, *_differences(found["pretrained"], found["scratch"])])
+            rows.append([f"{percent}%", *shown, *_differences(found["pretrained"], found["scratch"])])
     header = (
         "labels",
         *(f"AUROC, {MODELS[name].title}" for name in FEW_LABELS),

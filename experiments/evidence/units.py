@@ -53,7 +53,8 @@ def run_unit(
     data = prepare_fold(prepared, folds, fold, percent, model.static, work / "data" / kind)
     started = time.perf_counter()
     if model.baseline is not None:
-        probabilities, about = model.baseline(data, fold), {}
+        probabilities = model.baseline(data, fold)
+        about: dict[str, Any] = {}
     else:
         output = work / "runs" / f"{name}-{percent}-fold{fold}"
         probabilities, about = finetune(model, data, percent, fold, work, output, quick)

@@ -30,6 +30,17 @@ def test_what_is_written_is_read(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
+def test_static_columns_may_stand_in_any_order(tmp_path):
+    shuffled = record_rows("d").select("sex", "age", "record_id", "value", "variable", "time")
+    written = [("train", record_rows("a", "b", "c")), ("validation", shuffled)]
+    info = replace(INFO, static_columns=INFO.static_columns[::-1], tasks=())
+    folder = PreparedFolder(write_folder(tmp_path / "out", written, info=info))
+    assert folder.info == info
+    assert folder.records("validation").column_names[-2:] == ["sex", "age"]
+    assert folder.records("validation")["age"].to_pylist() == record_rows("d")["age"].to_list()
+    assert datasets.load_dataset(str(folder.path), "records", split="train", cache_dir=str(tmp_path / "c")).num_rows == 3
+
+
 def test_a_split_that_is_absent_is_not_listed(tmp_path):
     folder = write_folder(tmp_path / "out")
     header = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])

@@ -10,11 +10,11 @@ from hymate_training.data.exports import Layout, read_events
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = commands.add_parser("list", help="print the vocabulary", description="Print the vocabulary.")
+    listing = commands.add_parser("list", help="Print the vocabulary.", description="Print the vocabulary.")
     listing.add_argument("--source", help="Show only the concepts that this source has, with its variables.")
     proposing = commands.add_parser(
         "suggest",
-        help="propose a concept for each variable of a table",
+        help="Propose a concept for each variable of a table.",
         description="Propose a concept for each variable of a table of events, by name, LOINC code, unit and values.",
     )
     proposing.add_argument(

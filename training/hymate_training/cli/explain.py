@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-records",
         type=int,
         default=NUM_RECORDS,
-        help=f"Number of records that are drawn for the cohort. Default: {NUM_RECORDS}.",
+        help=f"Number of records that are drawn for the cohort (default: {NUM_RECORDS}).",
     )
     parser.add_argument(
         "--record-id", nargs="+", default=[], metavar="ID", help="Also write a page about each of these records."
     )
     parser.add_argument(
-        "--window-hours", type=float, default=6.0, help="Width of the windows that occlusion removes. Default: 6."
+        "--window-hours", type=float, default=6.0, help="Width of the windows that occlusion removes (default: 6)."
     )
     parser.add_argument(
         "--card",
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_batches(parser, BATCH_SIZE)
     parser.add_argument(
-        "--seed", type=int, default=0, help="Seed of the drawn records, random orders and resamples. Default: 0."
+        "--seed", type=int, default=0, help="Seed of the drawn records, random orders and resamples (default: 0)."
     )
 
 

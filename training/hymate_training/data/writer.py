@@ -85,7 +85,7 @@ class PreparedFolderWriter:
 
         Args:
             split: name of the split.
-            frame: the columns of a record, static ones last; see `nest_events`.
+            frame: the columns of a record, in any order; see `nest_events`.
 
         Raises:
             ValueError: naming the record whose events are out of order, that has a time which is negative or not
@@ -96,9 +96,9 @@ class PreparedFolderWriter:
         static = {name: frame.schema[name].is_numeric() for name in names}
         if not self._static:
             self._static = {name: None if numeric else set() for name, numeric in static.items()}
-        if list(self._static) != names or any((self._static[n] is None) != numeric for n, numeric in static.items()):
+        if static != {name: categories is None for name, categories in self._static.items()}:
             raise ValueError(f"static columns {names} differ from those of the first shard, {list(self._static)}")
-        types = [pa.field(name, pa.float64() if numeric else pa.string()) for name, numeric in static.items()]
+        types = [pa.field(name, pa.float64() if static[name] else pa.string()) for name in self._static]
         where = f"records of split {split!r}"
         table = _to_arrow(frame, pa.schema([*EVENT_FIELDS, *types]), where)
 
@@ -166,13 +166,18 @@ class PreparedFolderWriter:
         if len(set(info.variables)) != len(info.variables):
             raise ValueError("variable names must be unique")
         described = {column.name: column for column in info.static_columns}
-        if list(described) != list(self._static):
-            raise ValueError(f"static columns written: {list(self._static)}, described: {list(described)}")
+        if set(described) != set(self._static):
+            raise ValueError(
+                f"static columns written: {sorted(self._static)}, described in static_columns: {sorted(described)}"
+            )
         for name, met in self._static.items():
             if (met is None) != (described[name].kind == "numeric"):
                 raise ValueError(f"static column {name!r} is described as {described[name].kind} and is not")
             if unknown := sorted((met or set()) - set(described[name].categories)):
-                raise ValueError(f"static column {name!r} holds {unknown[0]!r}, which is not among its categories")
+                raise ValueError(
+                    f"static column {name!r} holds {unknown[0]!r}, which is not among its categories, "
+                    f"{described[name].categories}; list all of them in StaticColumn"
+                )
         if set(info.tasks) != set(self._tasks):
             written, listed = (sorted(task.name for task in tasks) for tasks in (self._tasks, info.tasks))
             raise ValueError(f"tasks written: {written}, described: {listed}")

@@ -514,7 +514,7 @@ def _figure(value: float) -> str:
 
 
 def _level(bootstrap: Mapping) -> str:
-    return f"{100 * bootstrap.get('level', 0.95):.4g} %"
+    return f"{100 * bootstrap.get('level', 0.95):.4g}%"
 
 
 def _rounded(value: float) -> float:

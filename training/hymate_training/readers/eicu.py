@@ -255,7 +255,7 @@ def _describe(
         tasks=tasks,
         dropped={reason: count for reason, count in dropped.items() if count},
         split_description="By patient, those with a positive label of in_hospital_mortality and the others "
-        f"shuffled apart with seed {seed}: 80 % train, 10 % validation, 10 % test.",
+        f"shuffled apart with seed {seed}: 80% train, 10% validation, 10% test.",
         license="other",
         citation=CITATION,
         seed=seed,

@@ -147,7 +147,7 @@ def prepare(
             tasks=written.tasks,
             dropped={reason: count for reason, count in dropped.items() if count},
             split_description="By patient, those who die in an encounter and the others shuffled apart with seed "
-            f"{seed}: 80 % train, 10 % validation, 10 % test.",
+            f"{seed}: 80% train, 10% validation, 10% test.",
             license="other",
             citation=CITATION,
             seed=seed,

@@ -427,7 +427,7 @@ def _describe(
         static_columns=static_columns,
         tasks=tasks,
         dropped={reason: count for reason, count in dropped.items() if count},
-        split_description=f"Subjects, by a hash of seed {seed}: 80 % train, 10 % validation, 10 % test."
+        split_description=f"Subjects, by a hash of seed {seed}: 80% train, 10% validation, 10% test."
         if split_by_hash
         else "The data set's own: train, tuning (validation) and held_out (test).",
         license=str(metadata.get("license") or "unknown"),

@@ -21,7 +21,7 @@ from hymate_training.readers.store import EventStore
 
 SPLIT = {"train": 0.70, "validation": 0.15, "test": 0.15}
 STATIC = ("age", "gender", "first_careunit", "admission_type", "admission_location")
-SPLIT_DESCRIPTION = "Patients, shuffled with seed {}: 70 % train, 15 % validation, 15 % test."
+SPLIT_DESCRIPTION = "Patients, shuffled with seed {}: 70% train, 15% validation, 15% test."
 KEY_COLUMNS = ("source", "part", "itemid", "unit")
 
 MORTALITY = {

@@ -159,7 +159,7 @@ def prepare(
             tasks=written.tasks,
             dropped={reason: count for reason, count in dropped.items() if count},
             split_description=f"By person, those who die in a visit and the others shuffled apart with seed {seed}: "
-            "80 % train, 10 % validation, 10 % test.",
+            "80% train, 10% validation, 10% test.",
             license="other",
             citation=CITATION,
             seed=seed,

@@ -465,7 +465,7 @@ def _split(stays: pl.DataFrame, seed: int) -> dict[str, pl.DataFrame]:
 
 def _describe_split(letters: tuple[str, ...], seed: int) -> str:
     training = " and ".join(letter for letter in letters if letter != "a")
-    text = f"Set(s) {training}, shuffled with seed {seed}: 80 % train, 20 % validation."
+    text = f"Set(s) {training}, shuffled with seed {seed}: 80% train, 20% validation."
     if training != "b and c":
         text += " The protocol of STraTS uses sets b and c together; one of them was not there."
     if "a" in letters:

@@ -424,6 +424,6 @@ def _assign(patients: pl.DataFrame, split: str, seed: int) -> pl.Series:
 
 def _describe_split(hospitals: tuple[str, ...], split: str, seed: int) -> str:
     if split == "hospital":
-        return f"Hospital A, shuffled by patient with seed {seed}: 80 % train, 20 % validation. Hospital B: test."
+        return f"Hospital A, shuffled by patient with seed {seed}: 80% train, 20% validation. Hospital B: test."
     source = "Hospitals A and B" if len(hospitals) == 2 else f"Hospital {hospitals[0]} (the other was not there)"
-    return f"{source}, shuffled by patient with seed {seed}: 80 % train, 10 % validation, 10 % test."
+    return f"{source}, shuffled by patient with seed {seed}: 80% train, 10% validation, 10% test."
