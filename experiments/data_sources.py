@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def main() -> None:
 
 
 def prepare(source: Source, raw: Path, output: Path) -> tuple[float, float]:
-    """Runs `hymate prepare` in a process of its own; seconds and peak memory in MiB."""
+    """Runs `hymate prepare` in a process of its own; its seconds of processor time and its peak memory in MiB."""
     command = [sys.executable, "-m", "hymate_training", "prepare", source.reader, "--raw", str(raw), *source.options]
     if source.labels:
         script, task = source.labels
@@ -97,13 +96,12 @@ def prepare(source: Source, raw: Path, output: Path) -> tuple[float, float]:
         arguments = ["--raw", str(raw), "--output", str(labels)]
         subprocess.run([sys.executable, str(ROOT / "examples" / script), *arguments], check=True)
         command += ["--labels", str(labels)]
-    start = time.perf_counter()
     process = subprocess.Popen([*command, "--output", str(output)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def describe(source: Source, folder: PreparedFolder, seconds: float, mebibytes: float) -> list[str]:
@@ -124,7 +122,7 @@ def describe(source: Source, folder: PreparedFolder, seconds: float, mebibytes: 
     for rows in tables.values():
         if len(rows) > 1:
             lines += [markdown_table(rows), ""]
-    return [*lines, f"Prepared in {seconds:.1f} s with {mebibytes:,.0f} MiB of memory at its peak."]
+    return [*lines, f"Prepared with {seconds:.1f} s of processor time and {mebibytes:,.0f} MiB of memory at its peak."]
 
 
 def write_block(name: str, text: str) -> None:

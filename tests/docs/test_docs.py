@@ -17,7 +17,8 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 REAL_DATA = "tutorials/physionet2012.md"
 # pages whose code runs from top to bottom, as a reader would run it
 EXECUTED = ["index.md", "tutorials/first-model.md", "concepts/model.md", "how-to/own-data.md", "how-to/trainer.md"]
-EXECUTED += ["how-to/concepts.md", "how-to/hospital-exports.md"]
+EXECUTED += ["how-to/concepts.md", "how-to/hospital-exports.md", "how-to/explain.md", "reference/training.md"]
+EXECUTED += ["reference/prepared-folder.md"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -64,7 +65,7 @@ def test_all_python_is_executed():
 def test_commands_parse(page, monkeypatch):
     parsed = []
     for language, content in blocks(DOCS / page):
-        for command in commands(content) if language == "bash" else []:
+        for command in commands(content) if language.startswith("bash") else []:
             while "=" in command[0]:
                 command = command[1:]  # noqa: PLW2901 - variables of the environment come before the command
             if command[0] == "torchrun":

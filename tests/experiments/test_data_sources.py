@@ -19,7 +19,7 @@ def test_a_source_is_described_in_its_block_of_the_page(synthetic_folder, tmp_pa
     assert f"| train | {len(folder.records('train')):,} |" in text
     for task in folder.info.tasks:
         assert f"- `{task.name}`: {task.description}" in text
-    assert "Prepared in 1.2 s with 300 MiB" in text
+    assert "Prepared with 1.2 s of processor time and 300 MiB" in text
 
 
 def test_every_source_has_a_block():

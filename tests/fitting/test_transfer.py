@@ -117,7 +117,7 @@ def test_the_summary_says_how_many_of_each():
     transfer = compare_variables(extractor(KNOWN), extractor(OTHER))
     assert transfer.summary == (
         "variables that keep the checkpoint's weights: 4, that start fresh: 2 (ph, platelets), "
-        "that the data have not: 1 (glucose)"
+        "that the data lack: 1 (glucose)"
     )
 
 

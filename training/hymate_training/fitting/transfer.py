@@ -31,9 +31,9 @@ class Transfer:
     Attributes:
         shared: variables that keep their weights.
         fresh: variables that the checkpoint does not know.
-        left: variables of the checkpoint that the data have not.
+        left: variables of the checkpoint that the data lack.
         fresh_columns: static columns that the checkpoint does not know.
-        left_columns: static columns of the checkpoint that the data have not.
+        left_columns: static columns of the checkpoint that the data lack.
     """
 
     shared: tuple[str, ...]
@@ -49,11 +49,11 @@ class Transfer:
         if self.fresh:
             parts.append(f"that start fresh: {len(self.fresh)} ({_named(self.fresh)})")
         if self.left:
-            parts.append(f"that the data have not: {len(self.left)} ({_named(self.left)})")
+            parts.append(f"that the data lack: {len(self.left)} ({_named(self.left)})")
         if self.fresh_columns:
             parts.append(f"static columns that start fresh: {_named(self.fresh_columns)}")
         if self.left_columns:
-            parts.append(f"static columns that the data have not: {_named(self.left_columns)}")
+            parts.append(f"static columns that the data lack: {_named(self.left_columns)}")
         return ", ".join(parts)
 
 

@@ -23,7 +23,7 @@ CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE = "config.json", "preprocessor_config.
 RUN_FILE = "training_run.json"  # how a checkpoint came about
 EXPORT_FILE = "export.json"  # how the files are laid out and named that its data were read from; never pushed
 EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation on the validation split
-DOWNLOADED = ["*.json", "*.safetensors", "*.py", "README.md"]
+DOWNLOADED = ["*.json", "*.safetensors", "README.md"]  # and no code: that of the installed package runs
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LFS_POINTER = b"version https://git-lfs"
 

@@ -210,14 +210,14 @@ def _files(raw: Path) -> Iterator[tuple[str, BinaryIO]]:
         archives = sorted(raw.glob("*.zip"))
         if not paths and len(archives) == 1:
             yield from _files(archives[0])
-        for path in tqdm(paths, desc=f"reading {raw.name}", unit=" files", leave=False):
+        for path in tqdm(paths, desc=f"reading {raw.name}", unit=" files", leave=False, disable=None):
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 yield str(path), file  # type: ignore[misc]  # a GzipFile reads like any other
     elif raw.suffix == ".zip" and raw.is_file():
         try:
             with zipfile.ZipFile(raw) as archive:
                 members = [name for name in sorted(archive.namelist()) if _is_resources(name)]
-                for name in tqdm(members, desc=f"reading {raw.name}", unit=" files", leave=False):
+                for name in tqdm(members, desc=f"reading {raw.name}", unit=" files", leave=False, disable=None):
                     with archive.open(name) as member:
                         content = gzip.GzipFile(fileobj=member) if name.endswith(".gz") else member
                         yield f"{raw}: {name}", content  # type: ignore[misc]

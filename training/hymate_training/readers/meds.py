@@ -196,7 +196,7 @@ def _read_shards(
     read = partial(_read_shard, splits=splits, seed=seed)
     with ThreadPoolExecutor(workers) as executor:
         try:
-            for _ in tqdm(executor.map(read, *zip(*todo, strict=True)), total=len(todo), desc="shards", leave=False):
+            for _ in tqdm(executor.map(read, *zip(*todo, strict=True)), total=len(todo), desc="shards", leave=False, disable=None):
                 pass
         except BaseException:
             executor.shutdown(cancel_futures=True)
@@ -382,7 +382,7 @@ def _assemble(
     asked = pl.concat([pl.DataFrame(schema={"subject_id": pl.Int64, "time": pl.Float64})])
     asked = pl.concat([asked, *(rows.select("subject_id", "time") for rows in predictions)]).unique()
     first = [pl.DataFrame(schema={"subject_id": pl.Int64, "first": pl.Float32})]
-    for _, folder in tqdm(done, desc="writing records", unit=" shards", leave=False):
+    for _, folder in tqdm(done, desc="writing records", unit=" shards", leave=False, disable=None):
         events = pl.read_parquet(folder / "events.parquet")
         own = events.select("subject_id").unique()
         beginning = at_start.join(own, on="subject_id", how="semi").with_columns(time=pl.lit(0.0))

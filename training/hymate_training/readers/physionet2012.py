@@ -261,7 +261,7 @@ def _read_sets(sources: dict[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame, pl
     letters: list[str] = []
     for letter, source in sources.items():
         for name, content in tqdm(
-            read_members(source, _is_stay), desc=f"reading {source.name}", unit=" stays", leave=False
+            read_members(source, _is_stay), desc=f"reading {source.name}", unit=" stays", leave=False, disable=None
         ):
             record_id, where = PurePosixPath(name).stem, f"{source}: {name}"
             if record_id in files:
