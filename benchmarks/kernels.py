@@ -28,7 +28,7 @@ SHAPES = {
 
 
 def machine_limits() -> dict[str, float] | None:
-    """Exponentials and bytes a second that this machine reaches at most, on as many threads as PyTorch uses; None
+    """Exponentials and bytes per second that this machine reaches at most, on as many threads as PyTorch uses; None
     without a C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:

@@ -62,8 +62,8 @@ class HyMaTEConfig(PreTrainedConfig):
         measured_weight (`float`, defaults to 0.2): Weight, in the pretraining loss, of whether a variable is measured
             at all, beside what its next value is.
         pos_weight (`float`, `list[float]` or `None`, defaults to `None`): Weight of positives in the classification
-            loss: a number for binary tasks and for all labels of a multilabel task, or one weight a class
-            (`single_label_classification`) or label (`multi_label_classification`).
+            loss: a number for binary tasks and for all labels of a multilabel task, or one weight per
+            class (`single_label_classification`) or label (`multi_label_classification`).
         label_mean (`float`, defaults to 0.0): Mean of a regression's labels in the training data.
         label_deviation (`float`, defaults to 1.0): Their standard deviation. The model regresses standardized labels
             and returns them in their own unit.

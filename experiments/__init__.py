@@ -1,1 +1,1 @@
-"""What produces the figures of the documentation: cross-validation, releases, runs on each source."""
+"""What produces the numbers in the documentation: cross-validation, releases, runs on each source."""

@@ -7,7 +7,7 @@ from torch import nn
 class FeatureDropout(nn.Dropout):
     """Drops a feature in all events of a record together (Gal and Ghahramani, arXiv 1512.05287).
 
-    One number a record and feature is drawn, not one an event, which on CPUs would take a third of a training step.
+    One number per record and feature is drawn, not one per event, which on CPUs would take a third of a training step.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

@@ -115,12 +115,12 @@ def parse_events(
 
     Args:
         records: one of
-            - a long-format pandas or polars frame, or a mapping of its columns to lists: a row per event, columns
+            - a long-format pandas or polars frame, or a mapping of its columns to lists: one row per event, columns
               `time` (hours), `variable` (name or index) and `value` (number, or missing for an event without one),
               and `record_id` unless it is one record; static columns repeat their value within a record. Levels of
               a pandas index that have the names of such columns are read as columns;
             - one record as a mapping of those columns to lists, static columns beside them as single values;
-            - a mapping whose columns hold a list a record (a slice of a prepared data set);
+            - a mapping whose columns hold one list per record (a slice of a prepared data set);
             - a sequence of any mix of single records (mappings or frames), such as rows of a prepared data set.
         variables: known variables, in the order of their indices.
         static: static columns, where `records` does not hold them: a frame or mapping with `record_id` and the
@@ -323,12 +323,14 @@ def _flatten(records: Any, static_columns: Sequence[str]):
 
 
 def _unzip(columns: Mapping) -> list[dict]:
-    """Rows of a mapping whose columns hold an item a record."""
+    """Rows of a mapping whose columns hold one item per record."""
     size = len(columns["time"])
     for name, column in columns.items():
         if not _is_listlike(column) or len(column) != size:
             found = f"{len(column)} items" if _is_listlike(column) else f"a {type(column).__name__}"
-            raise ValueError(f"column {name!r} must hold one item a record, as 'time' does ({size}); it holds {found}")
+            raise ValueError(
+                f"column {name!r} must hold one item per record, as 'time' does ({size}); it holds {found}"
+            )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -338,7 +340,7 @@ def _constant(column: Any, name: str, record_id: Any) -> Any:
         return column.item() if hasattr(column, "item") else column
     found = {item for item in _column({name: column}, name).tolist() if not is_missing(item)}
     if len(found) > 1:
-        raise ValueError(f"column {name!r} must hold one value a record, but record {record_id!r} has {len(found)}")
+        raise ValueError(f"column {name!r} must hold one value per record, but record {record_id!r} has {len(found)}")
     return next(iter(found), None)
 
 

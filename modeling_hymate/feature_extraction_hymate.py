@@ -77,7 +77,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         for name in ("value_ranges", "value_medians", "value_means", "value_deviations"):
             if len(getattr(self, name)) != len(self.variables):
                 raise ValueError(
-                    f"{name} must have one entry a variable ({len(self.variables)}): {len(getattr(self, name))}"
+                    f"{name} must have one entry per variable ({len(self.variables)}): {len(getattr(self, name))}"
                 )
         if len(set(self.variables)) < len(self.variables):
             raise ValueError("variables must not repeat a name")

@@ -2,7 +2,7 @@
 
     python -m experiments.evidence --raw DIR
 
-Figures of finished units lie in experiments/evidence/results and are never computed twice; an interrupted unit goes
+Metrics of finished units lie in experiments/evidence/results and are never computed twice; an interrupted unit goes
 on where it stopped. Units are independent, so several processes may share them out: `--models`, `--folds`.
 """
 

@@ -3,7 +3,7 @@
     python -m experiments.evidence.release --raw DIR
 
 The encoder is pretrained and the classifier trained by the recipe `physionet2012` on the STraTS split of sets b and c,
-one seed, chosen in advance. The card's figures are those of the validation split, with the baselines beside them.
+one seed, chosen in advance. The card's metrics are those of the validation split, with the baselines beside them.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Tables of docs/evidence.md from the figures of finished units."""
+"""Tables of docs/evidence.md from the metrics of finished units."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Results = dict[tuple[str, int], dict[int, dict]]
 
 
 def read_results(folder: Path) -> Results:
-    """(model, percent of labels) -> fold -> a unit's figures."""
+    """(model, percent of labels) -> fold -> a unit's metrics."""
     results: Results = {}
     for path in sorted(folder.glob("*.json")):
         unit = json.loads(path.read_text())
@@ -65,7 +65,7 @@ def main_table(results: Results) -> str:
 
 
 def difference_table(results: Results, reference: str) -> str:
-    """A model less every other one, paired by fold and resample."""
+    """A model minus every other one, paired by fold and resample."""
     rows = [
         [MODELS[name].title, *_differences(results[reference, 100], units)]
         for (name, percent), units in _in_order(results)
@@ -151,7 +151,7 @@ def _differences(units: dict[int, dict], others: dict[int, dict]) -> list[str]:
 
 
 def label_table(results: Results) -> str:
-    """By percentage of the labels: figures of what is trained on them, and what pretraining gains."""
+    """By percentage of the labels: metrics of what is trained on them, and what pretraining gains."""
     rows = []
     for percent in (*PERCENTAGES, 100):
         found = {name: results.get((name, percent), {}) for name in FEW_LABELS}

@@ -1,4 +1,4 @@
-"""One unit of work: one model on one fold, its figures in a small JSON file."""
+"""One unit of work: one model on one fold, its metrics in a small JSON file."""
 
 import json
 import os
@@ -33,16 +33,16 @@ PACKAGES = ("hymate", "torch", "transformers", "xgboost-cpu", "scikit-learn")
 
 
 def result_path(results: Path, name: str, percent: int, fold: int) -> Path:
-    """Where a unit's figures lie."""
+    """Where a unit's metrics lie."""
     return results / f"{name}-{percent}-fold{fold}.json"
 
 
 def run_unit(
     name: str, percent: int, fold: int, prepared: Path, folds: list[list[str]], work: Path, results: Path, quick: bool
 ) -> None:
-    """Trains and evaluates unless the figures are there already.
+    """Trains and evaluates unless the metrics are there already.
 
-    The figures hold no record: the metrics of the test split, and those of bootstrap resamples of it, the same for
+    They hold no record: the metrics of the test split, and those of bootstrap resamples of it, the same for
     every model, so that two models' differences have paired intervals.
     """
     path = result_path(results, name, percent, fold)

@@ -1,4 +1,4 @@
-// Products of a tall matrix (one row an event) with a small one, in float32: what a Mamba layer's projections are.
+// Products of a tall matrix (one row per event) with a small one, in float32: what a Mamba layer's projections are.
 //
 // BLAS libraries are made for large square matrices, and PyTorch's (MKL) leaves AVX-512 alone on processors that are
 // not Intel's. Here the small matrix stays in the cache, and a tile of the result in registers.

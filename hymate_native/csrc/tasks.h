@@ -54,7 +54,7 @@ struct Column {
     }
 };
 
-// A column of rows that will be needed soon. The kernels touch one of its rows a step while they compute, so that
+// A column of rows that will be needed soon. The kernels touch one of its rows per step while they compute, so that
 // memory is busy all the time instead of only between two stretches of arithmetic.
 struct Ahead {
     const char* row;

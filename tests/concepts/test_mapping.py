@@ -130,7 +130,10 @@ def test_a_unit_that_does_not_fit_the_range_is_refused_by_name(own, capsys):
         (lambda text: text.replace("0.011312", "often"), "row 3: 'Kreatinin': factor 'often' is neither a number nor"),
         (lambda text: text.replace("0.011312", "0"), "row 3: 'Kreatinin': factor must be a number other than 0"),
         (lambda text: text.replace("0.011312", "nan"), "row 3: 'Kreatinin': factor must be a number other than 0"),
-        (lambda text: text.replace("[degF]", "").replace("°F", "K"), "row 2: 'Temp': unit 'K' is none of body_temp"),
+        (
+            lambda text: text.replace("[degF]", "").replace("°F", "K"),
+            "row 2: 'Temp': unit 'K' is not one of body_temp",
+        ),
         (lambda text: text.replace("Kreatinin,mg/dL", "Kreatinin,umol/L"), "row 3: variable and unit occur twice"),
         (lambda text: text.replace("Mood", ""), "row 6: variable is missing"),
         (lambda text: text.replace("concept,factor", "concept,times"), "lacks the column 'factor'"),

@@ -141,7 +141,7 @@ def test_a_layout_names_columns_and_leaves_others_out(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("columns: {patient: PAT}", "'patient' is none of record_id"),
+        ("columns: {patient: PAT}", "'patient' is not one of record_id"),
         ("columns: [record_id]", "columns must map roles to columns"),
         ("zone: Berlin", "must hold columns, files and time_zone"),
         ("columns: {", "must hold columns, files and time_zone"),

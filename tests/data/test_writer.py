@@ -38,7 +38,9 @@ def test_static_columns_may_stand_in_any_order(tmp_path):
     assert folder.info == info
     assert folder.records("validation").column_names[-2:] == ["sex", "age"]
     assert folder.records("validation")["age"].to_pylist() == record_rows("d")["age"].to_list()
-    assert datasets.load_dataset(str(folder.path), "records", split="train", cache_dir=str(tmp_path / "c")).num_rows == 3
+    assert (
+        datasets.load_dataset(str(folder.path), "records", split="train", cache_dir=str(tmp_path / "c")).num_rows == 3
+    )
 
 
 def test_a_split_that_is_absent_is_not_listed(tmp_path):

@@ -244,8 +244,8 @@ def test_outputs_that_would_destroy_something_are_refused(
     (tmp_path / "annotated" / "figures" / "mine.txt").write_text("x")
     (tmp_path / "link").symlink_to(checkpoint)
     for output, message in (
-        (tmp_path, "holds something else than a report (annotated/"),
-        (tmp_path / "annotated", "holds something else than a report (figures/mine.txt)"),
+        (tmp_path, "holds something other than a report (annotated/"),
+        (tmp_path / "annotated", "holds something other than a report (figures/mine.txt)"),
         (tmp_path / "thesis.txt", "is a file"),
         (checkpoint, "lies where the model or the records are read from"),
         (checkpoint / "report", "lies where the model or the records are read from"),

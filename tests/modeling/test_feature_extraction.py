@@ -354,7 +354,7 @@ BASE = {
         ({"time": None}, "lacks the column 'time'; it has 'record_id', 'variable', 'value'"),
         ({"variable": None}, "lacks the column 'variable'"),
         ({"value": None}, "lacks the column 'value'"),
-        ({"age": [60.0, 61.0, 5.0]}, "column 'age' must hold one value a record, but record 'x' has 2"),
+        ({"age": [60.0, 61.0, 5.0]}, "column 'age' must hold one value per record, but record 'x' has 2"),
         ({"age": ["old", "old", "5"]}, "static column 'age' must hold numbers"),
         ({"unit": ["attic", "attic", "surgery"]}, "static column 'unit': 'attic' is not one of 'medicine', 'surgery'"),
     ],
@@ -375,12 +375,12 @@ def test_errors_name_the_place(extractor, make, change, message):
         ([BASE | {"record_id": "x"}, {"time": [], "variable": [], "value": []}], "record '1' has no events"),
         (5, "records must be a frame, a mapping or a sequence of them, got int"),
         ("events.csv", "record 0 must be a mapping or a frame, got str"),
-        ([pl.DataFrame(BASE)], "column 'record_id' must hold one value a record, but record 0 has 2"),
+        ([pl.DataFrame(BASE)], "column 'record_id' must hold one value per record, but record 0 has 2"),
         ({"time": 1.0, "variable": ["lactate"], "value": [1]}, "column 'time' must hold a list, got float"),
         ({"time": [1.0, 2.0], "variable": ["lactate"], "value": [1]}, "record '0': columns differ in length"),
         (
             {"time": [[1.0], [2.0]], "variable": [["lactate"], ["lactate"]], "value": [[1.0]]},
-            "column 'value' must hold one item a record, as 'time' does .2.; it holds 1 items",
+            "column 'value' must hold one item per record, as 'time' does .2.; it holds 1 items",
         ),
         (BASE | {"value": [1.0]}, "columns differ in length"),
         (
@@ -466,8 +466,8 @@ def test_return_tensors(extractor):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variables": ["a", "a"]}, "variables must not repeat|must have one entry a variable"),
-        ({"value_means": [0.0]}, r"value_means must have one entry a variable \(5\): 1"),
+        ({"variables": ["a", "a"]}, "variables must not repeat|must have one entry per variable"),
+        ({"value_means": [0.0]}, r"value_means must have one entry per variable \(5\): 1"),
         ({"time_scale": 0}, "time_scale must be positive, got 0"),
         ({"time_scale": math.nan}, "time_scale must be positive, got nan"),
     ],

@@ -303,11 +303,11 @@ def altered(index: int, **cells: Any) -> Callable[[Resources], Resources]:
         (lambda resources: [*resources, resources[2]], "encounter e1 occurs twice"),
         (lambda resources: [one for one in resources if one["resourceType"] != "Patient"], "holds no Patient"),
         (lambda resources: [one for one in resources if one["resourceType"] != "Encounter"], "no encounter has a"),
-        (lambda resources: [*resources, {"id": "x"}], "is no FHIR resource"),
+        (lambda resources: [*resources, {"id": "x"}], "is not a FHIR resource"),
     ],
 )
 def test_broken_resources_are_one_clear_message_and_no_output(change, message, tmp_path):
-    form = "bundles" if message == "is no FHIR resource" else "ndjson"
+    form = "bundles" if message == "is not a FHIR resource" else "ndjson"
     resources = change(make_resources())
     if form == "bundles":
         write(tmp_path / "raw", resources[:-1])

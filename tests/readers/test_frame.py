@@ -310,7 +310,7 @@ BAD_STATIC = [
     ),
     (lambda f: f.with_columns(patient_id=pl.lit(None, pl.String)), r"row 1: patient_id is missing"),
     (lambda f: f.with_columns(patient_id=pl.lit("one")), r"1 patient\(s\) are too few"),
-    (lambda f: f.with_columns(time=pl.lit(1.0)), r"'time' is no name for a static column"),
+    (lambda f: f.with_columns(time=pl.lit(1.0)), r"'time' cannot be the name of a static column"),
 ]
 SPELLINGS = {
     "two cases": (["Male", "male", "Female"], "'Male' and 'male'"),

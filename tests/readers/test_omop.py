@@ -335,7 +335,7 @@ def test_wrong_arguments_are_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             omop.prepare(tmp_path, tmp_path / "out", **arguments)
     write(tmp_path / "raw", make_tables())
-    with pytest.raises(ValueError, match="no variable is met in 100 training records"):
+    with pytest.raises(ValueError, match="no variable occurs in 100 training records"):
         omop.prepare(tmp_path / "raw", tmp_path / "out", min_records=100)
 
 

@@ -198,7 +198,7 @@ def _stated_conversion(concept: Concept, unit: str, factor: str, vocabulary: Voc
         return Conversion(number, offset)
     conversion = vocabulary.conversion(concept, unit)
     if conversion is None:
-        raise ValueError(f"unit {unit!r} is none of {concept.name}: {accepted}; give a factor")
+        raise ValueError(f"unit {unit!r} is not one of {concept.name}'s ({accepted}); give a factor")
     return conversion
 
 

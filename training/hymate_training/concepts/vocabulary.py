@@ -100,7 +100,7 @@ class Vocabulary:
             ValueError: if there is none.
         """
         if name not in self.concepts:
-            raise ValueError(f"{name!r} is no concept of the vocabulary; `hymate concepts list` shows them")
+            raise ValueError(f"{name!r} is not a concept of the vocabulary; `hymate concepts list` shows them")
         return self.concepts[name]
 
     def conversion(self, concept: Concept, unit: str | None) -> Conversion | None:

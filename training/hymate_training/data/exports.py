@@ -70,12 +70,12 @@ class Layout:
             if not isinstance(columns, Mapping):
                 raise ValueError(f"layout: columns must map roles to columns, not {columns!r}")
             if unknown := sorted(set(columns) - set(ROLES)):
-                raise ValueError(f"layout: {unknown[0]!r} is none of {', '.join(ROLES)}")
+                raise ValueError(f"layout: {unknown[0]!r} is not one of {', '.join(ROLES)}")
         if self.time_zone is not None:
             try:
                 pl.Series([], dtype=pl.Datetime("us")).dt.replace_time_zone(self.time_zone)
             except pl.exceptions.PolarsError as error:
-                raise ValueError(f"layout: {self.time_zone!r} is no time zone such as Europe/Berlin") from error
+                raise ValueError(f"layout: {self.time_zone!r} is not a time zone such as Europe/Berlin") from error
 
     @classmethod
     def read(cls, path: str | Path) -> "Layout":

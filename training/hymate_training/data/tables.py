@@ -225,7 +225,9 @@ def read_csv_pieces(
         present = {name: kind for name, kind in columns.items() if name in names}
         with (
             path.open("rb") as raw,
-            tqdm.wrapattr(raw, "read", total=path.stat().st_size, desc=f"reading {path.name}", leave=False, disable=None) as watched,
+            tqdm.wrapattr(
+                raw, "read", total=path.stat().st_size, desc=f"reading {path.name}", leave=False, disable=None
+            ) as watched,
             pa.input_stream(pa.PythonFile(watched, "r"), compression="gzip" if packed else None) as text,
             csv.open_csv(
                 text,

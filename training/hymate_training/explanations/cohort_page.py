@@ -41,7 +41,7 @@ def write_cohort_page(
     Args:
         folder: where to write.
         explainer: the model and the output that is explained.
-        cohort: the records. Of fewer than `SMALLEST_GROUP` no figures are made.
+        cohort: the records. Of fewer than `SMALLEST_GROUP` no pictures are made.
         links: name of a record -> its page, for those that have one.
         account: what the page says about model, data and settings, by heading.
         window_hours: width of occlusion's windows.
@@ -94,7 +94,7 @@ def _explained(
 
 
 def cohort_tables(assessment: Mapping[str, Any]) -> dict[str, Markup]:
-    """The tables of the faithfulness figures."""
+    """The tables of the faithfulness tests."""
     summary, scale = assessment["perturbation"], assessment["scale"]
     areas: list[tuple] = [("order", "deletion", "over random", "insertion", "over random")]
     for name in summary["deletion"]:

@@ -8,7 +8,7 @@
   resemble those of the trained one; a method that passes over the weights explains the data, not the model.
 - True drivers: where the outcome was simulated, whether the variables that drive it come first.
 
-All figures are means over records with percentile bootstrap intervals over records.
+All numbers are means over records with percentile bootstrap intervals over records.
 """
 
 from collections.abc import Mapping, Sequence
@@ -290,7 +290,7 @@ def assess(
         progress: show progress bars.
 
     Returns:
-        `num_records`; `unit` and `scale` of the figures of the prediction; `verdicts` (method -> verdict);
+        `num_records`; `unit` and `scale` of the numbers of the prediction; `verdicts` (method -> verdict);
         `perturbation` (`summarize_curves`); `agreement`; `randomized_weights` (`randomization_check`); `drivers`
         (method -> `driver_precision`); `variable_shares` (method -> variable -> mean with interval); `bootstrap`.
     """

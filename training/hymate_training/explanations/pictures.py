@@ -43,10 +43,10 @@ class Picture:
 
     def save(self, folder: Path) -> Markup:
         """Writes `{name}.png` and `{name}.svg` into `folder`; returns the HTML that shows the figure."""
-        # without dates and random identifiers, so that the same figures give the same files
+        # without dates and random identifiers, so that the same numbers give the same files
         with rc_context({"svg.hashsalt": self.name, "svg.fonttype": "path"}):
             if (engine := self.figure.get_layout_engine()) is not None:
-                engine.execute(self.figure)  # once, not once a file
+                engine.execute(self.figure)  # once, not once per file
                 self.figure.set_layout_engine(None)
             drawn = io.BytesIO()
             self.figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})

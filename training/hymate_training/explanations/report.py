@@ -178,7 +178,8 @@ def check_output(output: Path, sources: Sequence[Path]) -> None:
     foreign = [name for name in held if not PARTS.fullmatch(name)]
     if held and (foreign or EXPLANATION_FILE not in held):
         raise ValueError(
-            f"{output} holds something else than a report ({(foreign or held)[0]}): name a folder that is new or empty"
+            f"{output} holds something other than a report ({(foreign or held)[0]}): "
+            "name a folder that is new or empty"
         )
 
 

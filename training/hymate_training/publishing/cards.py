@@ -1,7 +1,7 @@
 """Model cards: everything a card says about a model comes from the files that its run left in the folder.
 
 `training_run.json` is the account that pretraining and fine-tuning leave, `evaluation*.json` are the reports of
-`hymate evaluate` that lie beside it. A section whose data is missing says so. The text around the figures is the
+`hymate evaluate` that lie beside it. A section whose data is missing says so. The text around the numbers is the
 template `templates/model_card.md.j2`.
 """
 
@@ -69,7 +69,7 @@ OUTPUTS = {
 def write_model_card(folder: str | Path) -> Path:
     """Writes README.md into a checkpoint's folder, from what lies in it; returns its path.
 
-    The YAML header holds the figures in `model-index` form. An earlier card is replaced.
+    The YAML header holds the metrics in `model-index` form. An earlier card is replaced.
 
     Raises:
         ValueError: if the folder is no checkpoint, or a file in it is not what it should be.
@@ -415,7 +415,7 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
         figures.append(f"Not defined: {'; '.join(undefined)}.")
     if evaluation.get("split") == "validation" and run.get("best_step"):
         figures.append(
-            "This split also chose the weights, so its figures are somewhat better than those of new records."
+            "This split also chose the weights, so its metrics are somewhat better than those of new records."
         )
     if evaluation.get("per_label"):
         figures.append("Each label against the rest:")
@@ -433,7 +433,7 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
         )
     shares = list(evaluation.get("variable_shares", {}).items())[:SHOWN_SHARES]
     return {
-        "title": title or "Figures",
+        "title": title or "Metrics",
         "figures": [paragraph for paragraph in figures if paragraph],
         "calibration": calibration,
         "subgroups": subgroups,

@@ -100,7 +100,7 @@ def published(name: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_small(report: Mapping[str, Any]) -> bool:
-    """Whether a group's figures could tell about a single patient, or were taken out because they could."""
+    """Whether a group's numbers could tell about a single patient, or were taken out because they could."""
     return report["num_records"] is None or report["num_records"] < SMALLEST_GROUP
 
 
@@ -145,7 +145,7 @@ def check_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
             if metadata not in ({}, {"format": "pt"}):
                 raise Refused("carries metadata beside the tensors")
             if unknown := sorted(names - set(expected)):
-                raise Refused(f"holds {len(unknown)} tensors that are no weights of the model")
+                raise Refused(f"holds {len(unknown)} tensors that are not weights of the model")
             if missing := sorted(set(expected) - names):
                 raise Refused(f"lacks weights of the model, {missing[0]} first")
             for name, weight in expected.items():
@@ -153,7 +153,7 @@ def check_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
                 if tensor.shape != weight.shape or tensor.is_floating_point() != weight.is_floating_point():
                     raise Refused(f"{name} has the shape {tuple(tensor.shape)}, the model's {tuple(weight.shape)}")
                 if not tensor.isfinite().all():
-                    raise Refused(f"{name} holds values that are no finite numbers")
+                    raise Refused(f"{name} holds values that are not finite numbers")
     except (SafetensorError, OSError, ValueError, struct.error, RecursionError) as error:
         if isinstance(error, Refused):
             raise
@@ -197,7 +197,7 @@ def check_png(path: Path) -> None:
     """Refused unless a file is a PNG picture as matplotlib writes it, without text and with nothing after its end."""
     content = path.read_bytes()
     if not content.startswith(PNG_SIGNATURE):
-        raise Refused("is no PNG picture")
+        raise Refused("is not a PNG picture")
     at = len(PNG_SIGNATURE)
     kind = b""
     while at < len(content) and kind != b"IEND":
@@ -232,7 +232,7 @@ def check_text(path: Path) -> str:
     if re.search(r"<[a-zA-Z/!]|&#?\w+;|!\[|data:", prose):
         raise Refused("holds HTML or pictures: write Markdown")
     if any(not (letter.isprintable() or letter in "\n\t") for letter in text):
-        raise Refused("holds letters that are not printed")
+        raise Refused("holds characters that cannot be printed")
     if any(len(word) > LONGEST_WORD for word in text.split()):
         raise Refused(f"holds a word of more than {LONGEST_WORD} letters")
     if len(re.findall(r"\d+(?:[.,]\d+)*", text)) > MOST_NUMBERS:
@@ -248,6 +248,6 @@ def check_place(folder: Path, name: str) -> None:
     if folder.resolve() not in path.resolve().parents:
         raise Refused("is a link that leads out of the folder")
     if not path.is_file():
-        raise Refused("is a link that leads nowhere" if path.is_symlink() else "is no regular file")
+        raise Refused("is a link that leads nowhere" if path.is_symlink() else "is not a regular file")
     if path.suffix != ".safetensors" and path.stat().st_size > LARGEST[path.suffix.lstrip(".")]:
         raise Refused("is larger than such a file can be")

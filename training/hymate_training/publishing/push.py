@@ -150,7 +150,7 @@ def plan_push(folder: str | Path) -> Plan:
     """Decides what of a checkpoint's folder is uploaded.
 
     The weights, `config.json` and `preprocessor_config.json`; the account of the training, evaluations and their
-    plots, without figures of small groups; the model card, freshly rendered where there is none; `notes.md`, which
+    plots, without numbers of small groups; the model card, freshly rendered where there is none; `notes.md`, which
     the card takes in, and `LICENSE`; and the code of the installed package.
 
     Raises:
@@ -169,7 +169,7 @@ def plan_push(folder: str | Path) -> Plan:
     if problems:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(problems.items()))
         raise ValueError(
-            f"{folder} is not pushed, since not all in it is known to tell nothing about single patients:\n{listed}\n"
+            f"{folder} is not pushed, since some of its files may tell about single patients:\n{listed}\n"
             "Move these files elsewhere, or save the model and its feature extractor to a folder of their own."
         )
     uploaded |= package_code()
@@ -196,7 +196,7 @@ def _inspect(folder: Path, files: list[str], problems: dict[str, str]) -> dict[s
                 if plots.get(name, True):
                     uploaded[name] = _content(folder / name, plots)
             elif name != CARD and not STAYS.fullmatch(name):
-                raise Refused("is no part of a checkpoint")
+                raise Refused("is not part of a checkpoint")
     if problems.keys() & set(REQUIRED):
         return uploaded
     with noting(CONFIG_FILE):
@@ -286,7 +286,9 @@ def plan_data_push(data: PreparedFolder | str | Path, private: bool, acknowledge
     uploaded = [name for name, match in found.items() if match and match["task"] in {None, *tasks}]
     for name in uploaded:
         if folder.resolve() not in (folder / name).resolve().parents or not (folder / name).is_file():
-            raise ValueError(f"{folder} is not pushed: {name} is a link that leads out of it, or is no regular file")
+            raise ValueError(
+                f"{folder} is not pushed: {name} is a link that leads out of it, or is not a regular file"
+            )
     missing = [name for name in (CARD, "metadata.json") if name not in uploaded]
     missing += [f"tasks/{task}/" for task in sorted(tasks) if not any(f"tasks/{task}/" in name for name in uploaded)]
     if not any(name.startswith("records/") for name in uploaded):

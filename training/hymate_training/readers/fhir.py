@@ -192,14 +192,14 @@ def read_resources(raw: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def _resources_of(content: Any, where: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     if not isinstance(content, dict) or not isinstance(content.get("resourceType"), str):
-        raise ValueError(f"{where} is no FHIR resource: it has no resourceType")
+        raise ValueError(f"{where} is not a FHIR resource: it has no resourceType")
     if content["resourceType"] != "Bundle":
         yield where, content, ""
         return
     for number, entry in enumerate(_list(content, "entry"), start=1):
         if isinstance(entry, dict) and isinstance(resource := entry.get("resource"), dict):
             if not isinstance(resource.get("resourceType"), str):
-                raise ValueError(f"{where}: entry {number} is no FHIR resource: it has no resourceType")
+                raise ValueError(f"{where}: entry {number} is not a FHIR resource: it has no resourceType")
             yield f"{where}: entry {number}", resource, str(entry.get("fullUrl") or "")
 
 

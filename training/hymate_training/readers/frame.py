@@ -286,7 +286,7 @@ def _add_static(
         if name in ("record_id", "patient_id", "split"):
             continue
         if name in EVENT_COLUMNS:
-            raise ValueError(f"{path}: {name!r} is no name for a static column; choose another")
+            raise ValueError(f"{path}: {name!r} cannot be the name of a static column; choose another")
         kind = frame.schema[name]
         if kind.is_numeric() or kind == pl.Null:
             frame = frame.with_columns(numbers(path, frame[name]).alias(name))
@@ -373,7 +373,7 @@ def _read_labels(
         if before.height > after.height:
             dropped[f"predictions of {name} {reason}"] = before.height - after.height
     if not asked.height:
-        raise ValueError(f"{path}: no prediction is left; are its record_id those of the events?")
+        raise ValueError(f"{path}: no prediction is left; does its record_id match that of the events?")
     return task, asked.select("record_id", "prediction_time", *task.label_columns)
 
 

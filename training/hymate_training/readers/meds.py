@@ -196,7 +196,9 @@ def _read_shards(
     read = partial(_read_shard, splits=splits, seed=seed)
     with ThreadPoolExecutor(workers) as executor:
         try:
-            for _ in tqdm(executor.map(read, *zip(*todo, strict=True)), total=len(todo), desc="shards", leave=False, disable=None):
+            for _ in tqdm(
+                executor.map(read, *zip(*todo, strict=True)), total=len(todo), desc="shards", leave=False, disable=None
+            ):
                 pass
         except BaseException:
             executor.shutdown(cancel_futures=True)
@@ -268,7 +270,7 @@ def _read_parquet(
         frame = frame.with_columns(pl.lit(None).alias(name) for name in schema if name not in present)
         return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no MEDS: {error}") from error
+        raise ValueError(f"{path} is damaged or not MEDS: {error}") from error
 
 
 def _numeric_columns(present: Mapping[str, pl.DataType]) -> list[str]:
@@ -374,7 +376,7 @@ def _assemble(
     candidates = codes.filter(pl.col("subjects") >= min_subjects)
     candidates = candidates.join(timeless, on="code", how="anti")
     if not candidates.height:
-        raise ValueError(f"{raw}: no code is met in {min_subjects} training subjects; lower --min-subjects")
+        raise ValueError(f"{raw}: no code occurs in {min_subjects} training subjects; lower --min-subjects")
     vocabulary = candidates.sort(["subjects", "events", "code"], descending=[True, True, False]).select("code")
     vocabulary = vocabulary.with_row_index("variable").cast({"variable": pl.Int32})
 

@@ -236,7 +236,7 @@ def _choose_variables(
         stays_with += np.bincount(pairs["variable"], minlength=len(names))
     kept = np.flatnonzero(stays_with >= min_stays)
     if not len(kept):
-        raise ValueError(f"no variable is met in {min_stays} training stays; lower --min-stays")
+        raise ValueError(f"no variable occurs in {min_stays} training stays; lower --min-stays")
     rare = int(events.sum() - events[kept].sum())
     dropped[f"events of variables met in fewer than {min_stays} training stays"] = rare
     position = pl.DataFrame({"variable": kept.astype(np.int32), "position": np.arange(len(kept), dtype=np.int32)})

@@ -275,7 +275,13 @@ def _read(sources: dict[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame, pl.Data
     negative = 0
     for hospital, source in sources.items():
         found = 0
-        members = tqdm(read_members(source, _is_patient), desc=f"reading {source.name}", unit=" patients", leave=False, disable=None)
+        members = tqdm(
+            read_members(source, _is_patient),
+            desc=f"reading {source.name}",
+            unit=" patients",
+            leave=False,
+            disable=None,
+        )
         files = iter(members)
         while batch := list(islice(files, FILES_AT_ONCE)):
             bodies = []

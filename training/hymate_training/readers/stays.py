@@ -201,7 +201,7 @@ def write_stays(
         dropped: where what is left out is counted.
 
     Raises:
-        ValueError: if no variable is met in enough training records.
+        ValueError: if no variable occurs in enough training records.
     """
     variables, table = _variables(stays, store, names, owners, dropped)
     predictions = stays.predictions(visits, owners)
@@ -241,7 +241,7 @@ def _variables(
     counts = store.records_with(owners.filter(pl.col("split") == "train")["record"])
     kept = sorted({name for name, count in zip(names, counts, strict=True) if count >= stays.min_records})
     if not kept:
-        raise ValueError(f"no variable is met in {stays.min_records} training records; lower --min-records")
+        raise ValueError(f"no variable occurs in {stays.min_records} training records; lower --min-records")
     position = {name: index for index, name in enumerate(kept)}
     rows = [(key, position[name]) for key, name in enumerate(names) if name in position]
     dropped[f"events of variables met in fewer than {stays.min_records} training records"] = sum(

@@ -220,7 +220,9 @@ def prepare(output: str | Path, *, num_records: int = 3000, seed: int = 0, overw
         split_of = split_at_random(names, SPLIT, split_seed)
         starts = range(0, num_records, BLOCK)
         seeds = block_seeds.spawn(len(starts))
-        for start, block_seed in zip(tqdm(starts, desc="simulating", unit=" blocks", leave=False, disable=None), seeds, strict=True):
+        for start, block_seed in zip(
+            tqdm(starts, desc="simulating", unit=" blocks", leave=False, disable=None), seeds, strict=True
+        ):
             size = min(BLOCK, num_records - start)
             stays = _simulate(size, np.random.default_rng(block_seed))
             ids = pl.Series("record_id", names[start : start + size])
