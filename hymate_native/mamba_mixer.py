@@ -271,60 +271,24 @@ def mamba_mixer(
         RuntimeError: the kernels are not available, a second derivative is asked for, or any derivative with an
             initial or a final state.
     """
-    if states.dim() != 3 or A.dim() != 2 or conv_weight.dim() != 3 or dt_proj_weight.dim() != 2:
-        raise ValueError("states and conv_weight must have 3 dimensions, A and dt_proj_weight 2")
-    batch, length, width = states.shape
-    (inner, state), rank, kernel = A.shape, dt_proj_weight.shape[1], conv_weight.shape[2]
-    if not inner or not width:
-        raise ValueError(f"states and A must have channels, got {tuple(states.shape)} and {tuple(A.shape)}")
-    if not 1 <= kernel <= MAX_KERNEL:
-        raise ValueError(f"conv_weight must have a kernel of 1 to {MAX_KERNEL}, got {kernel}")
-    out_width = 0 if out_proj_weight is None else out_proj_weight.shape[0]
     conv_state, scan_state = initial_state or (None, None)
-    check_shapes(
-        states=(states, (batch, length, 2 * inner if in_proj_weight is None else width)),
-        conv_weight=(conv_weight, (inner, 1, kernel)),
-        conv_bias=(conv_bias, (inner,)),
-        x_proj_weight=(x_proj_weight, (rank + 2 * state, inner)),
-        dt_proj_weight=(dt_proj_weight, (inner, rank)),
-        dt_proj_bias=(dt_proj_bias, (inner,)),
-        A=(A, (inner, state)),
-        D=(D, (inner,)),
-        in_proj_weight=(in_proj_weight, (2 * inner, width)),
-        in_proj_bias=(in_proj_bias, (2 * inner,)),
-        out_proj_weight=(out_proj_weight, (out_width, inner)),
-        out_proj_bias=(out_proj_bias, (out_width,)),
-        norm=(norm, (width,)),
-        factors=(factors, (batch, width)),
-        conv_state=(conv_state, (batch, inner, kernel - 1)),
-        scan_state=(scan_state, (batch, inner, state)),
-    )
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
-    check_dtype(dtype)
-    if norm is not None and (in_proj_weight is None or out_width != width or dtype != torch.float32):
-        raise ValueError(f"norm needs float32 states, in_proj_weight and an out_proj_weight of {width} outputs")
-    states = states.to(dtype)
-    weights = {"in": (in_proj_weight, in_proj_bias), "out": (out_proj_weight, out_proj_bias)}
-    by_pytorch = library.multiplies(dtype)
-
-    def project(name: str, rows: Tensor) -> Tensor:
-        weight, bias = weights[name]
-        if not by_pytorch or weight is None:
-            return rows
-        return F.linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
-
-    states = project("in", states)
-    inside: dict[str, tuple[Tensor | None, Tensor | None]] = {"in": (None, None), "out": (None, None)}
-    if not by_pytorch:
-        inside = {name: (as_float(weight), as_float(bias)) for name, (weight, bias) in weights.items()}
-    tensors = (
-        *(states, *inside["in"], as_float(conv_weight.squeeze(1)), as_float(conv_bias), as_float(x_proj_weight)),
-        *(as_float(dt_proj_weight), as_float(dt_proj_bias), as_float(A), as_float(D), *inside["out"]),
-        *(as_float(norm), as_float(factors)),
-    )
-    lengths = checked_lengths(lengths, batch, length)
+    weights = {
+        **{"in_proj_weight": in_proj_weight, "in_proj_bias": in_proj_bias},
+        **{"conv_weight": conv_weight, "conv_bias": conv_bias, "x_proj_weight": x_proj_weight},
+        **{"dt_proj_weight": dt_proj_weight, "dt_proj_bias": dt_proj_bias, "A": A, "D": D},
+        **{"out_proj_weight": out_proj_weight, "out_proj_bias": out_proj_bias, "norm": norm, "factors": factors},
+    }
+    _check_mixer(dtype, states=states, **weights, conv_state=conv_state, scan_state=scan_state)
+    rows = states.to(dtype)
+    last: tuple[Tensor | None, Tensor | None] = (None, None)
+    if library.multiplies(dtype):  # then PyTorch does the first and the last projection
+        rows, last = _project(rows, in_proj_weight, in_proj_bias), (out_proj_weight, out_proj_bias)
+        weights |= dict.fromkeys(("in_proj_weight", "in_proj_bias", "out_proj_weight", "out_proj_bias"))
+    tensors = (rows, *map(as_float, (weights | {"conv_weight": conv_weight.squeeze(1)}).values()))
+    lengths = checked_lengths(lengths, *states.shape[:2])
     if initial_state is None and not return_final_state:
-        return project("out", torch.ops.hymate.mamba_mixer(*tensors, lengths, eps, needs_grad(*tensors))[0])
+        return _project(torch.ops.hymate.mamba_mixer(*tensors, lengths, eps, needs_grad(*tensors))[0], *last)
     if needs_grad(*tensors, conv_state, scan_state):
         raise RuntimeError(
             "a Mamba mixer that starts from a state or returns one has no gradient: use torch.no_grad()"
@@ -332,5 +296,48 @@ def mamba_mixer(
     output, *final_state = torch.ops.hymate.mamba_mixer_stream(
         *tensors, lengths, eps, as_float(conv_state), as_float(scan_state)
     )
-    output = project("out", output)
+    output = _project(output, *last)
     return (output, tuple(final_state)) if return_final_state else output
+
+
+def _project(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is None:
+        return rows
+    return F.linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
+
+
+def _check_mixer(dtype: torch.dtype, **tensors: Any) -> None:
+    """Raises ValueError if any argument of `mamba_mixer`, by name, does not fit the others or `dtype`."""
+    states, conv_weight, A, dt_weight = (tensors[name] for name in ("states", "conv_weight", "A", "dt_proj_weight"))
+    if states.dim() != 3 or A.dim() != 2 or conv_weight.dim() != 3 or dt_weight.dim() != 2:
+        raise ValueError("states and conv_weight must have 3 dimensions, A and dt_proj_weight 2")
+    batch, length, width = states.shape
+    (inner, state), rank, kernel = A.shape, dt_weight.shape[1], conv_weight.shape[2]
+    if not inner or not width:
+        raise ValueError(f"states and A must have channels, got {tuple(states.shape)} and {tuple(A.shape)}")
+    if not 1 <= kernel <= MAX_KERNEL:
+        raise ValueError(f"conv_weight must have a kernel of 1 to {MAX_KERNEL}, got {kernel}")
+    projects = tensors["in_proj_weight"] is not None
+    outputs = 0 if tensors["out_proj_weight"] is None else tensors["out_proj_weight"].shape[0]
+    expected = {
+        "states": (batch, length, width if projects else 2 * inner),
+        "conv_weight": (inner, 1, kernel),
+        "conv_bias": (inner,),
+        "x_proj_weight": (rank + 2 * state, inner),
+        "dt_proj_weight": (inner, rank),
+        "dt_proj_bias": (inner,),
+        "A": (inner, state),
+        "D": (inner,),
+        "in_proj_weight": (2 * inner, width),
+        "in_proj_bias": (2 * inner,),
+        "out_proj_weight": (outputs, inner),
+        "out_proj_bias": (outputs,),
+        "norm": (width,),
+        "factors": (batch, width),
+        "conv_state": (batch, inner, kernel - 1),
+        "scan_state": (batch, inner, state),
+    }
+    check_shapes(**{name: (tensor, expected[name]) for name, tensor in tensors.items()})
+    check_dtype(dtype)
+    if tensors["norm"] is not None and (not projects or outputs != width or dtype != torch.float32):
+        raise ValueError(f"norm needs float32 states, in_proj_weight and an out_proj_weight of {width} outputs")

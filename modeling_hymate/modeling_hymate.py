@@ -186,9 +186,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             TypeError: for an argument of another name.
         """
         refuse_unknown(kwargs, FORWARD_ARGUMENTS)
-        mask = torch.ones_like(values, dtype=torch.bool)
-        mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
-        has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
+        mask, has_value = event_masks(values, attention_mask, value_mask)
         check_event_shapes(values, times, variable_ids, mask, has_value)
         check_static(static_values, values.shape[0], self.config)
         if prediction_times is not None and self.channel_tokens is None:
@@ -200,12 +198,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             max_channels = self.config.num_variables  # DataParallel joins outputs, which must have one width
         events, channels = arrange_events(values, times, variable_ids, mask, has_value, self.config, max_channels)
         asked = sort_predictions(prediction_times, prediction_mask, events)
-        lengths = events.lengths
-        hidden_states = self.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)
-        all_hidden_states = [hidden_states]
-        for layer in self.mamba_layers:
-            hidden_states = layer(hidden_states, lengths)
-            all_hidden_states.append(hidden_states)
+        all_hidden_states = self._read_events(events)
+        hidden_states = all_hidden_states[-1]
         optional = {"event_weights": output_event_weights, "channel_hidden_state": output_channel_hidden_state}
         wanted = [
             name for name, asked_for in optional.items() if (asked.is_single if asked_for is None else asked_for)
@@ -224,6 +218,14 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             hidden_states=tuple(map(events.in_given_order, all_hidden_states)) if output_hidden_states else None,
             **found,
         )
+
+    def _read_events(self, events) -> list[torch.Tensor]:
+        """States of the events as embedded and after each Mamba layer, `(batch, length, hidden_size)`."""
+        lengths = events.lengths
+        states = [self.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)]
+        for layer in self.mamba_layers:
+            states.append(layer(states[-1], lengths))
+        return states
 
     def start_stream(self, static_values: torch.Tensor | None = None, batch_size: int | None = None) -> StreamState:
         """The state of records that have no events yet; `stream` feeds them.
@@ -283,9 +285,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             if values is not None:
                 if times is None or variable_ids is None:
                     raise ValueError("values, times and variable_ids must be given together")
-                mask = torch.ones_like(values, dtype=torch.bool)
-                mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
-                has_value = ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
+                mask, has_value = event_masks(values, attention_mask, value_mask)
                 check_event_shapes(values, times, variable_ids, mask, has_value)
                 events, _ = arrange_events(values, times, variable_ids, mask, has_value, self.config)
                 state = advance_stream(self, state, events, layers)
@@ -576,6 +576,15 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
         calibrated = logits / self.config.temperature
         multilabel = self.config.problem_type == "multi_label_classification"
         return calibrated.sigmoid() if multilabel else calibrated.softmax(-1)
+
+
+def event_masks(
+    values: torch.Tensor, attention_mask: torch.Tensor | None, value_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which events are real, and which carry a number: the masks that were given, or what is true without them."""
+    mask = torch.ones_like(values, dtype=torch.bool)
+    mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
+    return mask, ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
 
 
 def head_dropout(config: HyMaTEConfig) -> nn.Dropout:
