@@ -126,7 +126,7 @@ def test_a_unit_that_does_not_fit_the_range_is_refused_by_name(own, capsys):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda text: text.replace("heart_rate", "heartbeat"), "row 1: 'Puls': 'heartbeat' is no concept"),
+        (lambda text: text.replace("heart_rate", "heartbeat"), "row 1: 'Puls': 'heartbeat' is not a concept"),
         (lambda text: text.replace("0.011312", "often"), "row 3: 'Kreatinin': factor 'often' is neither a number nor"),
         (lambda text: text.replace("0.011312", "0"), "row 3: 'Kreatinin': factor must be a number other than 0"),
         (lambda text: text.replace("0.011312", "nan"), "row 3: 'Kreatinin': factor must be a number other than 0"),

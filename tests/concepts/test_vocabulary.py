@@ -111,7 +111,7 @@ def test_units(concept, unit, value, expected):
 
 def test_a_unit_that_does_not_belong_is_none():
     assert VOCABULARY.conversion(VOCABULARY["sodium"], "mm[Hg]") is None
-    with pytest.raises(ValueError, match="'pulse' is no concept"):
+    with pytest.raises(ValueError, match="'pulse' is not a concept"):
         VOCABULARY["pulse"]
 
 

@@ -112,7 +112,7 @@ def test_time_zones(tmp_path):
     skipped = write(tmp_path / "s.csv", "record_id,time,variable,value\na,2024-03-31 02:30,x,1\n")
     with pytest.raises(ValueError, match="row 1: time does not exist in Europe/Berlin, where clocks went forward"):
         found(skipped, start=start, layout=berlin)
-    with pytest.raises(ValueError, match="'Moon' is no time zone"):
+    with pytest.raises(ValueError, match="'Moon' is not a time zone"):
         Layout(time_zone="Moon")
 
 
@@ -145,7 +145,7 @@ def test_a_layout_names_columns_and_leaves_others_out(tmp_path):
         ("columns: [record_id]", "columns must map roles to columns"),
         ("zone: Berlin", "must hold columns, files and time_zone"),
         ("columns: {", "must hold columns, files and time_zone"),
-        ("time_zone: Moon", "'Moon' is no time zone"),
+        ("time_zone: Moon", "'Moon' is not a time zone"),
     ],
 )
 def test_a_broken_layout_is_named(text, message, tmp_path):

@@ -101,14 +101,20 @@ def _size(labels: np.ndarray) -> str:
     return f"{len(labels):,} rows, {labels.sum():,} positive ({labels.mean():.1%})"
 
 
+def _curve(title: str, x: str, y: str, labels: np.ndarray) -> tuple[Figure, Axes]:
+    """A picture of a curve in the unit square, still without the curve."""
+    figure = _figure(title)
+    axes = figure.add_subplot()
+    _dress(axes, x, y, _size(labels))
+    _unit_square(axes)
+    return figure, axes
+
+
 def roc_figure(sample: LabeledPredictions) -> Figure:
     """ROC curve of a binary sample, both classes present."""
     labels, predictions = sample.labels, sample.predictions
     false_positive_rate, recall, _ = sklearn_metrics.roc_curve(labels, predictions)
-    figure = _figure("ROC curve")
-    axes = figure.add_subplot()
-    _dress(axes, "false positive rate (1 - specificity)", "true positive rate (recall)", _size(labels))
-    _unit_square(axes)
+    figure, axes = _curve("ROC curve", "false positive rate (1 - specificity)", "true positive rate (recall)", labels)
     auroc = compute_metrics(sample)["auroc"]
     axes.plot(false_positive_rate, recall, color=BLUE, linewidth=2, label=f"model, AUROC {auroc:.3f}")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="chance, AUROC 0.500")
@@ -120,10 +126,8 @@ def precision_recall_figure(sample: LabeledPredictions) -> Figure:
     """Precision-recall curve of a binary sample, both classes present, with the prevalence."""
     labels, predictions = sample.labels, sample.predictions
     precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, predictions)
-    figure = _figure("Precision-recall curve")
-    axes = figure.add_subplot()
-    _dress(axes, "recall (sensitivity)", "precision (positive predictive value)", _size(labels))
-    _unit_square(axes)
+    title, precision_label = "Precision-recall curve", "precision (positive predictive value)"
+    figure, axes = _curve(title, "recall (sensitivity)", precision_label, labels)
     auprc = compute_metrics(sample)["auprc"]
     # drawn in steps, as average precision integrates it
     axes.step(recall, precision, where="post", color=BLUE, linewidth=2, label=f"model, AUPRC {auprc:.3f}")

@@ -40,7 +40,15 @@ from tqdm import tqdm
 
 from hymate_training.data.schema import DatasetInfo
 from hymate_training.data.writer import PreparedFolderWriter
-from hymate_training.readers.stays import DAY, STATIC_COLUMNS, Stays, split_by_outcome, write_stays
+from hymate_training.readers.stays import (
+    DAY,
+    STATIC_COLUMNS,
+    Stays,
+    add_stay_arguments,
+    split_by_outcome,
+    units_and_codes,
+    write_stays,
+)
 from hymate_training.readers.store import EventStore, name_with_units
 
 ROWS_AT_ONCE = 200_000
@@ -68,29 +76,12 @@ EVENT_SCHEMA = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", type=Path, required=True, help="Folder or .zip of bundles (.json) or .ndjson files.")
-    parser.add_argument(
-        "--records",
-        choices=("visit", "person"),
-        default="visit",
-        help="What a record is: an encounter, or all that is known of a patient (default: visit).",
-    )
+    add_stay_arguments(parser, "encounter", "patient")
     parser.add_argument(
         "--event-time",
         choices=("issued", "effective"),
         default="issued",
         help="When an observation counts: once its result was there, or at its clinical time (default: issued).",
-    )
-    parser.add_argument(
-        "--observed-hours",
-        type=float,
-        default=24.0,
-        help="Hours of an encounter after which its outcomes are predicted (default: 24).",
-    )
-    parser.add_argument(
-        "--min-records",
-        type=int,
-        default=10,
-        help="Drop variables that occur in fewer than this many training records (default: 10).",
     )
 
 
@@ -139,7 +130,6 @@ def prepare(
                 store.add(stays.locate(events, visits, owners, resource_type, dropped))
         variables = reading.name_variables(store)
         written = write_stays(writer, stays, store, [name for name, *_ in variables], owners, visits, dropped)
-        kept = {name: (unit, code) for name, unit, code in variables if name in set(written.variables)}
         info = DatasetInfo(
             source="FHIR",
             variables=written.variables,
@@ -154,8 +144,7 @@ def prepare(
             extra={
                 "description": f"Records of FHIR R4, one per {'encounter' if records == 'visit' else 'patient'}.",
                 "event_time": event_time,
-                "units": {**{name: unit for name, (unit, _) in kept.items() if unit}, "age": "years"},
-                "codes": {name: code for name, (_, code) in kept.items()},
+                **units_and_codes(variables, written),
             },
         )
         writer.finish(info)

@@ -159,16 +159,7 @@ def prepare(
         for name, path in _named_files(labels).items():
             task, frame = _read_labels(name, path, records, static_columns, Times(laid_out, starts), dropped)
             tasks[task] = frame
-        for split in SPLITS:
-            members = records.filter(pl.col("split") == split)
-            for shard in members.iter_slices(RECORDS_PER_SHARD):
-                chosen = rows.join(shard.select("record_id"), on="record_id", how="semi")
-                described = shard.select("record_id", *(column.name for column in static_columns))
-                writer.write_records(split, nest_events(chosen, described))
-            for task, frame in tasks.items():
-                chosen = frame.join(members.select("record_id"), on="record_id", how="semi", maintain_order="left")
-                if chosen.height:
-                    writer.write_task(task, split, chosen)
+        _write(writer, rows, records, static_columns, tasks)
         info = DatasetInfo(
             source=paths[0].name.split(".")[0],
             variables=tuple(variables),
@@ -183,6 +174,26 @@ def prepare(
         )
         writer.finish(info)
     return info
+
+
+def _write(
+    writer: PreparedFolderWriter,
+    events: pl.DataFrame,
+    records: pl.DataFrame,
+    static_columns: Sequence[StaticColumn],
+    tasks: dict[TaskInfo, pl.DataFrame],
+) -> None:
+    """Writes the records of each split, in shards, and its rows of each task."""
+    for split in SPLITS:
+        members = records.filter(pl.col("split") == split)
+        for shard in members.iter_slices(RECORDS_PER_SHARD):
+            chosen = events.join(shard.select("record_id"), on="record_id", how="semi")
+            described = shard.select("record_id", *(column.name for column in static_columns))
+            writer.write_records(split, nest_events(chosen, described))
+        for task, frame in tasks.items():
+            chosen = frame.join(members.select("record_id"), on="record_id", how="semi", maintain_order="left")
+            if chosen.height:
+                writer.write_task(task, split, chosen)
 
 
 def _described(variables: dict[str, tuple[str, str]], layout: Layout) -> dict[str, Any]:

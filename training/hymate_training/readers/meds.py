@@ -127,13 +127,7 @@ def prepare(
         raise ValueError(f"--workers must be at least 1, got {workers}")
     raw, output = Path(raw), Path(output).absolute()
     writer = PreparedFolderWriter(output, overwrite=overwrite)  # refuses an output it may not replace, before the work
-    sources = [
-        Source(path, str(path.relative_to(raw)))
-        for path in sorted((raw / "data").rglob("*.parquet"))
-        if not path.name.startswith(".")
-    ]
-    if not sources:
-        raise ValueError(f"{raw} is not a MEDS data set: there is no Parquet file in its folder data/")
+    sources = _find_shards(raw)
     _check_time_zones([source.path for source in sources], [Path(folder) for folder in labels])
     splits = _read_splits(raw)
     tasks = [_read_labels(Path(folder)) for folder in labels]
@@ -173,6 +167,14 @@ class Source:
         division = str(seed) if splits is None else hashlib.sha256(splits.write_csv().encode()).hexdigest()
         parts = [LAYOUT_VERSION, self.name, stat.st_size, stat.st_mtime_ns, division]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _find_shards(raw: Path) -> list[Source]:
+    """The shards of the data set, by name."""
+    paths = [path for path in sorted((raw / "data").rglob("*.parquet")) if not path.name.startswith(".")]
+    if not paths:
+        raise ValueError(f"{raw} is not a MEDS data set: there is no Parquet file in its folder data/")
+    return [Source(path, str(path.relative_to(raw))) for path in paths]
 
 
 def _part(sources: list[Source], shard: str) -> list[Source]:
@@ -367,18 +369,12 @@ def _assemble(
     dropped["subjects without a split"] = subjects["split"].null_count()
     dropped["subjects without a timed event"] = subjects["origin"].null_count()
     subjects = subjects.drop_nulls(["split", "origin"])
-    codes = pl.concat([pl.read_parquet(folder / "codes.parquet") for _, folder in done])
-    codes = codes.group_by("code").agg(pl.col("subjects").sum(), pl.col("events").sum())
     static = pl.concat([pl.read_parquet(folder / "static.parquet") for _, folder in done])
     columns, static_rows, at_start = _static_columns(static, subjects, min_subjects, dropped)
-
     timeless = static.select("code").unique().join(at_start.select("code").unique(), on="code", how="anti")
-    candidates = codes.filter(pl.col("subjects") >= min_subjects)
-    candidates = candidates.join(timeless, on="code", how="anti")
-    if not candidates.height:
+    vocabulary = _vocabulary(done, timeless, min_subjects)
+    if not vocabulary.height:
         raise ValueError(f"{raw}: no code occurs in {min_subjects} training subjects; lower --min-subjects")
-    vocabulary = candidates.sort(["subjects", "events", "code"], descending=[True, True, False]).select("code")
-    vocabulary = vocabulary.with_row_index("variable").cast({"variable": pl.Int32})
 
     predictions = [_locate(task, rows, subjects, dropped) for task, rows in tasks]
     asked = pl.concat([pl.DataFrame(schema={"subject_id": pl.Int64, "time": pl.Float64})])
@@ -411,6 +407,15 @@ def _assemble(
     info = _describe(raw, tuple(vocabulary["code"]), tuple(columns), described, dropped, split_by_hash, seed)
     writer.finish(info)
     return info
+
+
+def _vocabulary(done: list[tuple[Source, Path]], left_out: pl.DataFrame, min_subjects: int) -> pl.DataFrame:
+    """The codes that become variables, the most frequent first: `code`, and its index, `variable`."""
+    codes = pl.concat([pl.read_parquet(folder / "codes.parquet") for _, folder in done])
+    codes = codes.group_by("code").agg(pl.col("subjects").sum(), pl.col("events").sum())
+    kept = codes.filter(pl.col("subjects") >= min_subjects).join(left_out, on="code", how="anti")
+    ordered = kept.sort(["subjects", "events", "code"], descending=[True, True, False]).select("code")
+    return ordered.with_row_index("variable").cast({"variable": pl.Int32})
 
 
 def _describe(

@@ -36,7 +36,15 @@ from hymate_training.concepts.vocabulary import load_vocabulary
 from hymate_training.data.schema import DatasetInfo
 from hymate_training.data.writer import PreparedFolderWriter
 from hymate_training.readers.source_tables import ID, NUMBER, TEXT, find_tables, read_pieces, seconds_of
-from hymate_training.readers.stays import DAY, STATIC_COLUMNS, Stays, split_by_outcome, write_stays
+from hymate_training.readers.stays import (
+    DAY,
+    STATIC_COLUMNS,
+    Stays,
+    add_stay_arguments,
+    split_by_outcome,
+    units_and_codes,
+    write_stays,
+)
 from hymate_training.readers.store import EventStore, name_with_units
 
 GENDERS = {8507: "male", 8532: "female"}
@@ -85,24 +93,7 @@ CITATION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", type=Path, required=True, help="Folder or .zip that holds the tables of the CDM.")
-    parser.add_argument(
-        "--records",
-        choices=("visit", "person"),
-        default="visit",
-        help="What a record is: a visit, or all that is known of a person (default: visit).",
-    )
-    parser.add_argument(
-        "--observed-hours",
-        type=float,
-        default=24.0,
-        help="Hours of a visit after which its outcomes are predicted (default: 24).",
-    )
-    parser.add_argument(
-        "--min-records",
-        type=int,
-        default=10,
-        help="Drop variables that occur in fewer than this many training records (default: 10).",
-    )
+    add_stay_arguments(parser, "visit", "person")
 
 
 def prepare(
@@ -151,7 +142,6 @@ def prepare(
                         store.add(stays.locate(events, visits, owners, domain.table, dropped))
         variables = _name_variables(store, tables)
         written = write_stays(writer, stays, store, [name for name, *_ in variables], owners, visits, dropped)
-        kept = {name: (unit, code) for name, unit, code in variables if name in set(written.variables)}
         info = DatasetInfo(
             source=_source_name(tables),
             variables=written.variables,
@@ -166,8 +156,7 @@ def prepare(
             extra={
                 "description": f"Records of one {records} each, from tables of the OMOP Common Data Model: "
                 f"{', '.join(name for name in TABLES if name in tables)}.",
-                "units": {**{name: unit for name, (unit, _) in kept.items() if unit}, "age": "years"},
-                "codes": {name: code for name, (_, code) in kept.items()},
+                **units_and_codes(variables, written),
             },
         )
         writer.finish(info)

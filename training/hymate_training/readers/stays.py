@@ -1,5 +1,6 @@
 """Stays in a hospital and the records, predictions and shards made of them: for sources of visits and persons."""
 
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,29 @@ HOUR = 3600
 DAY = 24 * HOUR
 READMITTED_WITHIN = 30 * DAY
 STATIC_COLUMNS = (StaticColumn("age", "numeric"), StaticColumn("gender", "categorical", ("female", "male")))
+
+
+def add_stay_arguments(parser: argparse.ArgumentParser, stay: str, person: str) -> None:
+    """Adds the fields of `Stays` as options, in the words that a source has for a stay and a person."""
+    article = "an" if stay[0] in "aeiou" else "a"
+    parser.add_argument(
+        "--records",
+        choices=("visit", "person"),
+        default="visit",
+        help=f"What a record is: {article} {stay}, or all that is known of a {person} (default: visit).",
+    )
+    parser.add_argument(
+        "--observed-hours",
+        type=float,
+        default=24.0,
+        help=f"Hours of {article} {stay} after which its outcomes are predicted (default: 24).",
+    )
+    parser.add_argument(
+        "--min-records",
+        type=int,
+        default=10,
+        help="Drop variables that occur in fewer than this many training records (default: 10).",
+    )
 
 
 @dataclass(frozen=True)
@@ -270,3 +294,12 @@ def _write_task(
         if apart.height:
             writer.write_task(task, split, chosen)
     return apart.height > 0
+
+
+def units_and_codes(variables: Sequence[tuple[str, str, str]], written: Written) -> dict[str, dict[str, str]]:
+    """What `DatasetInfo.extra` says of the variables that were written, out of all, each (name, unit, code)."""
+    kept = {name: (unit, code) for name, unit, code in variables if name in set(written.variables)}
+    return {
+        "units": {**{name: unit for name, (unit, _) in kept.items() if unit}, "age": "years"},
+        "codes": {name: code for name, (_, code) in kept.items()},
+    }
