@@ -52,7 +52,6 @@ FORWARD_ARGUMENTS = (
 # elements of all tokens that are held at a time: those of more prediction times are made one part after the other
 TOKEN_BUDGET = 2**22
 
-
 # Which class of a saved folder's code serves which Auto class. All are written whatever head is saved, so that a
 # classifier's checkpoint also opens as a bare encoder.
 AUTO_MAP = {
@@ -198,8 +197,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             max_channels = self.config.num_variables  # DataParallel joins outputs, which must have one width
         events, channels = arrange_events(values, times, variable_ids, mask, has_value, self.config, max_channels)
         asked = sort_predictions(prediction_times, prediction_mask, events)
-        all_hidden_states = self._read_events(events)
-        hidden_states = all_hidden_states[-1]
+        *_, hidden_states = all_hidden_states = self._read_events(events)
         optional = {"event_weights": output_event_weights, "channel_hidden_state": output_channel_hidden_state}
         wanted = [
             name for name, asked_for in optional.items() if (asked.is_single if asked_for is None else asked_for)
@@ -210,21 +208,19 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         found = {name: asked.in_given_order(tensor) for name, tensor in found.items()}
         if "event_weights" in wanted:
             found["event_weights"] = events.in_given_order(found["event_weights"].movedim(-1, 1)).movedim(1, -1)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        keeps = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return HyMaTEModelOutput(
             last_hidden_state=events.in_given_order(hidden_states),
             channel_ids=channels.channel_ids,
-            hidden_states=tuple(map(events.in_given_order, all_hidden_states)) if output_hidden_states else None,
+            hidden_states=tuple(map(events.in_given_order, all_hidden_states)) if keeps else None,
             **found,
         )
 
     def _read_events(self, events) -> list[torch.Tensor]:
         """States of the events as embedded and after each Mamba layer, `(batch, length, hidden_size)`."""
-        lengths = events.lengths
-        states = [self.embedding(events.values, events.times, events.variable_ids, events.has_value, lengths)]
+        states = [self.embedding(events.values, events.times, events.variable_ids, events.has_value, events.lengths)]
         for layer in self.mamba_layers:
-            states.append(layer(states[-1], lengths))
+            states.append(layer(states[-1], events.lengths))
         return states
 
     def start_stream(self, static_values: torch.Tensor | None = None, batch_size: int | None = None) -> StreamState:
