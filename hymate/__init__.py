@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hymate_training.fitting.finetuning import FinetuneOptions, finetune
     from hymate_training.fitting.pretraining import PretrainOptions, pretrain
     from hymate_training.inference.checkpoints import load_checkpoint
+    from hymate_training.inference.export import export
     from hymate_training.inference.prediction import predict
     from hymate_training.publishing.push import push
     from modeling_hymate import (
@@ -57,6 +58,7 @@ __all__ = [
     "build_report",
     "evaluate",
     "explain",
+    "export",
     "finetune",
     "load_checkpoint",
     "predict",
@@ -83,6 +85,7 @@ _HOMES = {
     "hymate_training.fitting.finetuning": ("FinetuneOptions", "finetune"),
     "hymate_training.fitting.pretraining": ("PretrainOptions", "pretrain"),
     "hymate_training.inference.checkpoints": ("load_checkpoint",),
+    "hymate_training.inference.export": ("export",),
     "hymate_training.inference.prediction": ("predict",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

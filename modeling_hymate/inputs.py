@@ -171,8 +171,11 @@ def sort_events(
     times = times.masked_fill(~mask, 0).float()
     variable_ids = variable_ids.long().masked_fill(~mask, 0)
     events = SortedEvents(values, times, variable_ids, mask, has_value & mask)
-    keys = order_keys(times, variable_ids, mask)
     ties = values.masked_fill(~has_value, math.inf)
+    if torch.compiler.is_exporting():  # ONNX knows no bit patterns
+        order = _lexicographic_order(times.masked_fill(~mask, math.inf), variable_ids, ties)
+        return replace(events.map(lambda tensor: tensor.gather(1, order)), order=order)
+    keys = order_keys(times, variable_ids, mask)
     if is_readable(values) and _is_sorted(keys, ties):
         return events
     order = _argsort(keys, ties)
@@ -201,6 +204,14 @@ def order_keys(times: torch.Tensor, variable_ids: torch.Tensor, mask: torch.Tens
 def _argsort(keys: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
     by_value = ties.argsort(dim=1, stable=True)
     return by_value.gather(1, keys.gather(1, by_value).argsort(dim=1, stable=True))
+
+
+def _lexicographic_order(*columns: torch.Tensor) -> torch.Tensor:
+    """Indices that sort by the first column, then by the second and so on, all `(batch, length)`."""
+    order = columns[-1].argsort(dim=1, stable=True)
+    for column in columns[-2::-1]:
+        order = order.gather(1, column.gather(1, order).argsort(dim=1, stable=True))
+    return order
 
 
 def _is_sorted(keys: torch.Tensor, ties: torch.Tensor) -> bool:

@@ -321,14 +321,13 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         """What is said of channels at the prediction times, some of them at a time."""
         parts, scores = self.channel_tokens.project(hidden_states, events.lengths)
         batch, predictions = asked.times.shape
-        at_a_time = predictions
-        if predictions > 1 and not torch.compiler.is_compiling():
+        stretches = (asked.times,)
+        if not torch.compiler.is_compiling() and predictions > 1:
             tokens = batch * channels.channel_ids.shape[1] * self.config.hidden_size
             # each part goes through all events again, which must not become most of the work
-            at_a_time = max(1, max(TOKEN_BUDGET, hidden_states.numel()) // tokens)
+            stretches = asked.times.split(max(1, max(TOKEN_BUDGET, hidden_states.numel()) // tokens), 1)
         found = [
-            self._encode_channels_at(times, parts, scores, events, channels, wanted, **kwargs)
-            for times in asked.times.split(at_a_time, 1)
+            self._encode_channels_at(times, parts, scores, events, channels, wanted, **kwargs) for times in stretches
         ]
         if len(found) == 1:
             return found[0]

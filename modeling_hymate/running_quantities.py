@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from .native import runs_natively
 from .scan import hymate_native
@@ -70,6 +71,10 @@ def running_quantities(
             parts, scores, values, times, value_mask, slots, prediction_times, num_channels, half_lives
         )
     batch, predictions = prediction_times.shape
+    if torch.compiler.is_exporting() and not (isinstance(predictions, int) and predictions == 1):
+        return _of_each_prediction(
+            parts, scores, values, times, value_mask, slots, prediction_times, num_channels, half_lives
+        )
     interval = torch.searchsorted(prediction_times.contiguous(), times.contiguous())  # that the event falls into
     rows = torch.arange(batch, device=times.device).unsqueeze(1)
     num_cells = batch * predictions * num_channels
@@ -87,6 +92,24 @@ def running_quantities(
     pooled, totals = pooled_means(sums, scores.shape[-1])
     statistics = quantities(running, prediction_times.unsqueeze(-1), half_lives)
     return pooled.to(parts.dtype), totals, statistics
+
+
+def _of_each_prediction(
+    parts, scores, values, times, value_mask, slots, prediction_times, num_channels, half_lives
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`running_quantities` with a copy of the record for each prediction time: merging stretches takes a loop whose
+    length an exported program would have to know."""
+    batch, predictions = prediction_times.shape
+
+    def repeat(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.unsqueeze(1).expand(-1, predictions, *tensor.shape[1:]).flatten(0, 1)
+
+    when = prediction_times.reshape(-1, 1)
+    parts, scores, values, times, value_mask, slots = map(repeat, (parts, scores, values, times, value_mask, slots))
+    slots = slots.masked_fill(times > when, -1)
+    found = running_quantities(parts, scores, values, times, value_mask, slots, when, num_channels, half_lives)
+    pooled, totals, statistics = (tensor.reshape(batch, predictions, *tensor.shape[2:]) for tensor in found)
+    return pooled, totals, statistics
 
 
 def event_weights(
@@ -255,13 +278,9 @@ def summarize(
     numbers, number_times = (tensor.gather(1, order).to(dtype) for tensor in (values, times))
     is_number = number_cells < num_cells
     numbers, times = numbers.masked_fill(~is_number, 0), times.to(dtype)
-    begins = torch.ones_like(value_mask)
-    begins[:, 1:] = number_cells[:, 1:] != number_cells[:, :-1]
-    ends = torch.ones_like(value_mask)
-    ends[:, :-1] = begins[:, 1:]
-    changes = torch.zeros_like(numbers)
-    changes[:, 1:] = numbers.diff(dim=1)
-    changes = changes.masked_fill(begins | ~is_number, 0)
+    begins = number_cells != F.pad(number_cells, (1, -1), value=-1)
+    ends = number_cells != F.pad(number_cells, (-1, 1), value=-1)
+    changes = (numbers - F.pad(numbers, (1, -1))).masked_fill(begins | ~is_number, 0)
     first_at, last_at = (_places(chosen, number_cells, num_cells) for chosen in (begins, ends))
     number_time, last_time = number_times.flatten()[last_at], _extremes(cells, num_cells, times, "amax", 0)
     rates = numbers.new_tensor(half_lives).reciprocal()
@@ -308,8 +327,10 @@ def _sums(cells: torch.Tensor, num_cells: int, summands: list[torch.Tensor]) -> 
 
 def _extremes(cells: torch.Tensor, num_cells: int, numbers: torch.Tensor, reduce: str, default: float) -> torch.Tensor:
     """Largest ("amax") or smallest ("amin") number of each cell, `(num_cells + 1,)`; the default where it has none."""
-    found = numbers.new_full((num_cells + 1,), default)
-    return found.scatter_reduce(0, cells.flatten(), numbers.flatten(), reduce, include_self=False)
+    nothing = math.inf if reduce == "amin" else -math.inf
+    found = numbers.new_full((num_cells + 1,), nothing)
+    found = found.scatter_reduce(0, cells.flatten(), numbers.flatten(), reduce)
+    return found if default == nothing else found.masked_fill(found == nothing, default)
 
 
 def _places(chosen: torch.Tensor, cells: torch.Tensor, num_cells: int) -> torch.Tensor:
@@ -419,7 +440,7 @@ def quantities(running: Running, now: torch.Tensor, half_lives: Sequence[float])
         "change_variance": (r.change_squares / changes - mean_change.square()).clamp(min=0),
     }
     stacked = torch.where(seen.unsqueeze(-1), torch.stack([found[name] for name in QUANTITIES], -1), 0)
-    decayed = r.decayed_total / r.decayed_weight.clamp(min=torch.finfo(r.events.dtype).tiny)
+    decayed = r.decayed_total / r.decayed_weight.masked_fill(r.decayed_weight == 0, 1)
     rates = r.events.new_tensor(half_lives).reciprocal()
     recent = r.recent * torch.exp2((-since_last).clamp(max=0).unsqueeze(-1) * rates)
     return torch.cat([stacked, decayed, recent], -1).float()

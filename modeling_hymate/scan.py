@@ -104,6 +104,8 @@ def resolve_backend(u: torch.Tensor, backend: str | None = None) -> str:
         raise ValueError(f"backend {backend!r} is not available on {u.device}: {problem}")
     if backend is not None:
         return backend
+    if torch.compiler.is_exporting():
+        return "exported"  # the program needs nothing but PyTorch's own operators
     if torch._C._are_functorch_transforms_active():
         return "reference"  # torch.func differentiates plain operations alone
     if u.device.type in GPUS and u.dtype in NATIVE_DTYPES and triton_available(u.device):
@@ -265,6 +267,23 @@ def _reference_recurrence(x, delta, A, B, C, state):
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(x)), state
 
 
+def _exported_recurrence(x, delta, A, B, C, state):
+    """A loop that stays one in an exported program, so that the length is free there and nothing else is needed."""
+    from torch._higher_order_ops.scan import scan  # noqa: PLC0415 - export alone needs it
+
+    batch = x.shape[0]
+
+    def step(state, inputs):
+        x_t, delta_t, B_t, C_t = inputs
+        state = (delta_t.unsqueeze(-1) * A).exp() * state + (delta_t * x_t).unsqueeze(-1) * B_t.unsqueeze(1)
+        # a size that is named here is an input of the loop, which inductor looks for
+        return state, (state * C_t.unsqueeze(1)).sum(-1).view(batch, -1)
+
+    inputs = tuple(tensor.transpose(0, 1).contiguous() for tensor in (x, delta, B, C))
+    state, output = scan(step, state, inputs)
+    return output.transpose(0, 1), state
+
+
 def _chunked_recurrence(x, delta, A, B, C, state):
     x, delta, B, C = (tensor.transpose(0, 1).contiguous() for tensor in (x, delta, B, C))
     output, state = _ChunkedScan.apply(x, delta, A, B, C, state)
@@ -375,6 +394,7 @@ def _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, ini
 _BACKENDS = {
     "reference": _with_recurrence(_reference_recurrence),
     "chunked": _with_recurrence(_chunked_recurrence),
+    "exported": _with_recurrence(_exported_recurrence),
     "native": _native,
     "triton": _triton,
     "mamba_ssm": _mamba_ssm,

@@ -522,6 +522,7 @@ def test_compiled_without_graph_breaks(ablation):
 def test_exported(axis):
     model = make_model(HyMaTEForSequenceClassification, attention_axis=axis)
     inputs = random_batch(model.config, batch=3, length=7)
+    torch.compiler.reset()
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1)
     shapes = {name: {0: batch} if name == "static_values" else {0: batch, 1: length} for name in inputs}
     program = torch.export.export(model, (), kwargs=inputs, dynamic_shapes=shapes, strict=False)

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "Evaluate a fine-tuned model on a split.",
     "predict": "Predict the records of a file of events.",
     "explain": "Show what predictions rest on, and whether that can be trusted.",
+    "export": "Write a fine-tuned model as a program for ONNX Runtime, or compiled.",
     "push": "Push a checkpoint or a prepared folder to the Hugging Face Hub.",
 }
 
