@@ -435,15 +435,20 @@ def _variable_indices(column, variables, unknown_variables, rows, record_ids) ->
             at = int(unknown[0])
             if is_missing(column[at]):
                 raise ValueError(f"column 'variable', {_place(at, rows, record_ids)}: the variable is missing")
-            folded = {name.casefold(): name for name in variables}
-            close = difflib.get_close_matches(str(column[at]).strip().casefold(), folded, n=1)
-            hint = f"; did you mean {folded[close[0]]!r}?" if close else ""
             raise ValueError(
-                f"column 'variable', {_place(at, rows, record_ids)}: {column[at]!r} is not one of the "
-                f"{len(variables)} known variables{hint} (unknown_variables='ignore' drops such events)"
+                f"column 'variable', {_place(at, rows, record_ids)}: {describe_unknown(column[at], variables)} "
+                "(unknown_variables='ignore' drops such events)"
             )
         ignored.update(str(column[at]) for at in unknown)
     return indices, ignored
+
+
+def describe_unknown(variable: Any, variables: Sequence[str]) -> str:
+    """That a variable is not among the known ones, and which of them may be meant."""
+    folded = {name.casefold(): name for name in variables}
+    close = difflib.get_close_matches(str(variable).strip().casefold(), folded, n=1)
+    hint = f"; did you mean {folded[close[0]]!r}?" if close else ""
+    return f"{variable!r} is not one of the {len(variables)} known variables{hint}"
 
 
 def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, np.ndarray]:

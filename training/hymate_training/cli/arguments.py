@@ -28,7 +28,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tables(parser: argparse.ArgumentParser, required: bool = True, several: bool = False) -> None:
-    """Adds `--events` (once per file where there may be several) and `--static`."""
+    """Adds `--events` (once per file where there may be several), `--static` and `--ignore-unknown-variables`."""
     text = "CSV or Parquet file of events: record_id, time (hours), variable, value."
     parser.add_argument(
         "--events",
@@ -41,6 +41,11 @@ def add_tables(parser: argparse.ArgumentParser, required: bool = True, several: 
         "--static",
         type=Path,
         help="CSV or Parquet file with one row per record: record_id and the static columns.",
+    )
+    parser.add_argument(
+        "--ignore-unknown-variables",
+        action="store_true",
+        help="Drop and count events of variables that the model does not know, which are an error otherwise.",
     )
 
 

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> str:
         split=args.split,
         events=args.events,
         static=args.static,
+        ignore_unknown_variables=args.ignore_unknown_variables,
         label=args.label,
         record_ids=args.record_id,
         num_records=args.num_records,

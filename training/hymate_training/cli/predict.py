@@ -19,37 +19,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MAP.csv",
         help="Map of the variables to concepts (default: that of the model's training data).",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="CSV or Parquet file to write, with one row per record."
+    times = parser.add_mutually_exclusive_group()
+    times.add_argument(
+        "--every",
+        type=float,
+        metavar="HOURS",
+        help="Ask each record at this many hours after its start, at twice that, and so on, up to the first such hour "
+        "that is not before its last event.",
     )
-    add_batches(parser, BATCH_SIZE)
+    times.add_argument(
+        "--at",
+        type=Path,
+        metavar="FILE",
+        help="Ask records at the times of a CSV or Parquet file: record_id, prediction_time (hours since the record's "
+        "start).",
+    )
     parser.add_argument(
-        "--ignore-unknown-variables",
+        "--untrained-hours",
         action="store_true",
-        help="Drop and count events of variables that the model does not know, which are an error otherwise.",
+        help="Answer also at hours at which the model was not trained, and remark it; an error otherwise.",
     )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="CSV or Parquet file to write, with one row per record, or per record and time: record_id, "
+        "prediction_time where times are asked for, the labels, and in remarks what the model did not know.",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace the output if it is there already.")
+    add_batches(parser, BATCH_SIZE)
 
 
 def run(args: argparse.Namespace) -> str:
-    """Predicts; returns how many records, and what is to be said about them."""
+    """Predicts; returns how much, and what is to be said about it."""
     result = predict(
         args.checkpoint,
         args.events,
         args.static,
         args.output,
+        every=args.every,
+        at=args.at,
+        untrained_hours=args.untrained_hours,
         max_events=args.max_events,
         batch_size=args.batch_size,
         ignore_unknown_variables=args.ignore_unknown_variables,
         start=args.start,
         layout=layout_of(args),
         concepts=None if args.concepts is None else read_map(args.concepts),
+        overwrite=args.overwrite,
     )
-    notes = [f"{result.frame.height} records -> {result.output}"]
-    if result.num_ignored_events:
-        notes.append(f"dropped {result.num_ignored_events} events of unknown variables")
-    if result.left_out:
-        notes.append(f"left out {len(result.left_out)} records without any other event, {result.left_out[0]!r} first")
-    if result.unknown_columns:
-        notes.append(f"unknown for all of them, so taken as missing: {', '.join(result.unknown_columns)}")
-    notes += [f"dropped {count} {reason}" for reason, count in result.dropped.items()]
-    return "\n".join(["; ".join(notes), *result.remarks])
+    records = f"{result.frame['record_id'].n_unique()} records"
+    times = f", {result.frame.height} predictions" if "prediction_time" in result.frame.columns else ""
+    dropped = [f"dropped {count} {reason}" for reason, count in result.dropped.items()]
+    return "\n".join([f"{records}{times} -> {result.output}", *dropped, *result.remarks])

@@ -164,7 +164,7 @@ def encode_examples(
         at_last_event: leave the times out, for records that are asked once.
     """
     extractor = collator.feature_extractor
-    limit = extractor.max_events if collator.max_events is None else collator.max_events
+    limit = event_limit(collator)
     passes, asked = in_passes(examples.events, records, times, limit, apart=at_last_event)
     if collator.variable_dropout or collator.event_dropout:
         passes = augment(collator, passes, examples)
@@ -178,6 +178,11 @@ def max_channels(events: Events, num_variables: int) -> int:
     """The number of variables observed in the record that has most, which a GPU would have to wait for."""
     observed = np.unique(events.rows * num_variables + events.variable_ids) // num_variables
     return int(np.bincount(observed, minlength=1).max())
+
+
+def event_limit(collator: TaskCollator | ForecastCollator) -> int | None:
+    """How many events a collator keeps of longer records; None for all."""
+    return collator.feature_extractor.max_events if collator.max_events is None else collator.max_events
 
 
 def in_passes(

@@ -96,7 +96,7 @@ def refuse(path: str | Path, wrong: pl.Series, problem: str, shown: pl.Series | 
         raise ValueError(f"{path}: row {at + 1}: {problem}{found}")
 
 
-def numbers(path: Path, column: pl.Series) -> pl.Series:
+def numbers(path: str | Path, column: pl.Series) -> pl.Series:
     """A column as numbers, NaN as null.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hymate_training.explanations.faithfulness import findings
 from hymate_training.explanations.patient_page import page_names, write_patient_pages
 from hymate_training.files import locked, write_json, writing_folder
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
-from hymate_training.inference.prediction import parse_tables
+from hymate_training.inference.records import count_remarks, read_records
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.publishing.privacy import FAITHFULNESS_FILE
 
@@ -56,6 +56,7 @@ def build_report(
     split: str = "validation",
     events: Any = None,
     static: Any = None,
+    ignore_unknown_variables: bool = False,
     label: str | None = None,
     record_ids: Sequence[str] = (),
     num_records: int = NUM_RECORDS,
@@ -78,6 +79,8 @@ def build_report(
         split: train, validation or test.
         events: records in place of those of a prepared folder: a CSV or Parquet file, or a polars or pandas frame.
         static: the same with one row per record: `record_id` and the static columns.
+        ignore_unknown_variables: drop and count events of variables that the model does not know, which are an error
+            otherwise.
         label: output to explain; see `Explainer`.
         record_ids: records that get a page of their own, as confidential as the records are.
         num_records: how many records to draw for the cohort page.
@@ -100,10 +103,12 @@ def build_report(
     if data is not None and task is not None:
         cohort = cohort_of_task(explainer, open_prepared(data), task, split, max_events=max_events, seed=seed)
     else:
-        records, _ = parse_tables(opened.extractor, events, static)
+        records = read_records(opened.extractor, events, static, ignore_unknown_variables=ignore_unknown_variables)
         sources = [Path(source) for source in (events, static) if isinstance(source, str | Path)]
         title = Path(events).name if isinstance(events, str | Path) else "records"
-        cohort = cohort_of_records(explainer, records, title=title, max_events=max_events, sources=sources)
+        cohort = cohort_of_records(explainer, records.events, title=title, max_events=max_events, sources=sources)
+        if said := [*records.about_all(), *count_remarks(records.remarks, len(records.events), "records")]:
+            cohort = replace(cohort, account=cohort.account | {"Remarks": "; ".join(said)})
     options: dict[str, Any] = {"num_records": num_records, "window_hours": window_hours, "seed": seed}
     return write_report(explainer, cohort, output, opened.path, record_ids=record_ids, card=card, **options)
 

@@ -1,6 +1,5 @@
 """Predictions: over a data set, in its order; and of a model's own answer to new records, as a table."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,25 +7,35 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import polars.selectors as cs
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
 from hymate_training.concepts.mapping import MAP_SCHEMA, map_events, map_static
-from hymate_training.data.collators import TaskCollator, prediction_mask
+from hymate_training.data.collators import TaskCollator, event_limit, prediction_mask
 from hymate_training.data.examples import ExampleDataset, group_by_record, last_times
 from hymate_training.data.exports import Layout, read_events, read_starts
-from hymate_training.data.tables import UNKNOWN, read_frame, tidy_frame
+from hymate_training.data.tables import UNKNOWN, read_frame
 from hymate_training.files import writing_file
 from hymate_training.inference.checkpoints import EXPORT_FILE, Checkpoint, label_names, load_checkpoint, read_json
+from hymate_training.inference.hours import (
+    UNTRAINED,
+    is_untrained,
+    listed_hours,
+    refuse_untrained,
+    regular_hours,
+)
+from hymate_training.inference.records import Records, count_remarks, read_records
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
-from modeling_hymate.events import EVENT_COLUMNS, is_missing
 
 BATCH_SIZE = 64
+EVENTS_AT_ONCE = 1 << 20  # of a batch with its padding
+CHANNELS_AT_ONCE = 1 << 24  # variables of all predictions of a batch, likewise
 STRANGE_SHARE = 0.2  # of a variable's values outside a range that holds 99.8 % of the training records'
 STRANGE_TIME = 1.5  # times what 99 % of the training records' events come before
+NO_EVENTS = "no events by then: predicted from static columns alone"
+OWN_COLUMNS = ("record_id", "prediction_time", "prediction", "remarks")  # of the output, beside the labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +67,8 @@ def predict_examples(
         model: a classifier; it is put into evaluation mode.
         dataset: the examples.
         collator: makes them tensors; should not augment.
-        batch_size: records at a time, each with all of its examples.
+        batch_size: records at a time, each with all of its examples; fewer where records are long or have many, so
+            that memory stays bounded.
         shared: all processes of the run call this at once: each does a share, and each gets everything.
         progress: label of a progress bar, which shows on terminals only; none where absent.
 
@@ -68,11 +78,7 @@ def predict_examples(
     model.eval()
     process = PartialState()
     rank, world = (process.process_index, process.num_processes) if shared else (0, 1)
-    # all predictions of a record in one pass, and records of equal lengths together: less padding
-    lengths = dataset.lengths
-    records = sorted(group_by_record(dataset.rows), key=lambda examples: lengths[examples].max())
-    parted = [records[at : at + batch_size] for at in range(0, len(records), batch_size)]
-    batches = [np.concatenate(part) for part in parted[rank::world]]
+    batches = _in_batches(dataset, collator, batch_size)[rank::world]
     values = np.zeros((len(dataset), len(label_names(model))), dtype=np.float32)
     shares = np.zeros(model.config.num_variables)
     disable = True if progress is None else None
@@ -96,24 +102,57 @@ def predict_examples(
     return Predictions(values, shares)
 
 
+def _in_batches(dataset: ExampleDataset, collator: TaskCollator, batch_size: int) -> list[np.ndarray]:
+    """Parts the examples: a record's stay together, and records of equal lengths for less padding, within bounds.
+
+    A record with more examples than may be held at once has several passes, one span of time after the other; one
+    that is longer than `max_events` has a pass for each example, since their latest events differ.
+    """
+    lengths, times, limit = dataset.lengths, dataset.prediction_times, event_limit(collator)
+    at_once = max(1, CHANNELS_AT_ONCE // collator.feature_extractor.num_variables)
+    parts = []  # length of a pass, number of passes, examples of each pass, examples
+    for examples in group_by_record(dataset.rows):
+        length = int(lengths[examples].max())
+        apart = limit is not None and length > limit
+        in_time = examples[np.argsort(times[examples], kind="stable")]
+        size = batch_size if apart else at_once
+        found = [in_time[at : at + size] for at in range(0, len(in_time), size)]
+        if apart:
+            parts += [(limit, len(part), 1, part) for part in found]
+        else:
+            parts += [(int(lengths[part].max()), 1, len(part), part) for part in found]
+    parts.sort(key=lambda part: part[0])
+    batches: list[list[np.ndarray]] = []
+    passes = widest = 0
+    for length, own, width, part in parts:
+        passes, widest = passes + own, max(widest, width)
+        full = passes > batch_size or passes * widest > at_once or passes * length > EVENTS_AT_ONCE
+        if full or not batches:
+            batches.append([])
+            passes, widest = own, width
+        batches[-1].append(part)
+    return [np.concatenate(batch) for batch in batches]
+
+
 @dataclass(frozen=True, eq=False)
 class RecordPredictions:
     """What a model says of new records.
 
     Attributes:
-        frame: one row per record: `record_id`, one column per label and, where one class is chosen, `prediction`.
+        frame: one row per record, or per record and prediction time: `record_id`, `prediction_time` (hours) where
+            records are asked at times, one column per label, where one class is chosen `prediction`, and `remarks`,
+            what the model did not know, null where there is nothing to say.
         output: the file it was written to, if any.
         num_ignored_events: events of unknown variables that were dropped.
-        left_out: records that have no event of a known variable, and so no prediction.
         unknown_columns: static columns that are unknown for all records, and so taken as missing.
+        remarks: what is to be said of all rows, in sentences: the remarks of rows with their number, what no record
+            has, and what is so unlike the training records that it looks like a mistake.
         dropped: what of a hospital's files was dropped before, by reason.
-        remarks: what in the records is so unlike the training records that it looks like a mistake, in sentences.
     """
 
     frame: pl.DataFrame
     output: Path | None
     num_ignored_events: int
-    left_out: list[str]
     unknown_columns: list[str]
     remarks: list[str]
     dropped: dict[str, int] = field(default_factory=dict)
@@ -125,14 +164,22 @@ def predict(
     static: Any = None,
     output: str | Path | None = None,
     *,
+    every: float | None = None,
+    at: Any = None,
+    untrained_hours: bool = False,
     max_events: int | None = None,
     batch_size: int = BATCH_SIZE,
     ignore_unknown_variables: bool = False,
     start: str | Path | None = None,
     layout: Layout | None = None,
     concepts: pl.DataFrame | None = None,
+    overwrite: bool = False,
 ) -> RecordPredictions:
-    """Predicts new records.
+    """Predicts new records, at the end of each or at any times, all of a record's times in one pass.
+
+    No record is left out. Static columns and values that are absent and categories that were not in the training data
+    are taken as missing; a record without events by the time it is asked is predicted from its static columns alone.
+    Each such row says so in `remarks`.
 
     Args:
         checkpoint: a fine-tuned model: its folder, its name on the Hub, or an open checkpoint.
@@ -140,6 +187,11 @@ def predict(
             (hours), `variable` and `value`; or a list of a hospital's files, as `read_export` takes them.
         static: the same with one row per record: `record_id` and the static columns.
         output: a CSV or Parquet file to write.
+        every: ask each record at this many hours after its start, at twice that, and so on, up to the first such hour
+            that is not before its last event.
+        at: ask records at the times of a table: a CSV or Parquet file, or a polars or pandas frame, with `record_id`
+            and `prediction_time` (hours). A prediction rests on the events at or before its time.
+        untrained_hours: answer also at hours at which the model was not trained, and remark it; an error otherwise.
         max_events: keep only the latest events of longer records; as in training where absent.
         batch_size: records at a time.
         ignore_unknown_variables: drop and count events of variables that the model does not know, which are an error
@@ -147,42 +199,72 @@ def predict(
         start: of a hospital's files, as for `read_export`.
         layout: the same.
         concepts: the same.
+        overwrite: replace an `output` that is there already.
 
     Returns:
-        The predictions, one row per record, and what is to be said about the records.
+        The predictions, one row per record and time, and what is to be said about the records.
 
     Raises:
-        ValueError: for a file that cannot be read or lacks a column, for bad records, and as `load_checkpoint` does.
+        ValueError: for a file that cannot be read or lacks a column, for bad records or times, for hours at which the
+            model was not trained unless they are allowed, for an output that is there already, and as
+            `load_checkpoint` does.
     """
     if output is not None:
         output = Path(output)
-        _format_of(output)  # before the work, not after it
+        check_output(output, [*(events if isinstance(events, list) else [events]), static, start, at], overwrite)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if every is not None and at is not None:
+        raise ValueError("give every or at (--every, --at), not both")
     opened = load_checkpoint(checkpoint)
     extractor = opened.extractor
-    if ignore_unknown_variables:
-        extractor = copy.copy(extractor)
-        extractor.unknown_variables = "ignore"
     dropped: dict[str, int] = {}
     if isinstance(events, list):
         events, static, dropped = read_export(opened, events, static, start, layout, concepts)
-    records, left_out = parse_tables(extractor, events, static)
-    dataset = ExampleDataset(records, np.arange(len(records)), last_times(records))
+    ignore = ignore_unknown_variables or extractor.unknown_variables == "ignore"
+    records = read_records(extractor, events, static, ignore_unknown_variables=ignore)
+    dataset, hours = _asked(records.events, every, at)
+    if hours is not None and not untrained_hours:
+        refuse_untrained(hours, list(dataset.record_ids), extractor.trained_hours)
     collator = TaskCollator(extractor, max_events)
     predicted = predict_examples(opened.model, dataset, collator, batch_size, progress="predict")
-    frame = prediction_frame(records.record_ids, predicted.values, opened.model)
+    remarks = _remarks(records, dataset, hours, extractor)
+    frame = prediction_frame(list(dataset.record_ids), predicted.values, opened.model, hours, remarks)
     if output is not None:
         write_frame(frame, output)
+    unasked = len(records.events) - len(np.unique(dataset.rows))
     return RecordPredictions(
         frame=frame,
         output=output,
-        num_ignored_events=records.ignored.total(),
-        left_out=left_out,
-        unknown_columns=[name for name, column in records.static.items() if all(map(is_missing, column))],
-        remarks=unlike_training(extractor, records),
+        num_ignored_events=records.events.ignored.total(),
+        unknown_columns=records.unknown_columns,
+        remarks=[
+            *count_remarks(remarks, len(remarks), "predictions"),
+            *([f"{unasked} records have no prediction time in the table, and so no prediction"] if unasked else []),
+            *records.about_all(),
+            *unlike_training(extractor, records.events),
+        ],
         dropped=dropped,
     )
+
+
+def _asked(events: Events, every: float | None, at: Any) -> tuple[ExampleDataset, np.ndarray | None]:
+    """What is asked about the records, and at which hours; None for the end of each."""
+    if every is None and at is None:
+        return ExampleDataset(events, np.arange(len(events)), last_times(events)), None
+    rows, hours = listed_hours(events, at) if every is None else regular_hours(events, every)
+    dataset = ExampleDataset(events, rows, hours)
+    dataset.asks_once = False  # the time matters even where each record has one
+    return dataset, hours
+
+
+def _remarks(
+    records: Records, dataset: ExampleDataset, hours: np.ndarray | None, extractor: HyMaTEFeatureExtractor
+) -> list[list[str]]:
+    """What is to be said of each prediction."""
+    untrained = np.zeros(len(dataset), dtype=bool) if hours is None else is_untrained(hours, extractor.trained_hours)
+    rows = zip(dataset.rows, dataset.lengths == 0, untrained, strict=True)
+    return [[*records.remarks[row], *[NO_EVENTS] * empty, *[UNTRAINED] * strange] for row, empty, strange in rows]
 
 
 def unlike_training(extractor: HyMaTEFeatureExtractor, events: Events) -> list[str]:
@@ -193,42 +275,12 @@ def unlike_training(extractor: HyMaTEFeatureExtractor, events: Events) -> list[s
         for name, share in extractor.shares_outside(events).items()
         if share >= STRANGE_SHARE
     ]
-    latest = float(events.times.max())
+    latest = float(events.times.max(initial=0))
     if latest > STRANGE_TIME * extractor.time_scale:
         found.append(
             f"events reach {latest:g} hours; hardly any of the training records' come after {extractor.time_scale:g}"
         )
     return found
-
-
-def parse_tables(extractor: HyMaTEFeatureExtractor, events: Any, static: Any = None) -> tuple[Events, list[str]]:
-    """Reads records from a table of events and, where it is given, one of static columns.
-
-    Args:
-        extractor: knows the variables and the static columns.
-        events: a CSV or Parquet file, or a polars or pandas frame: `record_id`, `time` (hours), `variable`, `value`.
-        static: the same, with one row per record: `record_id` and the static columns.
-
-    Returns:
-        The records, and the names of those that have no event of a known variable, which an extractor that ignores
-        unknown ones leaves out.
-
-    Raises:
-        ValueError: for a file that cannot be read or lacks a column, and for bad records.
-    """
-    frame = _table(events, "events", ("record_id", *EVENT_COLUMNS))
-    own = None if static is None else _table(static, "static", ("record_id",), UNKNOWN)
-    left_out: list[str] = []
-    if extractor.unknown_variables == "ignore":
-        known = frame.filter(pl.col("variable").is_in(extractor.variables))
-        if not known.height:
-            name = events if isinstance(events, str | Path) else "events"
-            raise ValueError(f"{name}: none of its variables is known; the first is {frame['variable'][0]!r}")
-        left_out = (
-            frame.join(known, on="record_id", how="anti", nulls_equal=True)["record_id"].unique().sort().to_list()
-        )
-        frame = frame.join(known, on="record_id", how="semi", nulls_equal=True, maintain_order="left")
-    return extractor.parse(frame, own), left_out
 
 
 def read_export(
@@ -271,29 +323,37 @@ def read_export(
     return export.events.select("record_id", "time", named, "value"), table, export.dropped
 
 
-def _table(source: Any, name: str, columns: Sequence[str], unknown: Sequence[str] = ()) -> pl.DataFrame:
-    if isinstance(source, str | Path):
-        name, frame = str(source), read_frame(source, unknown)
-    elif isinstance(source, pl.DataFrame):
-        frame = tidy_frame(source, name)
-    elif hasattr(source, "iloc"):
-        frame = tidy_frame(pl.from_pandas(source), name)
-    else:
-        raise ValueError(f"{name} must be a file or a polars or pandas frame, not a {type(source).__name__}")
-    if missing := [column for column in columns if column not in frame.columns]:
-        raise ValueError(f"{name} lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")
-    return frame.with_columns(cs.boolean().cast(pl.String))  # true and false are categories
-
-
 def prediction_frame(
-    record_ids: list[str], values: np.ndarray, model: HyMaTEForSequenceClassification
+    record_ids: list[str],
+    values: np.ndarray,
+    model: HyMaTEForSequenceClassification,
+    hours: np.ndarray | None = None,
+    remarks: Sequence[Sequence[str]] | None = None,
 ) -> pl.DataFrame:
-    """One row per record: `record_id`, one column per label and, where one class is chosen, `prediction`."""
+    """One row per prediction: `record_id`, `prediction_time` and `remarks` where they are given, one column per label
+    and, where one class is chosen, `prediction`."""
     names = label_names(model)
-    columns: dict[str, Any] = {"record_id": record_ids, **{name: values[:, index] for index, name in enumerate(names)}}
+    if taken := [name for name in names if name in OWN_COLUMNS]:
+        raise ValueError(f"a label of the model is called {taken[0]!r}, as another column of its predictions is")
+    columns: dict[str, Any] = {"record_id": record_ids}
+    if hours is not None:
+        columns["prediction_time"] = hours
+    columns |= {name: values[:, index] for index, name in enumerate(names)}
     if model.config.problem_type == "single_label_classification":
         columns["prediction"] = [names[index] for index in values.argmax(1)]
+    if remarks is not None:
+        columns["remarks"] = pl.Series(["; ".join(texts) or None for texts in remarks], dtype=pl.String)
     return pl.DataFrame(columns)
+
+
+def check_output(output: Path, sources: Sequence[Any], overwrite: bool) -> None:
+    """Raises ValueError unless predictions may be written to `output`; before the work, not after it."""
+    _format_of(output)
+    for source in sources:
+        if isinstance(source, str | Path) and output.resolve() == Path(source).resolve():
+            raise ValueError(f"{output} is read from: name another file to write")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} is there already: name another file, or replace it (overwrite, --overwrite)")
 
 
 def _format_of(path: Path) -> str:
