@@ -11,7 +11,8 @@ from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.inference.checkpoints import load_checkpoint
-from hymate_training.inference.prediction import predict, predict_examples
+from hymate_training.inference.prediction import NO_EVENTS, predict, predict_examples
+from hymate_training.inference.records import IGNORED
 from tests.support.runs import TASK, event_frame
 
 
@@ -36,23 +37,83 @@ def test_predict_gives_what_evaluation_sees(synthetic_folder, finetuned, tmp_pat
         assert died == pytest.approx(expected[record_id], abs=1e-5)
 
 
-def test_records_of_unknown_variables_alone_are_left_out_and_named(synthetic_folder, finetuned, tmp_path, capsys):
+def test_unknown_variables_are_dropped_when_asked_to_and_no_record_with_them(
+    synthetic_folder, finetuned, tmp_path, capsys
+):
     events, _ = event_frame(synthetic_folder)
     foreign = events.head(2).with_columns(record_id=pl.lit("foreign"), variable=pl.lit("gamma_gt"))
     pl.concat([events, foreign]).write_csv(tmp_path / "events.csv")
     arguments = ["predict", "--checkpoint", str(finetuned), "--events", str(tmp_path / "events.csv")]
     arguments += ["--output", str(tmp_path / "predictions.csv")]
     assert main(arguments) == 2
-    assert "'gamma_gt' is not one of" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"row {events.height + 1}: variable 'gamma_gt' is not one of" in message
+    assert "--ignore-unknown-variables" in message
     assert main([*arguments, "--ignore-unknown-variables"]) == 0
     printed = capsys.readouterr().out
-    assert "5 records" in printed
-    assert "left out 1 records without any other event, 'foreign' first" in printed
+    assert "6 records" in printed
+    assert "dropped 2 events of unknown variables: gamma_gt" in printed
+    assert f"{NO_EVENTS}: 1 of 6 predictions" in printed
     assert "taken as missing: age" in printed
-    assert "foreign" not in set(pl.read_csv(tmp_path / "predictions.csv")["record_id"].cast(pl.String))
+    last = pl.read_csv(tmp_path / "predictions.csv").row(-1, named=True)
+    assert last["record_id"] == "foreign"
+    assert last["died"] > 0
+    assert IGNORED in last["remarks"]
+    assert NO_EVENTS in last["remarks"]
     foreign.write_csv(tmp_path / "events.csv")
-    assert main([*arguments, "--ignore-unknown-variables"]) == 2
+    assert main([*arguments, "--ignore-unknown-variables", "--overwrite"]) == 2
     assert "none of its variables is known" in capsys.readouterr().err
+
+
+def test_what_is_unknown_is_taken_as_missing_and_said_per_record(synthetic_folder, finetuned):
+    """One rule for a row, a column, a value and a category; and nobody else's prediction changes."""
+    events, static = event_frame(synthetic_folder)
+    static = static.with_columns(age=pl.col("age").fill_null(50), sex=pl.lit("male"), height=pl.lit(170.0))
+    ids = static["record_id"].to_list()
+    usual = predict(finetuned, events, static).frame
+    sex = pl.when(record_id=ids[0]).then(pl.lit("unheard of")).otherwise("sex")
+    changed = static.with_columns(sex=sex).filter(pl.col("record_id") != ids[1]).drop("height")
+    quiet = changed.tail(1).with_columns(record_id=pl.lit("quiet"))
+    found = predict(finetuned, events, pl.concat([changed, quiet]))
+    remarks = dict(zip(found.frame["record_id"], found.frame["remarks"], strict=True))
+    assert list(remarks) == [*usual["record_id"], "quiet"]
+    assert "sex 'unheard of' was not in the training data, so taken as missing" in remarks[ids[0]]
+    assert "age is missing" in remarks[ids[1]]
+    assert NO_EVENTS in remarks["quiet"]
+    assert all("height is missing" in text for text in remarks.values())
+    assert "height is missing: 6 of 6 predictions" in found.remarks
+    assert found.unknown_columns == ["height"]
+    expected = static.with_columns(
+        height=None,
+        sex=pl.when(pl.col("record_id").is_in(ids[:2])).then(None).otherwise("sex"),
+        **{name: pl.when(record_id=ids[1]).then(None).otherwise(name) for name in ("age", "unit_type")},
+    )
+    assert found.frame["died"].head(len(ids)).to_list() == pytest.approx(
+        predict(finetuned, events, expected).frame["died"].to_list(), abs=1e-6
+    )
+    with pytest.raises(ValueError, match="row 1: age must be a number, found 'old'"):
+        predict(finetuned, events, static.with_columns(age=pl.lit("old")))
+    with pytest.raises(ValueError, match="row 1: record_id appears more than once"):
+        predict(finetuned, events, pl.concat([static, static]))
+
+
+def test_static_columns_may_stand_beside_the_events(synthetic_folder, finetuned):
+    events, static = event_frame(synthetic_folder)
+    together = predict(finetuned, events.join(static, on="record_id")).frame
+    assert together.equals(predict(finetuned, events, static).frame)
+
+
+def test_no_file_is_overwritten_unasked(synthetic_folder, finetuned, tmp_path):
+    events, _ = event_frame(synthetic_folder)
+    events.write_parquet(tmp_path / "events.parquet")
+    (tmp_path / "out.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"is there already: .*\(overwrite, --overwrite\)"):
+        predict(finetuned, tmp_path / "events.parquet", output=tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"events.parquet is read from"):
+        predict(finetuned, tmp_path / "events.parquet", output=tmp_path / "events.parquet", overwrite=True)
+    predict(finetuned, tmp_path / "events.parquet", output=tmp_path / "out.csv", overwrite=True)
+    assert pl.read_csv(tmp_path / "out.csv").height == 5
 
 
 def test_other_units_and_longer_stays_are_pointed_out(synthetic_folder, finetuned, tmp_path, capsys):
@@ -62,7 +123,8 @@ def test_other_units_and_longer_stays_are_pointed_out(synthetic_folder, finetune
         frame.write_csv(tmp_path / f"{name}.csv")
         arguments += [f"--{name}", str(tmp_path / f"{name}.csv")]
     assert main(arguments) == 0
-    assert len(capsys.readouterr().out.strip().splitlines()) == 1  # nothing to remark
+    assert "are its units the same" not in capsys.readouterr().out
+    arguments.append("--overwrite")
     in_meters = static.with_columns(pl.col("height") / 100)
     in_meters.write_csv(tmp_path / "static.csv")
     in_minutes = events.with_columns(pl.col("time") * 60)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from hymate_training.data.examples import last_times
 from hymate_training.data.tables import numbers, refuse
@@ -73,7 +74,8 @@ def listed_hours(events: Events, source: Any) -> tuple[np.ndarray, np.ndarray]:
     refuse(name, hours < 0, "prediction_time is hours since the record's start, not negative", hours)
     refuse(name, hours > float(np.finfo(np.float32).max), "prediction_time must be finite", hours)
     asked = frame.select("record_id", hours)
-    refuse(name, ~asked.is_first_distinct(), "the record is asked at this prediction_time already", asked["record_id"])
+    repeated = asked.select(~pl.struct(pl.all()).is_first_distinct()).to_series()
+    refuse(name, repeated, "the record is asked at this prediction_time already", asked["record_id"])
     place = {record_id: row for row, record_id in enumerate(events.record_ids)}
     known = asked["record_id"].is_in(events.record_ids)
     refuse(name, ~known, "record_id is in neither the events nor the static table", asked["record_id"])

@@ -263,8 +263,11 @@ def _remarks(
 ) -> list[list[str]]:
     """What is to be said of each prediction."""
     untrained = np.zeros(len(dataset), dtype=bool) if hours is None else is_untrained(hours, extractor.trained_hours)
-    rows = zip(dataset.rows, dataset.lengths == 0, untrained, strict=True)
-    return [[*records.remarks[row], *[NO_EVENTS] * empty, *[UNTRAINED] * strange] for row, empty, strange in rows]
+    said = (dataset.lengths == 0, NO_EVENTS), (untrained, UNTRAINED)
+    return [
+        [*records.remarks[row], *(text for holds, text in said if holds[example])]
+        for example, row in enumerate(dataset.rows)
+    ]
 
 
 def unlike_training(extractor: HyMaTEFeatureExtractor, events: Events) -> list[str]:
