@@ -66,10 +66,24 @@ def running_quantities(
         All are 0 where a channel has no event yet, and a quantity also where it says nothing (such as the change of a
         single number).
     """
-    if runs_natively(parts) and scores.dtype == torch.float32 and not (values.requires_grad or times.requires_grad):
-        return hymate_native.running_quantities(
-            parts, scores, values, times, value_mask, slots, prediction_times, num_channels, half_lives
+    if runs_natively(parts) and scores.dtype == torch.float32 and not times.requires_grad:
+        pooled, totals, statistics = hymate_native.running_quantities(
+            parts, scores, values.detach(), times, value_mask, slots, prediction_times, num_channels, half_lives
         )
+        if values.requires_grad:  # of which the kernel knows no gradient
+            statistics = _statistics(values, times, value_mask, slots, prediction_times, num_channels, half_lives)
+        return pooled, totals, statistics
+    cells, num_cells = _cells(times, slots, prediction_times, num_channels)
+    sums = pooling_sums(parts, scores, cells, num_cells).view(*prediction_times.shape, num_channels, -1)
+    if prediction_times.shape[1] > 1:
+        sums = sums.cumsum(1)
+    pooled, totals = pooled_means(sums, scores.shape[-1])
+    statistics = _statistics(values, times, value_mask, slots, prediction_times, num_channels, half_lives)
+    return pooled.to(parts.dtype), totals, statistics
+
+
+def _cells(times, slots, prediction_times, num_channels) -> tuple[torch.Tensor, int]:
+    """The prediction time and channel that an event counts for first, `(batch, length)`, and how many there are."""
     batch, predictions = prediction_times.shape
     if torch.compiler.is_exporting() and not (isinstance(predictions, int) and predictions == 1):
         return _of_each_prediction(
@@ -81,17 +95,18 @@ def running_quantities(
     cells = (rows * predictions + interval) * num_channels + slots
     # masked events, and those after the last prediction time, go where nobody looks
     cells = cells.masked_fill((slots < 0) | (interval == predictions), num_cells)
-    shape = (batch, predictions, num_channels)
+    return cells, num_cells
 
-    sums = pooling_sums(parts, scores, cells, num_cells).view(*shape, -1)
+
+def _statistics(values, times, value_mask, slots, prediction_times, num_channels, half_lives) -> torch.Tensor:
+    """`statistics` of `running_quantities`."""
+    cells, num_cells = _cells(times, slots, prediction_times, num_channels)
     running = summarize(values, times, value_mask, cells, num_cells, half_lives)
+    shape = (*prediction_times.shape, num_channels)
     running = Running(*(field.view(*shape, *field.shape[1:]) for field in running))
-    if predictions > 1:
-        sums = sums.cumsum(1)
+    if shape[1] > 1:
         running = _merge_along_predictions(running, half_lives)
-    pooled, totals = pooled_means(sums, scores.shape[-1])
-    statistics = quantities(running, prediction_times.unsqueeze(-1), half_lives)
-    return pooled.to(parts.dtype), totals, statistics
+    return quantities(running, prediction_times.unsqueeze(-1), half_lives)
 
 
 def _of_each_prediction(

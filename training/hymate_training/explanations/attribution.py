@@ -6,8 +6,9 @@ where something raises the score. Attention has no sign: its attributions are sh
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ from modeling_hymate.inputs import canonical_order
 
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
 UNSIGNED = ("attention",)
-BATCH_SIZE = 64
-EVENTS_AT_ONCE = 1 << 19  # events of altered records that are held at a time
+BATCH_SIZE = 256
+EVENTS_AT_ONCE = 1 << 17  # of a batch with its padding
+ALTERED_AT_ONCE = 1 << 19  # events of altered records that are held at a time
+GRADIENTS_AT_ONCE = 64  # of them in a batch: the memory that they take grows with it, their speed does not
 SHOWN_ROWS = 8  # of an explanation in a notebook
 
 
@@ -126,19 +129,19 @@ class Explainer:
         """Log-odds of the label's probability as the model predicts it, or the number.
 
         Args:
-            logits: the model's, (batch, num_labels).
+            logits: the model's, (batch, [predictions,] num_labels).
 
         Returns:
-            (batch,).
+            (batch, [predictions]).
         """
         logits = logits.float()
         if not self._is_number:
             logits = logits / self.model.config.temperature  # as in the model's own `predictions`
-        chosen = logits[:, self._index]
+        chosen = logits[..., self._index]
         if not self._classes:
             return chosen
-        others = [index for index in range(logits.shape[1]) if index != self._index]
-        return chosen - logits[:, others].logsumexp(1)
+        others = [index for index in range(logits.shape[-1]) if index != self._index]
+        return chosen - logits[..., others].logsumexp(-1)
 
     def predictions(self, scores: np.ndarray) -> np.ndarray:
         """Scores -> probabilities of the label, or the numbers themselves."""
@@ -150,24 +153,46 @@ class Explainer:
 
     def encode(self, events: Events) -> dict[str, torch.Tensor]:
         """Tensors of a batch, on the model's device."""
-        features = self.extractor.encode(events)
+        return self.on_device(self.extractor.encode(events))
+
+    def on_device(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors on the model's device."""
         return {name: tensor.to(self.model.device) for name, tensor in features.items()}
 
     def batches(self, events: Events, progress: str | None = None, batch_size: int | None = None) -> Iterator:
         """Goes through the records, those of equal length together: yields their positions and the batch."""
         order = np.argsort(events.lengths, kind="stable")
-        starts = range(0, len(order), batch_size or self.batch_size)
-        for start in progress_bar(progress, starts, unit="batch"):
-            rows = order[start : start + (batch_size or self.batch_size)]
-            yield rows, events.take(rows)
+        for rows in progress_bar(progress, self._parted(events.lengths[order], batch_size), unit="batch"):
+            yield order[rows], events.take(order[rows])
+
+    def _parted(self, lengths: np.ndarray, batch_size: int | None) -> list[slice]:
+        """Batches of ascending lengths, of so many records and at most `EVENTS_AT_ONCE`."""
+        starts, most = [0], batch_size or self.batch_size
+        for at, length in enumerate(lengths.tolist()):
+            if at > starts[-1] and (at - starts[-1] == most or (at + 1 - starts[-1]) * length > EVENTS_AT_ONCE):
+                starts.append(at)
+        return [slice(*bounds) for bounds in pairwise([*starts, len(lengths)])] if len(lengths) else []
+
+    def scores_of(self, **features: torch.Tensor) -> torch.Tensor:
+        """Scores of a batch, `(batch,)` or with prediction times `(batch, predictions)`."""
+        return self.score(self.model(**features, output_event_weights=False, output_channel_hidden_state=False).logits)
 
     @torch.no_grad()
     def scores(self, events: Events, progress: str | None = None) -> np.ndarray:
         """Score of each record, `(records,)`. Records may be empty."""
         scores = np.zeros(len(events))
         for rows, batch in self.batches(events, progress):
-            scores[rows] = self.score(self.model(**self.encode(batch)).logits).cpu().numpy()
+            scores[rows] = self.scores_of(**self.encode(batch)).cpu().numpy()
         return scores
+
+    @torch.no_grad()
+    def scores_until(self, record: Events, hours: np.ndarray) -> np.ndarray:
+        """Score of one record from its events until each of the hours, `(hours,)`, all in one pass."""
+        if self.model.config.attention_axis == "channel":
+            features = self.extractor.encode(record, prediction_times=hours)
+            return self.scores_of(**self.on_device(features))[0].cpu().numpy()
+        until = record.take(np.zeros(len(hours), dtype=int))
+        return self.scores(until.select(until.times <= np.repeat(hours, until.lengths)))
 
 
 def explain(
@@ -281,15 +306,13 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
     names: tuple[str, ...] = ()
 
     def score_of_inputs(embeds: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        handle = embedding.register_forward_hook(lambda *_: embeds)
-        try:
-            return explainer.score(explainer.model(**dict(zip(names, tensors, strict=True))).logits)
-        finally:
-            handle.remove()
+        with replaced(embedding, embeds):
+            return explainer.scores_of(**dict(zip(names, tensors, strict=True)))
 
     attributions = np.zeros(len(events.times))
     # the steps of a few records fill a batch
-    at_once = max(1, explainer.batch_size // steps)
+    size = min(GRADIENTS_AT_ONCE, explainer.batch_size)
+    at_once = max(1, size // steps)
     for rows, batch in explainer.batches(events, progress, at_once):
         features, order = in_model_order(explainer.encode(batch))
         with torch.no_grad():
@@ -300,13 +323,14 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
         baselines: tuple[torch.Tensor, ...] = (baseline, torch.zeros_like(values))
         if not has_statistics:
             inputs, baselines, others = inputs[:1], baselines[:1], [values, *others]
-        parts = IntegratedGradients(score_of_inputs).attribute(
-            inputs,
-            baselines=baselines,
-            additional_forward_args=tuple(others),
-            n_steps=steps,
-            internal_batch_size=max(explainer.batch_size, at_once),
-        )
+        with weights_fixed(explainer.model):
+            parts = IntegratedGradients(score_of_inputs).attribute(
+                inputs,
+                baselines=baselines,
+                additional_forward_args=tuple(others),
+                n_steps=steps,
+                internal_batch_size=max(size, at_once),
+            )
         found = sum(part.detach().float().reshape(*values.shape, -1).sum(-1) for part in parts)
         found = torch.zeros_like(found).scatter(1, order, found)
         mask = features["attention_mask"]
@@ -350,9 +374,9 @@ def in_model_order(features: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
 
 def _groups(events: Events, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers the groups of events that share a key within a record: group of each event, first event of each."""
-    pairs = np.stack([events.rows, keys])
-    _, first, group = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
-    return group.ravel(), first
+    combined = events.rows * (keys.max(initial=0) + 1) + keys
+    _, first, group = np.unique(combined, return_index=True, return_inverse=True)
+    return group, first
 
 
 def _group_sizes(events: Events, keys: np.ndarray) -> np.ndarray:
@@ -369,7 +393,7 @@ def _removal_effects(
     row_of_group = events.rows[first]
     effects = np.zeros(len(first))
     # altered records are as long as the record, so chunks end where enough events are together
-    chunk_of_group = np.cumsum(events.lengths[row_of_group]) // EVENTS_AT_ONCE
+    chunk_of_group = np.cumsum(events.lengths[row_of_group]) // ALTERED_AT_ONCE
     chunks = np.split(np.arange(len(first)), np.flatnonzero(np.diff(chunk_of_group)) + 1)
     with progress_bar(progress, total=len(first), unit="removal") as bar:
         for chunk in chunks:
@@ -424,6 +448,28 @@ def _frames(
         variables=grouped(["variable"], "of_variable", variables is not None),
         hours=by_hour.select("record_id", "hour", "hours", "events", "attribution"),
     )
+
+
+@contextlib.contextmanager
+def replaced(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
+    """For the while, a module that gives this output, and computes nothing."""
+    module.forward = lambda *_: output
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@contextlib.contextmanager
+def weights_fixed(model: HyMaTEForSequenceClassification) -> Iterator[None]:
+    """For the while, weights that need no gradient, which then need not be found."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_()
 
 
 @contextlib.contextmanager
