@@ -1,11 +1,14 @@
 """Attributions: what each method promises, against predicting again by the plainest route."""
 
+import copy
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from hymate_training.explanations.attribution import METHODS, Explainer, channel_attentions, explain, risk_trajectory
+from hymate_training.explanations.attribution import METHODS, Explainer, channel_attentions, explain
+from hymate_training.explanations.trajectory import risk_trajectory
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.running_quantities import HALF_LIFE_QUANTITIES, QUANTITIES
 from tests.support.helpers import close, make_model
@@ -222,8 +225,9 @@ def test_attention_between_variables(axis, events, extractor):
     assert channel_attentions(Explainer(classifier(num_attention_layers=0), extractor), parsed) is None
 
 
-def test_trajectory_is_the_prediction_from_the_events_until_then(events, extractor):
-    model = classifier()
+@pytest.mark.parametrize("axis", ["channel", "event"])
+def test_trajectory_is_the_prediction_from_the_events_until_then(axis, events, extractor):
+    model = classifier(attention_axis=axis)
     explainer = Explainer(model, extractor)
     trajectory = risk_trajectory(explainer, extractor.parse(events), num_steps=3)
     record = events.filter(record_id="r3")
@@ -249,6 +253,12 @@ def test_trajectory_is_the_prediction_from_the_events_until_then(events, extract
     same &= pl.col("value").eq_missing(row["value"])
     without = until.filter(pl.col("index") != until.filter(same)["index"][0])
     assert row["change"] == pytest.approx(predict(until) - predict(without), abs=1e-5)
+
+    assert predictions["trained"].to_list() == [False] * (predictions.height - 1) + [True]
+    until_ten = copy.copy(extractor)
+    until_ten.trained_hours = [2.0, 10.0]
+    marked = risk_trajectory(Explainer(model, until_ten), extractor.parse(record)).predictions
+    assert marked["trained"].to_list() == [2 <= time <= 10 for time in marked["time"]]
 
     thinned = risk_trajectory(explainer, extractor.parse(record), max_times=4).predictions
     assert thinned.height == 4

@@ -11,10 +11,11 @@ from transformers import pipeline
 
 from hymate_training.cli.main import main
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.explanations.attribution import METHODS, Explainer, explain, risk_trajectory
+from hymate_training.explanations.attribution import METHODS, Explainer, explain
 from hymate_training.explanations.cohort import cohort_of_task
 from hymate_training.explanations.pictures import Picture
 from hymate_training.explanations.report import build_report
+from hymate_training.explanations.trajectory import risk_trajectory
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from tests.explanations.conftest import TEMPERATURE
 

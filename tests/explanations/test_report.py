@@ -18,10 +18,11 @@ from matplotlib.image import imread
 from hymate_training.cli.main import main
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.explanations import figures
-from hymate_training.explanations.attribution import METHODS, Explanation, Trajectory
+from hymate_training.explanations.attribution import METHODS, Explanation
 from hymate_training.explanations.figures import cluster_order
 from hymate_training.explanations.markup import table_html
 from hymate_training.explanations.pictures import Picture
+from hymate_training.explanations.trajectory import Trajectory
 from hymate_training.files import locked
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.publishing.push import plan_push
@@ -187,6 +188,8 @@ def test_patient_page_holds_the_record(report, synthetic_folder):
         name = info.variables[variable].replace("_", " ")
         assert f'<th scope="row">{time:.2f}</th><td>{name}</td><td class="number">{value:.4g}</td>' in table
     assert "confidential" in text
+    assert "Gray and dashed: the model was trained at the end of each record alone" in text
+    assert "hymate finetune --prediction-times" in text
 
 
 def test_events_of_a_file(checkpoint, synthetic_folder, tmp_path, monkeypatch):
@@ -288,7 +291,9 @@ def test_names_of_any_kind_can_be_drawn():
         {"variable": ODD_NAMES, "attended": ODD_NAMES[::-1], "ratio": 1.0, "records": 20, "weight": 0.1}
     )
     moves = pl.DataFrame({"time": [1.0], "variable": ["$"], "value": [1.0], "change": [0.1]})
-    trajectory = Trajectory(pl.DataFrame({"time": [0.0, 1.0], "prediction": [0.1, 0.2]}), moves)
+    trajectory = Trajectory(
+        pl.DataFrame({"time": [0.0, 1.0], "prediction": [0.1, 0.2], "trained": [False, True]}), moves
+    )
     shares = {"attention": {name: (ones, ones, ones) for name in ODD_NAMES}}
     for figure in (
         figures.shares_figure(ODD_NAMES, shares, ["$"]),

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hymate_training.explanations.markup import table_html
-from hymate_training.inference.prediction import label_names
+from hymate_training.inference.checkpoints import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.embedding import HyMaTEEmbedding
 from modeling_hymate.inputs import canonical_order
@@ -524,65 +524,3 @@ def channel_attentions(explainer: Explainer, events: Events, progress: str | Non
             "records": counts[query, key].astype(np.int64),
         }
     )
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """How a prediction develops while events arrive.
-
-    Attributes:
-        predictions: `record_id`, `time` (hours), `prediction` from the events until then, `change` since the time
-            before (null at the first).
-        movers: events at the times of the largest changes: `record_id`, `time`, `variable`, `value` and `change`, the
-            prediction at that time minus that without the event; largest first.
-    """
-
-    predictions: pl.DataFrame
-    movers: pl.DataFrame
-
-
-def risk_trajectory(explainer: Explainer, events: Events, max_times: int = 96, num_steps: int = 8) -> Trajectory:
-    """Recomputes the predictions of records at successive times, and finds the events that moved them most.
-
-    Args:
-        explainer: the model and the output that is followed.
-        events: the records.
-        max_times: times per record; where it has more, evenly chosen ones, the last among them.
-        num_steps: in how many of a record's steps, those of the largest change, to try its events one by one.
-
-    Raises:
-        ValueError: for records without events.
-    """
-    check_events(events)
-    parts = [_trajectory(explainer, events.take(np.array([row])), max_times, num_steps) for row in range(len(events))]
-    predictions, movers = (pl.concat(frames) for frames in zip(*parts, strict=True))
-    return Trajectory(predictions, movers)
-
-
-def _trajectory(explainer: Explainer, record: Events, max_times: int, num_steps: int):
-    times = np.unique(record.times)
-    if len(times) > max_times:
-        times = times[np.unique(np.linspace(0, len(times) - 1, max_times).round().astype(int))]
-    until = record.take(np.zeros(len(times), dtype=int))
-    predicted = explainer.predictions(explainer.scores(until.select(until.times <= np.repeat(times, until.lengths))))
-    changes = np.diff(predicted)
-    steps = 1 + np.argsort(-np.abs(changes), kind="stable")[:num_steps]
-    arrived = np.searchsorted(times, record.times)  # the first time at which each event is seen
-    moved = np.flatnonzero(np.isin(arrived, steps))
-    without = record.take(np.zeros(len(moved), dtype=int))
-    position = np.tile(np.arange(len(record.times)), len(moved))
-    seen = arrived[position] <= np.repeat(arrived[moved], len(record.times))
-    without = without.select(seen & (position != np.repeat(moved, len(record.times))))
-    change = predicted[arrived[moved]] - explainer.predictions(explainer.scores(without))
-    names = np.array(explainer.extractor.variables, dtype=object)
-    identifier = pl.lit(record.record_ids[0]).alias("record_id")
-    frame = pl.DataFrame({"time": times.astype(np.float64), "prediction": predicted, "change": [None, *changes]})
-    movers = pl.DataFrame(
-        {
-            "time": record.times[moved].astype(np.float64),
-            "variable": pl.Series(names[record.variable_ids[moved]], dtype=pl.String),
-            "value": pl.Series(record.values[moved].astype(np.float64)).fill_nan(None),
-            "change": change,
-        }
-    ).sort(pl.col("change").abs(), descending=True, maintain_order=True)
-    return frame.select(identifier, pl.all()), movers.select(identifier, pl.all())

@@ -19,11 +19,13 @@ from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
 from hymate_training.evaluation.plots import BLUE, COLORS, GREY, ORANGE, lettering
-from hymate_training.explanations.attribution import METHODS, UNSIGNED, Explanation, Trajectory
+from hymate_training.explanations.attribution import METHODS, UNSIGNED, Explanation
 from hymate_training.explanations.faithfulness import RANDOM
+from hymate_training.explanations.trajectory import Trajectory
 
 TEXT, SMALL = 10, 8.5
 LINE = "#DADDE1"
+TEXT_GREY = "#59636E"
 METHOD_COLORS = {"attention": BLUE, "integrated_gradients": ORANGE, "occlusion": "#009E73", RANDOM: GREY}
 METHOD_STYLES = {"attention": "-", "integrated_gradients": "--", "occlusion": "-.", RANDOM: ":"}
 MARKERS = "oDs^vPX"
@@ -247,7 +249,7 @@ def timeline_figure(explanation: Explanation, units: Mapping[str, str]) -> Figur
             cmap=cmap,
             norm=norm,
             s=16 + 60 * np.abs(attribution) / limit,
-            edgecolors="#59636E",
+            edgecolors=TEXT_GREY,
             linewidths=0.5,
             zorder=2,
             clip_on=False,
@@ -281,7 +283,8 @@ def _two_ticks(values: np.ndarray) -> FixedLocator:
 
 
 def trajectory_figure(trajectory: Trajectory, label: str, probability: bool) -> Figure:
-    """One record: the prediction while events arrive, with numbers at the events that moved it most."""
+    """One record: the prediction while events arrive, gray and dashed where the model was not trained to answer, with
+    numbers at the events that moved it most."""
     figure = _figure(10.5, 3.6)
     axes = figure.add_subplot()
     predictions = trajectory.predictions
@@ -292,15 +295,22 @@ def trajectory_figure(trajectory: Trajectory, label: str, probability: bool) -> 
         if probability
         else f"predicted {lettering(spoken(label))}",
     )
-    axes.step(predictions["time"], predictions["prediction"], where="post", color=BLUE, linewidth=1.8)
     times, values = predictions["time"].to_numpy(), predictions["prediction"].to_numpy()
+    trained = predictions["trained"].to_numpy()
+    if not trained.all():
+        axes.step(times, values, where="post", color=GREY, linewidth=1.2, linestyle="--")
+    # a step belongs to the time at which it begins
+    shown = np.where(trained | np.concatenate([[False], trained[:-1]]), values, np.nan)
+    axes.step(times, shown, where="post", color=BLUE, linewidth=1.8)
+    axes.plot(times[trained][-1:], values[trained][-1:], "o", color=BLUE, markersize=4)
     placed: dict[float, int] = {}
     for number, mover in enumerate(trajectory.movers.head(MOVERS_SHOWN).iter_rows(named=True), start=1):
         at = int(np.searchsorted(times, mover["time"] - 1e-6))
         stacked = placed.get(at, 0)
         placed[at] = stacked + 1
         raises = mover["change"] > 0
-        axes.plot(times[at], values[at], "o", color=ORANGE if raises else BLUE, markersize=5, zorder=3)
+        color = GREY if not trained[at] else ORANGE if raises else BLUE
+        axes.plot(times[at], values[at], "o", color=color, markersize=5, zorder=3)
         axes.annotate(
             f"{number}{'▲' if raises else '▼'}",
             (times[at], values[at]),
@@ -308,7 +318,7 @@ def trajectory_figure(trajectory: Trajectory, label: str, probability: bool) -> 
             textcoords="offset points",
             ha="center",
             fontsize=TEXT,
-            color="#9A3F00" if raises else "#004F80",
+            color=TEXT_GREY if not trained[at] else "#9A3F00" if raises else "#004F80",
         )
     if probability:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -14,15 +14,15 @@ from hymate_training.explanations.attribution import (
     METHODS,
     Explainer,
     Explanation,
-    Trajectory,
     explain_by_every_method,
     progress_bar,
-    risk_trajectory,
 )
 from hymate_training.explanations.cohort import Cohort
 from hymate_training.explanations.figures import MOVERS_SHOWN, TIMELINE_VARIABLES, capitalized, spoken
 from hymate_training.explanations.markup import render, table_html
 from hymate_training.explanations.pictures import Picture
+from hymate_training.explanations.trajectory import Trajectory, risk_trajectory
+from hymate_training.inference.hours import HOW_TO_TRAIN, said_of_training
 
 TIMELINE_TEXTS = {
     "attention": "The darker and larger a point, the larger its share of the model's attention. Shares sum to one.",
@@ -78,6 +78,7 @@ def patient_page(
     probability = explainer.predicts_probability
     explanations = explain_by_every_method(explainer, patient.events, window_hours=window_hours)
     trajectory = risk_trajectory(explainer, patient.events)
+    untrained = untrained_sentence(trajectory, explainer.extractor.trained_hours)
     pictures = patient_pictures(explanations, trajectory, patient.units, probability)
     prediction = explanations["attention"].records["prediction"][0]
     static = {key: column[0] for key, column in patient.events.static.items()}
@@ -90,11 +91,22 @@ def patient_page(
         outcome=None if patient.outcomes is None else patient.outcomes[0],
         facts={spoken(key): describe(value, patient.units.get(key, "")) for key, value in static.items()},
         findings=findings,
+        untrained=untrained,
         figures={key: picture.save(folder) for key, picture in pictures.items()},
         tables=patient_tables(explanations, trajectory, probability),
         methods=[
             {"name": method, "spoken": words, "text": TIMELINE_TEXTS[method]} for method, words in METHODS.items()
         ],
+    )
+
+
+def untrained_sentence(trajectory: Trajectory, trained_hours: list[float] | None) -> str | None:
+    """What the gray part of a trajectory means; None where there is none."""
+    if trajectory.predictions["trained"].all():
+        return None
+    return (
+        f"Gray and dashed: the model {said_of_training(trained_hours)}, and what it says at other times means little. "
+        f"To follow patients, {HOW_TO_TRAIN.replace('`', '')}."
     )
 
 
@@ -120,7 +132,13 @@ def patient_pictures(
             figures.trajectory_figure(trajectory, label, probability),
             f"The prediction ({spoken(label)}) at successive times: from {predictions[0]:.3g} to "
             f"{predictions[-1]:.3g}, lowest {predictions.min():.3g}, highest {predictions.max():.3g}.",
-            [("hour", "prediction"), *((f"{row[1]:.2f}", row[2]) for row in trajectory.predictions.iter_rows())],
+            [
+                ("hour", "prediction", "trained to answer then"),
+                *(
+                    (f"{row['time']:.2f}", row["prediction"], "yes" if row["trained"] else "no")
+                    for row in trajectory.predictions.iter_rows(named=True)
+                ),
+            ],
         )
     ]
     for method, explanation in explanations.items():
