@@ -110,17 +110,15 @@ def _in_batches(dataset: ExampleDataset, collator: TaskCollator, batch_size: int
     """
     lengths, times, limit = dataset.lengths, dataset.prediction_times, event_limit(collator)
     at_once = max(1, CHANNELS_AT_ONCE // collator.feature_extractor.num_variables)
-    parts = []  # length of a pass, number of passes, examples of each pass, examples
+    parts: list[tuple[int, int, int, np.ndarray]] = []  # length and number of passes, examples of each, examples
     for examples in group_by_record(dataset.rows):
-        length = int(lengths[examples].max())
-        apart = limit is not None and length > limit
         in_time = examples[np.argsort(times[examples], kind="stable")]
-        size = batch_size if apart else at_once
-        found = [in_time[at : at + size] for at in range(0, len(in_time), size)]
-        if apart:
-            parts += [(limit, len(part), 1, part) for part in found]
+        if limit is not None and lengths[examples].max() > limit:
+            pieces = (in_time[at : at + batch_size] for at in range(0, len(in_time), batch_size))
+            parts += [(limit, len(piece), 1, piece) for piece in pieces]
         else:
-            parts += [(int(lengths[part].max()), 1, len(part), part) for part in found]
+            pieces = (in_time[at : at + at_once] for at in range(0, len(in_time), at_once))
+            parts += [(int(lengths[piece].max()), 1, len(piece), piece) for piece in pieces]
     parts.sort(key=lambda part: part[0])
     batches: list[list[np.ndarray]] = []
     passes = widest = 0
