@@ -131,6 +131,7 @@ def test_hours_at_which_the_model_was_not_trained(checkpoint, finetuned, tables,
     marked = found["remarks"].fill_null("").str.contains(UNTRAINED, literal=True)
     hours = found["prediction_time"]
     assert marked.to_list() == ((hours < 4) | (hours > 24)).to_list()
+    assert UNTRAINED in predict(partly, events, static).frame["remarks"][0]  # asked at its end, near hour 48
     everywhere = predict(checkpoint, events, static, every=2).frame
     assert found["died"].equals(everywhere["died"])
     for name, frame in (("events", events), ("static", static)):

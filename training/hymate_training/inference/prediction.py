@@ -260,7 +260,11 @@ def _remarks(
     records: Records, dataset: ExampleDataset, hours: np.ndarray | None, extractor: HyMaTEFeatureExtractor
 ) -> list[list[str]]:
     """What is to be said of each prediction."""
-    untrained = np.zeros(len(dataset), dtype=bool) if hours is None else is_untrained(hours, extractor.trained_hours)
+    trained_hours = extractor.trained_hours
+    if hours is None and trained_hours is None:
+        untrained = np.zeros(len(dataset), dtype=bool)
+    else:
+        untrained = is_untrained(dataset.prediction_times, trained_hours)
     said = (dataset.lengths == 0, NO_EVENTS), (untrained, UNTRAINED)
     return [
         [*records.remarks[row], *(text for holds, text in said if holds[example])]
