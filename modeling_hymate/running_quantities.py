@@ -73,9 +73,14 @@ def running_quantities(
         if values.requires_grad:  # of which the kernel knows no gradient
             statistics = _statistics(values, times, value_mask, slots, prediction_times, num_channels, half_lives)
         return pooled, totals, statistics
+    predictions = prediction_times.shape[1]
+    if torch.compiler.is_exporting() and not (isinstance(predictions, int) and predictions == 1):
+        return _of_each_prediction(
+            parts, scores, values, times, value_mask, slots, prediction_times, num_channels, half_lives
+        )
     cells, num_cells = _cells(times, slots, prediction_times, num_channels)
     sums = pooling_sums(parts, scores, cells, num_cells).view(*prediction_times.shape, num_channels, -1)
-    if prediction_times.shape[1] > 1:
+    if predictions > 1:
         sums = sums.cumsum(1)
     pooled, totals = pooled_means(sums, scores.shape[-1])
     statistics = _statistics(values, times, value_mask, slots, prediction_times, num_channels, half_lives)
@@ -85,10 +90,6 @@ def running_quantities(
 def _cells(times, slots, prediction_times, num_channels) -> tuple[torch.Tensor, int]:
     """The prediction time and channel that an event counts for first, `(batch, length)`, and how many there are."""
     batch, predictions = prediction_times.shape
-    if torch.compiler.is_exporting() and not (isinstance(predictions, int) and predictions == 1):
-        return _of_each_prediction(
-            parts, scores, values, times, value_mask, slots, prediction_times, num_channels, half_lives
-        )
     interval = torch.searchsorted(prediction_times.contiguous(), times.contiguous())  # that the event falls into
     rows = torch.arange(batch, device=times.device).unsqueeze(1)
     num_cells = batch * predictions * num_channels
