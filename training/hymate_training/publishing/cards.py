@@ -5,7 +5,6 @@
 template `templates/model_card.md.j2`.
 """
 
-import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
-from hymate_training.files import markdown_table, write_file
+from hymate_training.files import write_file
 from hymate_training.inference.checkpoints import RUN_FILE, read_json
+from hymate_training.publishing.card_text import (
+    as_code,
+    as_name,
+    as_prose,
+    count_text,
+    estimate_text,
+    fenced,
+    interval_text,
+    level_text,
+    table,
+)
 from hymate_training.publishing.privacy import (
     FAITHFULNESS_FILE,
     NOTES_FILE,
@@ -96,7 +106,7 @@ def model_card(folder: str | Path) -> ModelCard:
     task, data = run.get("task") or {}, run.get("data") or {}
     problem_type = task.get("problem_type")
     title = _title(task, data)
-    labels = ", ".join(map(_code, task.get("label_names", [])))
+    labels = ", ".join(map(as_code, task.get("label_names", [])))
     snippet = _snippet(folder.resolve().name, config, extractor, evaluations)
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
@@ -106,13 +116,13 @@ def model_card(folder: str | Path) -> ModelCard:
     )
     text = template.render(
         card_data=_card_data(title, problem_type, evaluations).to_yaml(),
-        title=_name(title),
+        title=as_name(title),
         size=f", with {run['parameters']:,} parameters" if run.get("parameters") else "",
         purpose=_purpose(task, config),
-        snippet=_fenced(snippet, "python"),
+        snippet=fenced(snippet, "python"),
         variables=_variables(extractor),
         intended_use=(
-            f"Research on {_code(task['name'])}, a {problem_type} task: benchmarking, method development, and the "
+            f"Research on {as_code(task['name'])}, a {problem_type} task: benchmarking, method development, and the "
             f"study of what a model attends to. It returns {OUTPUTS[task['problem_type']].format(labels=labels)}."
             if task
             else "A starting point for fine-tuning (`hymate finetune --checkpoint`), and a source of representations "
@@ -125,7 +135,7 @@ def model_card(folder: str | Path) -> ModelCard:
         forecast=_forecast(run),
         notes=_notes(folder),
         explanations=_explanations(folder),
-        citation=_prose(data.get("citation") or ""),
+        citation=as_prose(data.get("citation") or ""),
     )
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
 
@@ -183,7 +193,9 @@ def _eval_results(evaluation: Mapping) -> Iterable[EvalResult]:
             if evaluation.get("split_fingerprint")
             else None,
             metric_type=HUB_METRICS.get(name, name),
-            metric_name=shown if interval is None else f"{shown} ({_level(bootstrap)} interval {_interval(interval)})",
+            metric_name=shown
+            if interval is None
+            else f"{shown} ({level_text(bootstrap)} interval {interval_text(interval)})",
             metric_value=_rounded(value),
         )
 
@@ -203,7 +215,7 @@ def _purpose(task: Mapping, config: HyMaTEConfig) -> str:
             "How it was trained is not recorded." if is_classifier else "It was pretrained to forecast measurements."
         )
     description = str(task.get("description") or task["name"]).strip()
-    return f"It predicts: {_prose(description[:1].lower() + description[1:].rstrip('.'))}."
+    return f"It predicts: {as_prose(description[:1].lower() + description[1:].rstrip('.'))}."
 
 
 def _snippet(
@@ -258,13 +270,13 @@ def _snippet(
 def _variables(extractor: HyMaTEFeatureExtractor) -> str:
     sentences = []
     if extractor.variables:
-        listed = ", ".join(map(_code, extractor.variables))
+        listed = ", ".join(map(as_code, extractor.variables))
         named = (
             f": {listed}" if len(extractor.variables) <= LISTED_VARIABLES else ", listed in preprocessor_config.json"
         )
         sentences.append(f"The model knows {len(extractor.variables):,} variables{named}.")
     columns = [
-        f"{_code(column['name'])} ({', '.join(map(_name, column.get('categories', ['number'])))})"
+        f"{as_code(column['name'])} ({', '.join(map(as_name, column.get('categories', ['number'])))})"
         for column in extractor.static_columns
     ]
     if columns:
@@ -276,8 +288,8 @@ def _data(run: Mapping) -> list[str]:
     data = run.get("data") or {}
     if not data:
         return []
-    paragraphs = [f"{_name(data['source'])}. License: {_code(data.get('license') or 'not recorded')}."]
-    paragraphs += [_prose(data[name]) for name in ("description", "split_description") if data.get(name)]
+    paragraphs = [f"{as_name(data['source'])}. License: {as_code(data.get('license') or 'not recorded')}."]
+    paragraphs += [as_prose(data[name]) for name in ("description", "split_description") if data.get(name)]
     columns = {
         "records": run.get("num_records") or {},
         "examples": run.get("num_examples") or {},
@@ -286,15 +298,15 @@ def _data(run: Mapping) -> list[str]:
     columns = {name: column for name, column in columns.items() if column}
     if columns:
         splits = list(dict.fromkeys(split for column in columns.values() for split in column))
-        rows = [[split, *(_shown(column.get(split)) for column in columns.values())] for split in splits]
-        paragraphs.append(_table(["split", *columns], rows))
+        rows = [[split, *(count_text(column.get(split)) for column in columns.values())] for split in splits]
+        paragraphs.append(table(["split", *columns], rows))
     if "fingerprint" in columns:
         paragraphs.append(
             "A fingerprint is 16 hex digits of a SHA-256 over a split's predictions and labels: where it is the same, "
             "the split is."
         )
     if data.get("dropped"):
-        counted = "; ".join(f"{_name(reason)} ({count:,})" for reason, count in data["dropped"].items())
+        counted = "; ".join(f"{as_name(reason)} ({count:,})" for reason, count in data["dropped"].items())
         paragraphs.append(f"Left out when the data were prepared: {counted}.")
     return paragraphs
 
@@ -319,7 +331,7 @@ def _training(run: Mapping) -> list[str]:
         return []
     paragraphs = []
     if run.get("command"):
-        paragraphs.append(_fenced(without_folders(run["command"]), "bash"))
+        paragraphs.append(fenced(without_folders(run["command"]), "bash"))
     sentences = []
     if "epochs" in run:
         sentences.append(f"{run['epochs']} epochs with seed {run.get('seed', 'not recorded')}.")
@@ -328,7 +340,7 @@ def _training(run: Mapping) -> list[str]:
         shown = "" if score is None else f" (selection score on the validation split {score:.4f})"
         sentences.append(f"The weights are those of step {run['best_step']:,}{shown}.")
     if run.get("checkpoint"):
-        sentences.append(f"It started from the pretrained weights {_code(run['checkpoint'])}.")
+        sentences.append(f"It started from the pretrained weights {as_code(run['checkpoint'])}.")
     elif run.get("kind") == "finetune":
         sentences.append("It started from random weights.")
     if run.get("temperature"):
@@ -343,11 +355,13 @@ def _training(run: Mapping) -> list[str]:
         paragraphs.append(" ".join(sentences))
     for name in ("hardware", "versions"):
         if run.get(name):
-            shown = ", ".join(f"{_name(key)} {_name(value)}" for key, value in run[name].items() if value is not None)
+            shown = ", ".join(
+                f"{as_name(key)} {as_name(value)}" for key, value in run[name].items() if value is not None
+            )
             paragraphs.append(f"{name.capitalize()}: {shown}.")
     if run.get("recipe"):
         options = yaml.safe_dump(dict(run["recipe"]), sort_keys=False, allow_unicode=True).strip()
-        paragraphs.append(f"<details><summary>Options</summary>\n\n{_fenced(options, 'yaml')}\n\n</details>")
+        paragraphs.append(f"<details><summary>Options</summary>\n\n{fenced(options, 'yaml')}\n\n</details>")
     return paragraphs
 
 
@@ -357,12 +371,12 @@ def _explanations(folder: Path) -> list[str]:
         return []
     found = read_json(folder / FAITHFULNESS_FILE)
     lines = [
-        _prose(f"- **{finding['method']}: {finding['verdict']}.** It {finding['ranking']}. {finding['areas']}")
+        as_prose(f"- **{finding['method']}: {finding['verdict']}.** It {finding['ranking']}. {finding['areas']}")
         for finding in found["findings"]
     ]
     return [
         "Each method ranks the events of a record. They are removed in that order (deletion), or handed over in it "
-        f"(insertion), and the model predicts again, for {found['num_records']:,} records: {_name(found['title'])}.",
+        f"(insertion), and the model predicts again, for {found['num_records']:,} records: {as_name(found['title'])}.",
         "\n".join(lines),
     ]
 
@@ -399,16 +413,16 @@ def _forecast(run: Mapping) -> str:
 def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, Any]:
     problem_type = evaluation["problem_type"]
     parts = [evaluation.get("task"), f"{evaluation['split']} split" if evaluation.get("split") else None]
-    title = ", ".join(_name(part) for part in (*parts, evaluation.get("source")) if part)
+    title = ", ".join(as_name(part) for part in (*parts, evaluation.get("source")) if part)
     plots = [name for name in public_plots(evaluation) if (folder / name).is_file()]
     images = {name: f"![{_plot_title(name)}]({name})" for name in plots}
     calibration = [image for name, image in images.items() if "reliability" in name]
     error = evaluation["metrics"].get("expected_calibration_error")
     if calibration and error is not None:
-        calibration.insert(0, f"Expected calibration error {_estimate(evaluation, 'expected_calibration_error')}.")
+        calibration.insert(0, f"Expected calibration error {estimate_text(evaluation, 'expected_calibration_error')}.")
     figures = [_size(evaluation), _metrics_table(evaluation), _method(evaluation)]
     undefined = [
-        f"{metric_titles(problem_type)[name]}: {_name(reason)}"
+        f"{metric_titles(problem_type)[name]}: {as_name(reason)}"
         for name, reason in evaluation.get("undefined", {}).items()
     ]
     if undefined:
@@ -439,7 +453,7 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
         "subgroups": subgroups,
         "shares": shares
         and "Variables by mean share of the attention:\n\n"
-        + _table(["variable", "share"], [[_code(name), f"{share:.1%}"] for name, share in shares]),
+        + table(["variable", "share"], [[as_code(name), f"{share:.1%}"] for name, share in shares]),
     }
 
 
@@ -450,7 +464,7 @@ def _size(report: Mapping) -> str:
     if report.get("positives") is not None:
         parts.append(f"{report['positives']:,} positive ({report['positives'] / report['n']:.1%})")
     if report.get("split_fingerprint"):
-        parts.append(f"fingerprint {_code(report['split_fingerprint'])}")
+        parts.append(f"fingerprint {as_code(report['split_fingerprint'])}")
     return ", ".join(parts) + "."
 
 
@@ -459,17 +473,17 @@ def _metrics_table(evaluation: Mapping) -> str:
     reports = {"HyMaTE": evaluation, **(evaluation.get("baselines") or {})}
     titles = metric_titles(evaluation["problem_type"])
     rows = [
-        [titles[name], *(_estimate(report, name) for report in reports.values())]
+        [titles[name], *(estimate_text(report, name) for report in reports.values())]
         for name in titles
         if name in evaluation["metrics"]
     ]
-    return _table(["metric", *map(_name, reports)], rows)
+    return table(["metric", *map(as_name, reports)], rows)
 
 
 def _method(evaluation: Mapping) -> str:
     bootstrap = evaluation.get("bootstrap") or {}
     method = (
-        f"In brackets: {_level(bootstrap)} intervals from {bootstrap['num_samples']:,} bootstrap samples of "
+        f"In brackets: {level_text(bootstrap)} intervals from {bootstrap['num_samples']:,} bootstrap samples of "
         f"{bootstrap.get('resampled', 'records')}."
         if bootstrap.get("num_samples")
         else ""
@@ -483,38 +497,20 @@ def _reports_table(heading: str, reports: Mapping[str, Mapping], problem_type: s
     names = SHOWN_SUBGROUP_METRICS[problem_type]
     hidden = {group for group, report in reports.items() if is_small(report)}
     counted = not hidden and all(report.get("positives") is not None for report in reports.values())
-    head = [_name(heading), "n", *(["positive"] if counted else []), *(METRICS[problem_type][name] for name in names)]
+    head = [
+        as_name(heading),
+        "n",
+        *(["positive"] if counted else []),
+        *(METRICS[problem_type][name] for name in names),
+    ]
     rows = []
     for group, report in reports.items():
         if group in hidden:
-            rows.append([_name(group), f"fewer than {SMALLEST_GROUP} records", *("not shown" for _ in names)])
+            rows.append([as_name(group), f"fewer than {SMALLEST_GROUP} records", *("not shown" for _ in names)])
             continue
-        positives = [_shown(report["positives"])] if counted else []
-        rows.append([_name(group), f"{report['n']:,}", *positives, *(_estimate(report, name) for name in names)])
-    return _table(head, rows)
-
-
-# -------------------------------------------------------------------------------------------------------- formatting
-
-
-def _estimate(report: Mapping, name: str) -> str:
-    value = report.get("metrics", {}).get(name)
-    if value is None:
-        return "not defined" if name in report.get("undefined", {}) else "-"
-    interval = report.get("confidence_intervals", {}).get(name)
-    return _figure(value) if interval is None else f"{_figure(value)} [{_interval(interval)}]"
-
-
-def _interval(interval: Sequence[float]) -> str:
-    return f"{_figure(interval[0])} to {_figure(interval[1])}"
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
-
-
-def _level(bootstrap: Mapping) -> str:
-    return f"{100 * bootstrap.get('level', 0.95):.4g}%"
+        positives = [count_text(report["positives"])] if counted else []
+        rows.append([as_name(group), f"{report['n']:,}", *positives, *(estimate_text(report, name) for name in names)])
+    return table(head, rows)
 
 
 def _rounded(value: float) -> float:
@@ -523,40 +519,6 @@ def _rounded(value: float) -> float:
 
 def _significant(value: float) -> float:
     return float(f"{float(value):.3g}")
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else _code(value)
-
-
-def _code(text: Any) -> str:
-    """Text as code, whatever it holds."""
-    line = " ".join(str(text).split())
-    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    return f"{ticks}{line}{ticks}" if len(ticks) == 1 else f"{ticks} {line} {ticks}"
-
-
-def _fenced(text: str, language: str) -> str:
-    """A block of code, whatever it holds."""
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks}{language}\n{text}\n{ticks}"
-
-
-def _name(text: Any) -> str:
-    """A name from the data in one line, its characters no Markdown and no HTML."""
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*\[\]])", r"\\\1", line)
-
-
-def _prose(text: Any) -> str:
-    """Markdown from the data: no tag of HTML begins in it."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", str(text)).strip()
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return markdown_table([head, *rows])
 
 
 def _plot_title(name: str) -> str:
