@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.measure import titled_table
 from experiments.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
 from experiments.evidence.units import FIGURES
-from hymate_training.evaluation.metrics import METRICS, percentile_interval
+from hymate_training.evaluation.metrics import METRICS
+from hymate_training.evaluation.resampling import percentile_interval
 from hymate_training.files import markdown_table, write_file
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from hymate_training.cli.main import main
 from hymate_training.evaluation.metrics import report
+from hymate_training.evaluation.resampling import Resampler
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.utility import (
     add_utility,
@@ -134,10 +135,10 @@ def test_the_interval_holds_the_value_and_resamples_records():
     alarms = generator.random(len(gains)) < 0.2 + 0.5 * labels
     value = normalized_utility(gains, alarms)
     sample = LabeledPredictions("binary", labels, alarms, groups=records)
-    low, high = utility_interval(gains, alarms, sample, 300, 0, 0.95)
+    low, high = utility_interval(gains, alarms, sample, Resampler(sample.num_records, num_samples=300))
     assert low < value < high
     alone = sample.select(records == records[0])
-    assert utility_interval(gains[:40], alarms[:40], alone, 300, 0, 0.95) is None
+    assert utility_interval(gains[:40], alarms[:40], alone, Resampler(1, num_samples=300)) is None
 
 
 @pytest.fixture(scope="module")

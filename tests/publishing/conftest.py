@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hymate_training.evaluation.decisions import net_benefit, threshold_table
+from hymate_training.evaluation.gaps import subgroup_gaps
 from hymate_training.evaluation.metrics import report, subgroup_report
 from hymate_training.evaluation.plots import save_plots
+from hymate_training.evaluation.recalibration import calibration
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.publishing.cards import write_model_card
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
@@ -54,7 +57,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extractor.save_pretrained(folder)
     labels, probabilities = np.arange(90) % 2, np.random.default_rng(0).random(90)
     sample = LabeledPredictions("binary", labels, probabilities)
-    plots = save_plots(sample, folder, "evaluation")
     sexes = np.where(np.arange(90) < 3, "unknown", np.where(np.arange(90) % 3, "f", "m"))
     evaluation = report(sample, num_samples=20) | {
         "task": "mortality",
@@ -62,8 +64,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "source": "Stays of a hospital",
         "subgroups": {"Sex": subgroup_report(sample, sexes, num_samples=20)},
         "variable_shares": {"HR": 0.6, "GCS": 0.4},
-        "plots": [path.name for path in plots],
+        "calibration": calibration(sample),
+        "net_benefit": net_benefit(sample, [0.1, 0.5]),
+        "decision_threshold": 0.5,
+        "thresholds": threshold_table(sample, [0.1, 0.5]),
+        "subgroup_gaps": subgroup_gaps(sample, {"Sex": sexes}, 0.5),
     }
+    evaluation["plots"] = [path.name for path in save_plots(sample, folder, "evaluation", evaluation)]
     (folder / "training_run.json").write_text(json.dumps(RUN))
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     write_model_card(folder)

@@ -96,6 +96,72 @@ EVALUATION = {
             },
         }
     },
+    "calibration": {
+        "intercept": -0.12,
+        "slope": 0.94,
+        "confidence_intervals": {"intercept": [-0.3, 0.05], "slope": [0.85, 1.03]},
+        "curve": None,
+    },
+    "net_benefit": {
+        "thresholds": [0.1, 0.3],
+        "model": [0.0612, 0.0301],
+        "treat_all": [0.0, -0.286],
+        "treat_none": [0.0, 0.0],
+        "confidence_intervals": {"model": [[0.05, 0.07], [0.02, 0.04]], "treat_all": [[-0.01, 0.01], None]},
+    },
+    "decision_threshold": 0.1,
+    "thresholds": [
+        {
+            "threshold": 0.1,
+            "sensitivity": 0.81,
+            "specificity": 0.76,
+            "ppv": 0.27,
+            "npv": 0.97,
+            "alarms_per_100_predictions": 29.8,
+            "confidence_intervals": {"sensitivity": [0.74, 0.87], "ppv": [0.23, 0.31]},
+        },
+        {
+            "threshold": 0.3,
+            "sensitivity": 0.45,
+            "specificity": 0.95,
+            "ppv": None,
+            "npv": 0.94,
+            "alarms_per_100_predictions": 9.1,
+            "confidence_intervals": {"sensitivity": [0.37, 0.53], "ppv": None},
+        },
+    ],
+    "subgroup_gaps": {
+        "sex": {
+            "threshold": 0.1,
+            "groups": {"female": {"too_few": False}, "male": {"too_few": False}},
+            "gaps": {
+                "equalized_odds": {"value": 0.09, "interval": [0.02, 0.2], "lowest": "male", "highest": "female"}
+            },
+        }
+    },
+    "alarms": {
+        "rule": "An alarm keeps others of its record silent for 6 hours.",
+        "snooze_hours": 6.0,
+        "label_lead_hours": None,
+        "patient_days": 5012.3,
+        "num_events": 150,
+        "by_threshold": [
+            {
+                "threshold": 0.1,
+                "num_alarms": 512,
+                "alarms_per_100_patient_days": 10.2,
+                "share_of_alarms_true": 0.21,
+                "share_of_events_detected": 0.66,
+                "median_lead_hours": None,
+                "confidence_intervals": {
+                    "alarms_per_100_patient_days": [9.4, 11.1],
+                    "share_of_alarms_true": [0.18, 0.25],
+                    "share_of_events_detected": [0.6, 0.72],
+                    "median_lead_hours": None,
+                },
+            }
+        ],
+    },
     "variable_shares": {"GCS": 0.4, "Heart|rate": 0.35, "Urine": 0.25},
     "plots": ["evaluation_roc.png", "evaluation_reliability.png"],
 }
@@ -240,6 +306,9 @@ def test_names_are_escaped_wherever_a_card_says_them(folder, validate):
     run |= {"command": f"hymate finetune --data {HOSTILE}", "recipe": {"note": HOSTILE}, "checkpoint": HOSTILE}
     evaluation = json.loads(json.dumps(EVALUATION)) | {"source": HOSTILE, "variable_shares": {HOSTILE: 0.4}}
     evaluation["subgroups"] = {HOSTILE: {HOSTILE: EVALUATION["subgroups"]["sex"]["female"]}}
+    gaps = evaluation["subgroup_gaps"].pop("sex")
+    gaps["gaps"]["equalized_odds"] |= {"lowest": HOSTILE, "highest": HOSTILE}
+    evaluation["subgroup_gaps"] = {HOSTILE: gaps}
     evaluation["baselines"] = {HOSTILE: EVALUATION["baselines"]["gradient-boosted trees"]}
     records = {"time": [0.0], "variable": [HOSTILE], "value": [1.0], "Age": 61.0, HOSTILE: HOSTILE}
     HyMaTEFeatureExtractor.fit(

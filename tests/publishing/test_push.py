@@ -43,7 +43,7 @@ def test_plan_takes_the_checkpoint_and_leaves_the_rest(checkpoint):
     plan = push.plan_push(checkpoint)
     evaluation = {
         "evaluation.json",
-        *(f"evaluation_{plot}.png" for plot in ("roc", "precision_recall", "reliability")),
+        *(f"evaluation_{plot}.png" for plot in ("roc", "precision_recall", "reliability", "decision_curve")),
     }
     assert set(plan.uploaded) == {*REQUIRED, *evaluation, "README.md", "training_run.json", *CODE}
     assert set(plan.left) == {
@@ -108,6 +108,10 @@ def test_small_groups_are_taken_out_of_what_is_published(checkpoint):
     assert groups["unknown"] == {"num_records": None}
     assert "positives" not in groups["f"]  # the total less these would give the hidden ones away
     assert groups["f"]["metrics"] == evaluation["subgroups"]["Sex"]["f"]["metrics"]
+    compared = published["subgroup_gaps"]["Sex"]["groups"]
+    assert compared["unknown"] == {"num_records": None}
+    assert "positives" not in compared["f"]
+    assert compared["f"]["sensitivity"] == evaluation["subgroup_gaps"]["Sex"]["groups"]["f"]["sensitivity"]
 
 
 def test_folders_of_the_machine_are_taken_out_of_what_is_published(checkpoint):

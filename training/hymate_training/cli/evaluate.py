@@ -1,9 +1,11 @@
-"""`hymate evaluate`: metrics with intervals, plots and attention shares of a fine-tuned model on a split."""
+"""`hymate evaluate`: metrics with intervals, what decisions are worth, plots and attention shares of a model."""
 
 import argparse
 from pathlib import Path
 
 from hymate_training.cli.arguments import add_batches, add_checkpoint, add_data, add_split
+from hymate_training.evaluation.alarms import SNOOZE_HOURS
+from hymate_training.evaluation.decisions import THRESHOLDS
 from hymate_training.evaluation.evaluation import evaluate, format_evaluation
 from hymate_training.inference.prediction import BATCH_SIZE
 
@@ -22,6 +24,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Also evaluate by hour. A task with one prediction per record is asked at each of these hours, of all "
         "records whose own prediction time is not earlier; the predictions of other tasks are taken apart at them.",
     )
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="+",
+        default=THRESHOLDS,
+        metavar="P",
+        help="Probabilities from which on an alarm is raised, for the table of decisions of a binary task (default: "
+        f"{' '.join(map(str, THRESHOLDS))}).",
+    )
+    parser.add_argument(
+        "--snooze-hours",
+        type=float,
+        default=SNOOZE_HOURS,
+        metavar="HOURS",
+        help="How long an alarm keeps others of its record silent, where records are asked many times (default: "
+        f"{SNOOZE_HOURS:g}).",
+    )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="Another model's predictions to compare with: record_id, prediction and, where records are asked many "
+        "times, prediction_time. The file's name is the model's.",
+    )
     add_batches(parser, BATCH_SIZE)
 
 
@@ -34,6 +60,9 @@ def run(args: argparse.Namespace) -> str:
         args.split,
         args.output,
         at=args.at,
+        thresholds=args.thresholds,
+        snooze_hours=args.snooze_hours,
+        baseline=args.baseline,
         batch_size=args.batch_size,
         max_events=args.max_events,
     )

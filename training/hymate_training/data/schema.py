@@ -105,8 +105,9 @@ class DatasetInfo:
 
     `dropped` counts what the reader left out, by reason. `extra` is the source's own: `description` (Markdown for the
     card), `units` (variable -> unit), `license_name` (of the license "other"), `credentialed` (true: only people who
-    signed an agreement may see it), `utility` (task -> what its alarms are worth, one of `utility.UTILITIES`) and, for
-    simulated data, `drivers` (task -> what the outcome depends on).
+    signed an agreement may see it), `utility` (task -> what its alarms are worth, one of `utility.UTILITIES`),
+    `label_leads` (task -> hours by which a record's first positive label precedes its event) and, for simulated data,
+    `drivers` (task -> what the outcome depends on).
     """
 
     source: str

@@ -12,8 +12,26 @@ from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import ExampleDataset, TaskDataset, ask_at, check_static_columns, load_task
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
-from hymate_training.evaluation.metrics import format_report, metric_titles, report, subgroup_report
+from hymate_training.evaluation.alarms import SNOOZE_HOURS, alarm_report
+from hymate_training.evaluation.baseline import read_baseline
+from hymate_training.evaluation.decisions import (
+    CURVE_THRESHOLDS,
+    RATES,
+    THRESHOLDS,
+    check_thresholds,
+    net_benefit,
+    threshold_table,
+)
+from hymate_training.evaluation.gaps import subgroup_gaps
+from hymate_training.evaluation.metrics import (
+    format_report,
+    metric_titles,
+    paired_difference,
+    report,
+    subgroup_report,
+)
 from hymate_training.evaluation.plots import save_plots
+from hymate_training.evaluation.recalibration import calibration
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold
 from hymate_training.files import write_json
@@ -32,7 +50,9 @@ class Evaluation:
 
     Attributes:
         content: what the JSON holds: `metrics`, `confidence_intervals`, `n` and what else `metrics.report` tells,
-            `subgroups`, `by_hour` where it was asked for, `trained_hours` (of the model), `variable_shares` (mean
+            `subgroups`, `by_hour` where it was asked for, for binary tasks `calibration`, `net_benefit`,
+            `decision_threshold`, `thresholds` and `subgroup_gaps`, with `alarms` where records are asked many times
+            and `baselines` where there is one, `trained_hours` (of the model), `variable_shares` (mean
             share of the attention) and `plots` (file names).
         output: the JSON file, the plots beside it; None where nothing was written.
     """
@@ -49,6 +69,9 @@ def evaluate(
     output: str | Path | None = None,
     *,
     at: Sequence[float] | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    snooze_hours: float = SNOOZE_HOURS,
+    baseline: str | Path | None = None,
     batch_size: int = BATCH_SIZE,
     max_events: int | None = None,
 ) -> Evaluation:
@@ -67,6 +90,12 @@ def evaluate(
         at: hours for `by_hour`. A task that asks each record once is asked at each of them instead, of all records
             whose own prediction time, up to which the outcome is open, is not earlier; the predictions of a task that
             asks more often are taken apart at these hours.
+        thresholds: of a binary task: probabilities from which on an alarm is raised, for `thresholds` and `alarms`.
+            The decision threshold is added: the one that was chosen for the utility, or else the share of positives
+            in the checkpoint's own evaluation, or else in this one.
+        snooze_hours: how long an alarm keeps others of its record silent, where records are asked many times.
+        baseline: another model's predictions for a binary task, as `read_baseline` takes them; what they are called
+            is the file's name.
         batch_size: records at a time.
         max_events: keep only the latest events of longer records; as in training where absent.
 
@@ -81,10 +110,13 @@ def evaluate(
         raise ValueError(f"output must end in .json, got {output}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_thresholds(thresholds)
     opened, folder = load_checkpoint(checkpoint), open_prepared(data)
     task_info = folder.info.task(task)
     check_task(opened.model, task_info)
     check_static_columns(folder, opened.extractor)
+    if baseline is not None and task_info.problem_type != "binary":
+        raise ValueError(f"baseline: only binary tasks are compared, but {task!r} is {task_info.problem_type}")
     predictor = _Predictor(opened, folder, task_info, TaskCollator(opened.extractor, max_events), batch_size)
     dataset, sample, shares = predictor(split)
     content = report(sample, split_fingerprint=folder.split_fingerprint(task, split))
@@ -99,21 +131,62 @@ def evaluate(
                 "split_fingerprint": folder.split_fingerprint(task, "validation"),
             }
         add_utility(content, alarm_gains(utility, dataset), sample, threshold)
+    groups = subgroup_columns(dataset)
+    if sample.problem_type == "binary":
+        other = None if baseline is None else read_baseline(baseline, dataset, sample)
+        content |= _decisions(sample, groups, thresholds, _decision_threshold(opened, task, content), other)
+        if not dataset.asks_once:
+            content["alarms"] = alarm_report(
+                sample,
+                dataset.prediction_times,
+                [row["threshold"] for row in content["thresholds"]],
+                snooze_hours=snooze_hours,
+                label_lead=folder.info.extra.get("label_leads", {}).get(task),
+            )
+        if baseline is not None and other is not None:
+            differences = paired_difference(sample, other)
+            content["baselines"] = {Path(baseline).stem: report(other) | {"differences": differences}}
     content |= {
         "task": task,
         "split": split,
         "source": folder.info.source,
         "trained_hours": opened.extractor.trained_hours,
-        "subgroups": {name: subgroup_report(sample, found) for name, found in subgroup_columns(dataset).items()},
+        "subgroups": {name: subgroup_report(sample, found) for name, found in groups.items()},
         "variable_shares": _ranked(shares / max(1, len(dataset)), opened.extractor.variables),
     }
     if at is not None:
         content["by_hour"] = predictor.by_hour(dataset, sample, at)
     if output is not None:
         output = Path(output)
-        content["plots"] = [path.name for path in save_plots(sample, output.parent, output.stem)]
+        content["plots"] = [path.name for path in save_plots(sample, output.parent, output.stem, content)]
         write_json(output, content)
     return Evaluation(content, output)
+
+
+def _decision_threshold(checkpoint: Checkpoint, task: str, content: Mapping[str, Any]) -> float:
+    """From which probability on an alarm is raised where one threshold must do; see `evaluate`."""
+    own = checkpoint.evaluation or {}
+    known = own if own.get("task") == task and own.get("positives") else content
+    chosen = content.get("threshold", {}).get("value"), known["positives"] / known["n"]
+    return next((value for value in chosen if value is not None and 0 < value < 1), 0.5)
+
+
+def _decisions(
+    sample: LabeledPredictions,
+    groups: Mapping[str, np.ndarray],
+    thresholds: Sequence[float],
+    decision_threshold: float,
+    baseline: LabeledPredictions | None,
+) -> dict[str, Any]:
+    """What an evaluation of a binary task says about decisions and for whom they are worse."""
+    shown = [*thresholds, decision_threshold]
+    return {
+        "calibration": calibration(sample),
+        "net_benefit": net_benefit(sample, [*CURVE_THRESHOLDS, *shown], baseline),
+        "decision_threshold": decision_threshold,
+        "thresholds": threshold_table(sample, shown),
+        "subgroup_gaps": subgroup_gaps(sample, groups, decision_threshold),
+    }
 
 
 @dataclass(frozen=True)
@@ -208,6 +281,8 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     threshold = evaluation.get("threshold")
     by_hour = _format_by_hour(evaluation) if evaluation.get("by_hour") else []
     decisions = [f"alarm from {threshold['value']:.4g} on, chosen on the validation split"] if threshold else []
+    if evaluation.get("thresholds"):
+        decisions += _format_decisions(evaluation)
     return "\n".join(
         [
             f"{evaluation['task']}, {evaluation['split']} split of {evaluation['source']}",
@@ -221,6 +296,23 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     )
 
 
+def _format_decisions(evaluation: Mapping[str, Any]) -> list[str]:
+    """Calibration, and one line per threshold with its rates and net benefit."""
+    found, curves = evaluation["calibration"], evaluation["net_benefit"]
+    parts = [f"{name} {found[name]:.3f}" for name in ("intercept", "slope") if found[name] is not None]
+    rows = [["alarm from", "sensitivity", "specificity", "PPV", "NPV", "alarms/100", "net benefit", "alarm always"]]
+    for row in evaluation["thresholds"]:
+        at = curves["thresholds"].index(row["threshold"])
+        numbers = [*(row[name] for name in RATES), curves["model"][at], curves["treat_all"][at]]
+        rows.append([f"{row['threshold']:.3g}", *("-" if value is None else f"{value:.3f}" for value in numbers)])
+    return ["", *([f"calibration {', '.join(parts)}"] if parts else []), *_aligned(rows)]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
 def _format_by_hour(evaluation: Mapping[str, Any]) -> list[str]:
     """Lines of a table: one row per hour, one column per metric; and what the hours mean for this model."""
     titles = metric_titles(evaluation["problem_type"])
@@ -228,12 +320,10 @@ def _format_by_hour(evaluation: Mapping[str, Any]) -> list[str]:
     for hour, found in evaluation["by_hour"].items():
         metrics = (found["metrics"].get(name) for name in evaluation["metrics"])
         rows.append([hour, f"{found['n']:,}", *("-" if value is None else f"{value:.4f}" for value in metrics)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     trained = evaluation["trained_hours"]
     said = (
         "the model was trained at the end of each record alone, and what it says earlier means little"
         if trained is None
         else f"the model was trained at hours {trained[0]:g} to {trained[1]:g}"
     )
-    return ["", f"by hour ({said})", *table]
+    return ["", f"by hour ({said})", *_aligned(rows)]

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
-from tqdm import tqdm
 
+from hymate_training.evaluation.resampling import Resampler
 from hymate_training.evaluation.sample import LabeledPredictions, row_names
 from hymate_training.evaluation.weighted_metrics import CALIBRATION_BINS, EVALUATORS, calibration_bin
 from hymate_training.versions import installed_versions
@@ -40,7 +40,6 @@ METRICS: dict[str, dict[str, str]] = {
     },
 }
 _RANKING = ("auroc", "auprc", "min_recall_precision")
-_WEIGHTS_AT_ONCE = 1_000_000  # weights held at a time: 8 MB, near the size of a cache
 SMALLEST_GROUP = 10  # records; numbers about fewer could tell about a single patient
 _PACKAGES = ("hymate", "torch", "transformers", "numpy", "scikit-learn")
 
@@ -197,20 +196,9 @@ def bootstrap_samples(sample: LabeledPredictions, *, num_samples: int = 1000, se
     see the same resamples for the same num_samples and seed, whatever the predictions, so their differences are
     paired.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     evaluate = EVALUATORS[sample.problem_type](sample)
-    generator = np.random.default_rng(seed)
-    num_records = sample.num_records
-    at_once = max(1, _WEIGHTS_AT_ONCE // max(sample.labels.size, num_records))
-    chunks = []
-    starts = range(0, num_samples, at_once)
-    for start in tqdm(starts, desc="bootstrap", unit="chunk", delay=3, leave=False, disable=None):
-        size = min(at_once, num_samples - start)
-        drawn = generator.integers(num_records, size=(size, num_records))
-        drawn += num_records * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * num_records).reshape(size, num_records)
-        chunks.append(evaluate(counts.astype(np.float64)[:, sample.record]))
+    resampler = Resampler(sample.num_records, num_samples=num_samples, seed=seed)
+    chunks = [evaluate(counts[:, sample.record]) for counts in resampler.counts(sample.labels.size)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in METRICS[sample.problem_type]}
 
 
@@ -244,7 +232,7 @@ def paired_difference(
     Raises:
         ValueError: if the two samples differ in more than their predictions.
     """
-    _check_level(level)
+    resampler = Resampler(first.num_records, num_samples=num_samples, seed=seed, level=level)
     same = first.problem_type == second.problem_type and np.array_equal(first.labels, second.labels)
     if not same or not np.array_equal(first.record, second.record):
         raise ValueError("both samples must have the same problem type, labels and records, row by row")
@@ -258,29 +246,14 @@ def paired_difference(
             "a": a,
             "b": b,
             "difference": None if a is None or b is None else a - b,
-            "interval": None
-            if undefined or first.num_records < 2
-            else percentile_interval(samples[0][name] - samples[1][name], level),
+            "interval": None if undefined else resampler.interval(samples[0][name] - samples[1][name]),
         }
     return differences
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, not {level}")
-
-
-def percentile_interval(values: np.ndarray, level: float) -> list[float] | None:
-    """The middle `level` of the resamples' values; None where fewer than half of them are defined (not NaN)."""
-    defined = values[~np.isnan(values)]
-    if len(defined) < len(values) / 2:
-        return None
-    return np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]).tolist()
-
-
 def _estimates(sample: LabeledPredictions, *, num_samples: int, seed: int, level: float) -> dict[str, Any]:
     """Sizes, metrics, their intervals, and what could not be computed: the part that reports and subgroups share."""
-    _check_level(level)
+    resampler = Resampler(sample.num_records, num_samples=num_samples, seed=seed, level=level)
     metrics, undefined = compute_metrics(sample), undefined_metrics(sample)
     samples = bootstrap_samples(sample, num_samples=num_samples, seed=seed)
     return {
@@ -290,8 +263,7 @@ def _estimates(sample: LabeledPredictions, *, num_samples: int, seed: int, level
         **({"positives": int(sample.labels.sum())} if sample.problem_type == "binary" else {}),
         "metrics": metrics,
         "confidence_intervals": {
-            name: None if name in undefined or sample.num_records < 2 else percentile_interval(values, level)
-            for name, values in samples.items()
+            name: None if name in undefined else resampler.interval(values) for name, values in samples.items()
         },
         "undefined": undefined,
         "bootstrap": {

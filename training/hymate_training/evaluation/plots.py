@@ -5,9 +5,11 @@ left alone.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,18 +31,21 @@ LONGEST_TEXT = 48  # letters
 WILSON_Z = NormalDist().inv_cdf(0.975)
 
 
-def save_plots(sample: LabeledPredictions, folder: str | Path, prefix: str) -> list[Path]:
+def save_plots(
+    sample: LabeledPredictions, folder: str | Path, prefix: str, found: Mapping[str, Any] | None = None
+) -> list[Path]:
     """Writes `{prefix}_{plot}.png` into `folder` for each plot of the problem type.
 
-    binary: roc, precision_recall, reliability. multiclass: confusion. multilabel: roc (one curve per label).
-    regression: predicted_versus_true. A curve that is undefined, because labels hold one class only, is left out with
-    a warning.
+    binary: roc, precision_recall, reliability and, where `found` (what an evaluation holds) has a `net_benefit`,
+    decision_curve; of its `calibration` the reliability diagram takes the smoothed curve. multiclass: confusion.
+    multilabel: roc (one curve per label). regression: predicted_versus_true. A curve that is undefined, because labels
+    hold one class only, is left out with a warning.
 
     Returns:
         The paths of the plots.
     """
     paths = []
-    for name, figure in _figures(sample).items():
+    for name, figure in _figures(sample, found or {}).items():
         path = Path(folder) / f"{prefix}_{name}.png"
         with writing_file(path) as incoming:
             figure.savefig(incoming, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
@@ -48,7 +53,7 @@ def save_plots(sample: LabeledPredictions, folder: str | Path, prefix: str) -> l
     return paths
 
 
-def _figures(sample: LabeledPredictions) -> dict[str, Figure]:
+def _figures(sample: LabeledPredictions, found: Mapping[str, Any]) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     if sample.problem_type == "binary":
         if np.ptp(sample.labels) > 0:
@@ -56,7 +61,9 @@ def _figures(sample: LabeledPredictions) -> dict[str, Figure]:
             figures["precision_recall"] = precision_recall_figure(sample)
         else:
             logger.warning("labels are all %d: the ROC and precision-recall curves are left out", sample.labels[0])
-        figures["reliability"] = reliability_figure(sample)
+        figures["reliability"] = reliability_figure(sample, found.get("calibration", {}).get("curve"))
+        if "net_benefit" in found:
+            figures["decision_curve"] = decision_curve_figure(found["net_benefit"], _size(sample.labels))
     elif sample.problem_type == "multiclass":
         figures["confusion"] = confusion_figure(sample)
     elif sample.problem_type == "multilabel":
@@ -146,11 +153,12 @@ def wilson_interval(share: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np
     return np.clip(center - half, 0, share), np.clip(center + half, share, 1)
 
 
-def reliability_figure(sample: LabeledPredictions) -> Figure:
+def reliability_figure(sample: LabeledPredictions, curve: Mapping[str, Any] | None = None) -> Figure:
     """Reliability diagram of a binary sample, over a histogram of the probabilities.
 
-    The points are the bins of `metrics.calibration_bins`, with Wilson's 95% intervals. The upper axes end where the
-    bins do, since at a low prevalence all of them lie in a corner of the unit square.
+    The points are the bins of `metrics.calibration_bins`, with Wilson's 95% intervals; the line between them, where
+    there is one, is the smoothed `curve` of `recalibration.calibration` with its bootstrap intervals. The upper axes
+    end where the bins do, since at a low prevalence all of them lie in a corner of the unit square.
     """
     labels, predictions = sample.labels, sample.predictions
     bins = calibration_bins(sample)
@@ -158,7 +166,8 @@ def reliability_figure(sample: LabeledPredictions) -> Figure:
     error = compute_metrics(sample)["expected_calibration_error"]
     figure = _figure("Reliability diagram", height=8.6)
     axes, histogram = figure.subplots(2, 1, height_ratios=(3, 1))
-    limit = min(1.0, np.ceil(10 * max(bins.predicted.max(), high.max())) / 10)
+    highest = max(bins.predicted.max(), high.max(), *(curve["observed"] if curve else ()))
+    limit = min(1.0, np.ceil(10 * highest) / 10)
 
     _dress(axes, "mean predicted probability", "observed share of positives", _size(labels))
     axes.plot([0, limit], [0, limit], color=GREY, linestyle="--", linewidth=1.2, label="perfect calibration")
@@ -168,11 +177,15 @@ def reliability_figure(sample: LabeledPredictions) -> Figure:
         yerr=(bins.observed - low, high - bins.observed),
         color=BLUE,
         marker="o",
+        linestyle="none" if curve else "-",
         linewidth=1.5,
         elinewidth=1.2,
         capsize=3,
         label=f"model, expected calibration error {error:.3f}\n(bins of equal size, 95% Wilson intervals)",
     )
+    if curve:
+        axes.plot(curve["predicted"], curve["observed"], color=ORANGE, linewidth=1.5, label="smoothed, with interval")
+        _band(axes, curve["predicted"], curve["intervals"], ORANGE)
     axes.set_xlim(-0.02 * limit, 1.02 * limit)
     axes.set_ylim(-0.02 * limit, 1.02 * limit)
 
@@ -187,6 +200,36 @@ def reliability_figure(sample: LabeledPredictions) -> Figure:
     histogram.set_ylim(0)
     # below both axes, where it hides neither points nor bars
     figure.legend(loc="outside lower center", fontsize=TEXT_SIZE, ncols=2)
+    return figure
+
+
+def _band(axes: Axes, x: Sequence[float], intervals: Sequence[Sequence[float] | None], color: str) -> None:
+    low, high = np.array([interval or (np.nan, np.nan) for interval in intervals]).T
+    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def decision_curve_figure(curves: Mapping[str, Any], size: str) -> Figure:
+    """Net benefit by threshold, as `decisions.net_benefit` found it, with intervals of the model and a baseline."""
+    figure = _figure("Decision curve", width=7.3)
+    axes = figure.add_subplot()
+    _dress(axes, "probability from which on an alarm is raised", "net benefit", size)
+    thresholds = curves["thresholds"]
+    shown = {
+        "treat_none": ("no alarm", GREY, ":"),
+        "treat_all": ("alarm at every prediction", GREY, "--"),
+        "baseline": ("baseline", ORANGE, "-."),
+        "model": ("model", BLUE, "-"),
+    }
+    for name, (title, color, line) in shown.items():
+        if name in curves:
+            axes.plot(thresholds, curves[name], color=color, linestyle=line, linewidth=1.8, label=title)
+        if name in curves and color != GREY:
+            _band(axes, thresholds, curves["confidence_intervals"][name], color)
+    highs = [interval[1] for interval in curves["confidence_intervals"]["model"] if interval]
+    top = max(*curves["model"], *curves["treat_all"], *highs, 1e-3)
+    axes.set_xlim(0, max(thresholds))
+    axes.set_ylim(-0.25 * top, 1.1 * top)
+    axes.legend(loc="upper right", fontsize=TEXT_SIZE)
     return figure
 
 

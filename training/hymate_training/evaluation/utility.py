@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hymate_training.evaluation.metrics import percentile_interval
+from hymate_training.evaluation.resampling import Resampler, record_sums
 from hymate_training.evaluation.sample import LabeledPredictions, number_records
 
 LABEL_LEAD = 6.0  # hours by which the published SepsisLabel of the challenge precedes the onset
@@ -77,19 +77,12 @@ def best_threshold(gains: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def utility_interval(
-    gains: np.ndarray, alarms: np.ndarray, sample: LabeledPredictions, num_samples: int, seed: int, level: float
+    gains: np.ndarray, alarms: np.ndarray, sample: LabeledPredictions, resampler: Resampler
 ) -> list[float] | None:
     """Percentile bootstrap interval of the normalized utility; records are resampled, each with all its rows."""
-    num_records = sample.num_records
-    earned = np.bincount(sample.record, gains * alarms, num_records)
-    possible = np.bincount(sample.record, np.maximum(gains, 0), num_records)
-    generator = np.random.default_rng(seed)
-    samples = np.full(num_samples, np.nan)
-    for index in range(num_samples):
-        drawn = generator.integers(num_records, size=num_records)
-        if (denominator := possible[drawn].sum()) > 0:
-            samples[index] = earned[drawn].sum() / denominator
-    return None if num_records < 2 else percentile_interval(samples, level)
+    columns = np.stack([gains * alarms, np.maximum(gains, 0)], axis=1)
+    earned, possible = resampler.sums(record_sums(sample.record, sample.num_records, columns)).T
+    return resampler.interval(np.divide(earned, possible, out=np.full_like(earned, np.nan), where=possible > 0))
 
 
 def add_utility(
@@ -99,7 +92,8 @@ def add_utility(
     alarms = sample.predictions >= threshold["value"]
     bootstrap = {name: evaluation["bootstrap"][name] for name in ("num_samples", "seed", "level")}
     value = normalized_utility(gains, alarms)
-    interval = None if value is None else utility_interval(gains, alarms, sample, **bootstrap)
+    resampler = Resampler(sample.num_records, **bootstrap)
+    interval = None if value is None else utility_interval(gains, alarms, sample, resampler)
     evaluation["metrics"]["normalized_utility"] = value
     evaluation["confidence_intervals"]["normalized_utility"] = interval
     if value is None:

@@ -20,7 +20,7 @@ import polars as pl
 import torch
 from scipy.stats import rankdata
 
-from hymate_training.evaluation.metrics import percentile_interval
+from hymate_training.evaluation.resampling import percentile_interval
 from hymate_training.explanations.attribution import METHODS, Explainer, Explanation, explain, progress_bar
 from hymate_training.explanations.markup import estimate
 from modeling_hymate import Events, HyMaTEForSequenceClassification

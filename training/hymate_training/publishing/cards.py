@@ -20,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import write_file
 from hymate_training.inference.checkpoints import RUN_FILE, read_json
+from hymate_training.publishing.card_decisions import decisions, recalibration, worst_groups
 from hymate_training.publishing.card_text import (
     as_code,
     as_name,
@@ -420,6 +421,8 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
     error = evaluation["metrics"].get("expected_calibration_error")
     if calibration and error is not None:
         calibration.insert(0, f"Expected calibration error {estimate_text(evaluation, 'expected_calibration_error')}.")
+    if sentence := recalibration(evaluation):
+        calibration.insert(0, sentence)
     figures = [_size(evaluation), _metrics_table(evaluation), _method(evaluation)]
     undefined = [
         f"{metric_titles(problem_type)[name]}: {as_name(reason)}"
@@ -437,11 +440,17 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
     if evaluation.get("by_hour"):
         figures.append("Asked at each of these hours:")
         figures.append(_reports_table("hour", evaluation["by_hour"], problem_type))
-    figures += [image for name, image in images.items() if "reliability" not in name]
+    figures += [
+        image for name, image in images.items() if not name.endswith(("reliability.png", "decision_curve.png"))
+    ]
+    decided = decisions(evaluation)
+    decided += [image for name, image in images.items() if name.endswith("decision_curve.png")]
     subgroups = [
         _reports_table(name, groups, problem_type) for name, groups in (evaluation.get("subgroups") or {}).items()
     ]
     if subgroups:
+        if line := worst_groups(evaluation):
+            subgroups.insert(0, line)
         subgroups.append(
             "Intervals of small groups are wide, and a group in which all outcomes are the same has no ranking metric."
         )
@@ -449,6 +458,7 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
     return {
         "title": title or "Metrics",
         "figures": [paragraph for paragraph in figures if paragraph],
+        "decisions": decided,
         "calibration": calibration,
         "subgroups": subgroups,
         "shares": shares

@@ -6,12 +6,16 @@ like the identifier of a record. Messages name the place, never the content: it 
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jsonschema
 
+from hymate_training.evaluation.alarms import ESTIMATES
+from hymate_training.evaluation.decisions import RATES
+from hymate_training.evaluation.gaps import CALIBRATION, GAPS, ODDS
 from hymate_training.evaluation.metrics import METRICS, metric_titles
+from hymate_training.evaluation.recalibration import INTERCEPT, SLOPE
 from modeling_hymate import HyMaTEConfig
 from modeling_hymate.modeling_hymate import AUTO_MAP
 from modeling_hymate.pipeline_hymate import CUSTOM_PIPELINES
@@ -30,6 +34,7 @@ KNOWN_NUMBERS = re.compile(
 )
 LONGEST_NAME, LONGEST_PROSE = 200, 5000  # characters
 MAX_LABELS, MAX_VARIABLES, MAX_CATEGORIES, MAX_GROUPS, MAX_EPOCHS, MAX_HORIZONS = 1000, 200_000, 200, 20, 2000, 50
+MAX_POINTS = 200  # of a curve
 
 
 def text_problem(text: str) -> str | None:
@@ -185,6 +190,84 @@ _ESTIMATES: dict[str, Schema] = {
 # a group of few records is published as one of so many: none
 _GROUP = _object(_ESTIMATES | {"num_records": _optional(COUNT)}, ("num_records",))
 _REPORT = _ESTIMATES | {"per_label": _map(_GROUP), "split_fingerprint": _optional(FINGERPRINT), "versions": VERSIONS}
+
+
+def _estimated(names: Sequence[str], value: Schema = NUMBER) -> dict[str, Schema]:
+    """Numbers, or what may be missing of them, and an interval of each."""
+    intervals = _object(dict.fromkeys(names, _optional(INTERVAL)))
+    return {**dict.fromkeys(names, _optional(value)), "confidence_intervals": intervals}
+
+
+_CURVES = ("model", "treat_all", "treat_none", "baseline", "model_minus_best_default", "model_minus_baseline")
+_POINTS = _list(NUMBER, MAX_POINTS)
+_INTERVALS = _list(_optional(INTERVAL), MAX_POINTS)
+DECISIONS: dict[str, Schema] = {
+    "calibration": _object(
+        {
+            **_estimated((INTERCEPT, SLOPE)),
+            "curve": _optional(_object({"predicted": _POINTS, "observed": _POINTS, "intervals": _INTERVALS})),
+        }
+    ),
+    "net_benefit": _object(
+        {
+            **dict.fromkeys(("thresholds", *_CURVES), _POINTS),
+            "confidence_intervals": _object(dict.fromkeys(_CURVES, _INTERVALS)),
+        }
+    ),
+    "decision_threshold": NUMBER,
+    "thresholds": _list(_object({"threshold": NUMBER, **_estimated(RATES)}), MAX_POINTS),
+    "subgroup_gaps": _map(
+        _object(
+            {
+                "threshold": NUMBER,
+                "groups": _map(
+                    _object(
+                        {
+                            "n": COUNT,
+                            "num_records": _optional(COUNT),
+                            "positives": COUNT,
+                            "too_few": FLAG,
+                            **_estimated((*ODDS, *CALIBRATION)),
+                        },
+                        ("num_records",),
+                    ),
+                    LABEL,
+                    MAX_GROUPS,
+                ),
+                "gaps": _object(
+                    dict.fromkeys(
+                        GAPS,
+                        _optional(
+                            _object(
+                                {
+                                    "value": NUMBER,
+                                    "interval": _optional(INTERVAL),
+                                    "lowest": LABEL,
+                                    "highest": LABEL,
+                                }
+                            )
+                        ),
+                    )
+                ),
+            }
+        ),
+        NAME,
+        100,
+    ),
+    "alarms": _object(
+        {
+            "rule": PROSE,
+            "snooze_hours": NUMBER,
+            "label_lead_hours": _optional(NUMBER),
+            "patient_days": NUMBER,
+            "num_events": COUNT,
+            "by_threshold": _list(
+                _object({"threshold": NUMBER, "num_alarms": COUNT, **_estimated(ESTIMATES)}), MAX_POINTS
+            ),
+        }
+    ),
+}
+_DIFFERENCE = _object({**dict.fromkeys(("a", "b", "difference"), _optional(NUMBER)), "interval": _optional(INTERVAL)})
 EVALUATION = _object(
     {
         **_REPORT,
@@ -196,7 +279,8 @@ EVALUATION = _object(
         "trained_hours": _optional(INTERVAL),
         "variable_shares": _map(NUMBER, NAME, MAX_VARIABLES),
         "plots": _list(PLOT, 10),
-        "baselines": _map(_object(_REPORT)),
+        "baselines": _map(_object(_REPORT | {"differences": _map(_DIFFERENCE, {"enum": METRIC_NAMES})})),
+        **DECISIONS,
         "threshold": _object(
             {
                 "value": NUMBER,

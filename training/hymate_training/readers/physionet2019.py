@@ -80,6 +80,7 @@ VARIABLES = tuple(UNITS)
 SIGNED = ("BaseExcess",)
 DESCRIPTORS = ("Age", "Gender", "Unit1", "Unit2", "HospAdmTime")
 COLUMNS = (*VARIABLES, *DESCRIPTORS, "ICULOS", "SepsisLabel")
+LABEL_LEAD_HOURS = 6.0  # by which the published label precedes the onset of sepsis
 FLAGS = ("Gender", "Unit1", "Unit2", "SepsisLabel")  # 0 or 1
 STATIC_COLUMNS = (
     StaticColumn("Age", "numeric"),
@@ -223,6 +224,7 @@ def _describe(
             "units": UNITS | STATIC_UNITS,
             # the challenge's utility is defined on the published label, which a longer horizon hides
             "utility": {} if horizon_hours else {"sepsis_onset": "physionet2019"},
+            "label_leads": {"sepsis_onset": LABEL_LEAD_HOURS + horizon_hours},
         },
     )
 
