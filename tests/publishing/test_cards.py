@@ -162,6 +162,13 @@ EVALUATION = {
             }
         ],
     },
+    "coverage": {
+        "all": {"all": [{"level": 0.9, "coverage": 0.91, "interval": [0.88, 0.93]}]},
+        "label": {
+            "survived": [{"level": 0.9, "coverage": 0.9, "interval": [0.87, 0.92]}],
+            "died": [{"level": 0.9, "coverage": 0.87, "interval": None}],
+        },
+    },
     "variable_shares": {"GCS": 0.4, "Heart|rate": 0.35, "Urine": 0.25},
     "plots": ["evaluation_roc.png", "evaluation_reliability.png"],
 }

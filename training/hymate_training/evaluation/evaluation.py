@@ -14,6 +14,8 @@ from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.alarms import SNOOZE_HOURS, alarm_report
 from hymate_training.evaluation.baseline import read_baseline
+from hymate_training.evaluation.coverage import PROBLEM_TYPES as CONFORMAL_TYPES
+from hymate_training.evaluation.coverage import calibrate_sets, coverage_report
 from hymate_training.evaluation.decisions import (
     CURVE_THRESHOLDS,
     RATES,
@@ -52,7 +54,8 @@ class Evaluation:
         content: what the JSON holds: `metrics`, `confidence_intervals`, `n` and what else `metrics.report` tells,
             `subgroups`, `by_hour` where it was asked for, for binary tasks `calibration`, `net_benefit`,
             `decision_threshold`, `thresholds` and `subgroup_gaps`, with `alarms` where records are asked many times
-            and `baselines` where there is one, `trained_hours` (of the model), `variable_shares` (mean
+            and `baselines` where there is one, the thresholds of `conformal` prediction on the validation split and
+            their `coverage` on others, `trained_hours` (of the model), `variable_shares` (mean
             share of the attention) and `plots` (file names).
         output: the JSON file, the plots beside it; None where nothing was written.
     """
@@ -146,6 +149,14 @@ def evaluate(
         if baseline is not None and other is not None:
             differences = paired_difference(sample, other)
             content["baselines"] = {Path(baseline).stem: report(other) | {"differences": differences}}
+    if sample.problem_type in CONFORMAL_TYPES:
+        if (own := opened.conformal(task)) is not None and own["split_fingerprint"] != content["split_fingerprint"]:
+            content["coverage"] = coverage_report(sample, groups, task_info.label_names, own)
+        elif split == "validation":
+            content["conformal"] = calibrate_sets(sample, groups, task_info.label_names) | {
+                "calibrated_on": split,
+                "split_fingerprint": content["split_fingerprint"],
+            }
     content |= {
         "task": task,
         "split": split,

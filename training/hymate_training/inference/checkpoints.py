@@ -56,6 +56,11 @@ class Checkpoint:
         evaluation = self.evaluation or {}
         return evaluation.get("threshold") if evaluation.get("task") == task else None
 
+    def conformal(self, task: str) -> dict[str, Any] | None:
+        """The thresholds of conformal prediction that its evaluation holds for a task; None without."""
+        evaluation = self.evaluation or {}
+        return evaluation.get("conformal") if evaluation.get("task") == task else None
+
 
 def load_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
     """Opens a fine-tuned model.

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hymate_training.inference.conformal import ALL
 from hymate_training.publishing.card_text import as_name, interval_text, number_text, table
 from hymate_training.publishing.privacy import is_small
 
+SHOWN_LEVEL = 0.9
 RATE_TITLES = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
@@ -83,6 +85,26 @@ def recalibration(evaluation: Mapping[str, Any]) -> str:
         if found.get(name) is not None
     ]
     return f"{', '.join(parts).capitalize()}." if parts else ""
+
+
+def coverage(evaluation: Mapping[str, Any]) -> str:
+    """A sentence on how often conformal sets or intervals hold the truth; empty where that was not checked."""
+    sentences = []
+    for taxonomy, parts in (evaluation.get("coverage") or {}).items():
+        rows = [(part, row) for part, found in parts.items() for row in found if row["level"] == SHOWN_LEVEL]
+        shown = ", ".join(
+            f"{'all' if taxonomy == ALL else as_name(part)} {_estimate(row['coverage'], row['interval'])}"
+            for part, row in rows
+        )
+        if shown:
+            by = "" if taxonomy == ALL else f", chosen by {as_name(taxonomy)}"
+            sentences.append(f"{shown}{by}")
+    if not sentences:
+        return ""
+    return (
+        f"Share of conformal sets or intervals for {SHOWN_LEVEL:.0%} coverage that hold the truth: "
+        f"{'; '.join(sentences)}."
+    )
 
 
 def worst_groups(evaluation: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import write_file
 from hymate_training.inference.checkpoints import RUN_FILE, read_json
-from hymate_training.publishing.card_decisions import decisions, recalibration, worst_groups
+from hymate_training.publishing.card_decisions import coverage, decisions, recalibration, worst_groups
 from hymate_training.publishing.card_text import (
     as_code,
     as_name,
@@ -423,6 +423,8 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
         calibration.insert(0, f"Expected calibration error {estimate_text(evaluation, 'expected_calibration_error')}.")
     if sentence := recalibration(evaluation):
         calibration.insert(0, sentence)
+    if sentence := coverage(evaluation):
+        calibration.append(sentence)
     figures = [_size(evaluation), _metrics_table(evaluation), _method(evaluation)]
     undefined = [
         f"{metric_titles(problem_type)[name]}: {as_name(reason)}"

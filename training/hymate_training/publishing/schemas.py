@@ -267,6 +267,25 @@ DECISIONS: dict[str, Schema] = {
         }
     ),
 }
+_COVERAGE = _object(
+    {
+        **dict.fromkeys(("level", "coverage", "share_single"), NUMBER),
+        "num_records": COUNT,
+        "interval": _optional(INTERVAL),
+        "mean_size": _optional(NUMBER),
+    }
+)
+CONFORMAL: dict[str, Schema] = {
+    "conformal": _object(
+        {
+            "levels": _list(NUMBER, 10),
+            "thresholds": _map(_map(_list(_optional(NUMBER), 10)), NAME, 100),
+            "calibrated_on": SPLIT,
+            "split_fingerprint": FINGERPRINT,
+        }
+    ),
+    "coverage": _map(_map(_list(_COVERAGE, 10)), NAME, 100),
+}
 _DIFFERENCE = _object({**dict.fromkeys(("a", "b", "difference"), _optional(NUMBER)), "interval": _optional(INTERVAL)})
 EVALUATION = _object(
     {
@@ -281,6 +300,7 @@ EVALUATION = _object(
         "plots": _list(PLOT, 10),
         "baselines": _map(_object(_REPORT | {"differences": _map(_DIFFERENCE, {"enum": METRIC_NAMES})})),
         **DECISIONS,
+        **CONFORMAL,
         "threshold": _object(
             {
                 "value": NUMBER,
