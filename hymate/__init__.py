@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hymate_training.inference.checkpoints import load_checkpoint
     from hymate_training.inference.export import export
     from hymate_training.inference.prediction import predict
+    from hymate_training.monitoring.monitor import monitor
     from hymate_training.publishing.push import push
     from modeling_hymate import (
         Events,
@@ -61,6 +62,7 @@ __all__ = [
     "export",
     "finetune",
     "load_checkpoint",
+    "monitor",
     "predict",
     "pretrain",
     "push",
@@ -79,6 +81,7 @@ _HOMES = {
     ),
     "hymate_training.explanations.attribution": ("explain",),
     "hymate_training.explanations.report": ("build_report",),
+    "hymate_training.monitoring.monitor": ("monitor",),
     "hymate_training.publishing.push": ("push",),
     "hymate_training.data.prepared_folder": ("PreparedFolder",),
     "hymate_training.evaluation.evaluation": ("evaluate",),

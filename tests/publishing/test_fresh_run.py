@@ -42,9 +42,9 @@ def test_a_run_may_be_pushed_as_it_is(runs):
     for kind, run in runs.items():
         plan = plan_push(run)
         expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_run.json"}
-        assert expected | set(package_code()) | ({"evaluation.json"} if kind == "finetune" else set()) == set(
-            plan.uploaded
-        )
+        assert expected | set(package_code()) | (
+            {"evaluation.json", "monitoring.json"} if kind == "finetune" else set()
+        ) == set(plan.uploaded)
         assert all(name.startswith("last/") or name.endswith(".png") for name in plan.left)
 
 

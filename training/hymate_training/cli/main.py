@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune": "Fine-tune a classifier on a task.",
     "evaluate": "Evaluate a fine-tuned model on a split.",
     "predict": "Predict the records of a file of events.",
+    "monitor": "Compare new records with those that a model was trained on.",
     "explain": "Show what predictions rest on, and whether that can be trusted.",
     "export": "Write a fine-tuned model as a program for ONNX Runtime, or compiled.",
     "push": "Push a checkpoint or a prepared folder to the Hugging Face Hub.",
@@ -23,7 +24,8 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 2 for a user's mistake, 130 for an interruption."""
+    """Runs a command; returns the exit code: 0, 2 for a user's mistake, 130 for an interruption, or the command's own
+    (1 of `hymate monitor`, for records that have shifted)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="hymate", description="HyMaTE for electronic health records.")
     parser.add_argument(
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     parsed.command_line = shlex.join(["hymate", *arguments])
     try:
-        text = module.run(parsed)  # type: ignore[union-attr]  # parse_args exits where no command was called
+        result = module.run(parsed)  # type: ignore[union-attr]  # parse_args exits where no command was called
     except KeyboardInterrupt as interrupt:
         print(f"hymate {called}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
@@ -53,9 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).splitlines())  # a parser's own message may hold the rows it quotes
         print(f"hymate {called}: {message}", file=sys.stderr)
         return 2
+    text, code = result if isinstance(result, tuple) else (result, 0)
     if text:
         print(text)
-    return 0
+    return code
 
 
 if __name__ == "__main__":

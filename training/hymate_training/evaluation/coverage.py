@@ -108,9 +108,9 @@ def _covered(
 ) -> tuple[np.ndarray, np.ndarray]:
     thresholds = thresholds_at(conformal, level, taxonomy)
     if sample.problem_type == "regression":
-        low, high = number_intervals(sample.predictions, thresholds, taxonomy, parts).T
+        low, high = number_intervals(sample.predictions, thresholds, taxonomy, parts.tolist()).T
         return (low <= sample.labels) & (sample.labels <= high), high - low
-    sets = label_sets(_probabilities(sample), thresholds, taxonomy, parts, labels)
+    sets = label_sets(_probabilities(sample), thresholds, taxonomy, parts.tolist(), labels)
     return sets[np.arange(len(sample)), sample.labels], sets.sum(axis=1)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 def table_html(rows: Sequence[tuple], caption: str, folded: bool = False) -> Markup:
     """A table that can be reached and scrolled by keyboard; the first row is the head, numbers stand to the right."""
@@ -53,10 +55,10 @@ def estimate(found: Mapping[str, Any], scale: float = 1.0, digits: int = 2, sign
     return f"{text} [{', '.join(form.format(scale * end) for end in found['interval'])}]"
 
 
-def render(template: str, **context: Any) -> str:
-    """A page from one of the package's templates."""
+def render(template: str, folder: Path = TEMPLATES, **context: Any) -> str:
+    """A page from one of the templates in a folder, which may build on those of a report."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader((folder, TEMPLATES)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,12 +11,20 @@ import torch
 from torch import nn
 
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
-from hymate_training.data.examples import DrawnTimesDataset, TaskDataset, ask_at, load_task
+from hymate_training.data.examples import (
+    DrawnTimesDataset,
+    ExampleDataset,
+    TaskDataset,
+    ask_at,
+    last_times,
+    load_task,
+)
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
+from hymate_training.evaluation.aggregates import describe, scores_of, seen_records, summarize
 from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
 from hymate_training.evaluation.metrics import METRICS, compute_metrics
-from hymate_training.files import fingerprint
+from hymate_training.files import fingerprint, write_json
 from hymate_training.fitting.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
 from hymate_training.fitting.calibration import calibrate
 from hymate_training.fitting.loop import TrainingLoop, from_main, start, write_checkpoint
@@ -38,6 +46,7 @@ from hymate_training.fitting.transfer import (
 )
 from hymate_training.inference.checkpoints import (
     EVALUATION_FILE,
+    MONITORING_FILE,
     WEIGHTS_FILE,
     Checkpoint,
     checkpoint_folder,
@@ -181,6 +190,7 @@ def finetune(
     evaluation, temperature = _calibrate_and_evaluate(
         output, folder, task_info, asked["validation"], hours, save, options
     )
+    keep_aggregates(output, datasets, task, options.batch_size)
     account = describe_run(accelerator, model, options, progress) | {
         "command": command,
         "kind": "finetune",
@@ -212,6 +222,26 @@ def _calibrate_and_evaluate(
     path = output / EVALUATION_FILE
     evaluation = evaluate(best, folder, task.name, "validation", path, at=hours, batch_size=options.batch_size)
     return evaluation, temperature
+
+
+def keep_aggregates(checkpoint: Path, datasets: Mapping[str, TaskDataset], task: str, batch_size: int) -> None:
+    """Writes the aggregates that `hymate monitor` compares new records with.
+
+    Args:
+        checkpoint: folder of a fine-tuned model.
+        datasets: its training split, and its validation split, whose predictions are counted: on records that the
+            model was trained on they would be surer than on new ones.
+        task: name of the task.
+        batch_size: records at a time.
+    """
+    opened = load_checkpoint(checkpoint)
+    records, held_out = seen_records(datasets["train"]), seen_records(datasets["validation"])
+    columns = {column["name"]: records.static[column["name"]] for column in opened.extractor.static_columns}
+    counts = summarize(describe(records, opened.extractor.variables, columns))
+    asked = ExampleDataset(held_out, np.arange(len(held_out)), last_times(held_out))
+    values = predict_examples(opened.model, asked, TaskCollator(opened.extractor), batch_size).values
+    counts |= summarize({"score": scores_of(opened.model, values)})
+    write_json(checkpoint / MONITORING_FILE, {"task": task, "num_records": len(records), "counts": counts})
 
 
 def ask_through_records(

@@ -22,6 +22,7 @@ from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSeque
 CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE = "config.json", "preprocessor_config.json", "model.safetensors"
 RUN_FILE = "training_run.json"  # how a checkpoint came about
 EXPORT_FILE = "export.json"  # how the files are laid out and named that its data were read from; never pushed
+MONITORING_FILE = "monitoring.json"  # aggregates of the training data, which `hymate monitor` compares with
 EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation on the validation split
 DOWNLOADED = ["*.json", "*.safetensors", "README.md"]  # and no code: that of the installed package runs
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

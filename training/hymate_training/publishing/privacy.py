@@ -19,10 +19,12 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 import modeling_hymate
+from hymate_training.evaluation.aggregates import counts_of
 from hymate_training.evaluation.metrics import SMALLEST_GROUP
 from hymate_training.inference.checkpoints import (
     CONFIG_FILE,
     EXTRACTOR_FILE,
+    MONITORING_FILE,
     RUN_FILE,
     load_config,
     load_extractor,
@@ -61,6 +63,7 @@ def check_json(path: Path) -> dict[str, Any]:
         EXTRACTOR_FILE: schemas.PREPROCESSOR,
         RUN_FILE: schemas.RUN,
         FAITHFULNESS_FILE: schemas.FAITHFULNESS,
+        MONITORING_FILE: schemas.MONITORING,
     }
     try:
         content = read_json(path)
@@ -69,9 +72,17 @@ def check_json(path: Path) -> dict[str, Any]:
         raise Refused(str(error).removeprefix(f"{path} ")) from error
     if problem := schemas.schema_problem(content, known.get(path.name, schemas.EVALUATION)):
         raise Refused(problem)
+    if path.name == MONITORING_FILE and any(0 < count < SMALLEST_GROUP for count in monitored_counts(content)):
+        raise Refused(f"counts fewer than {SMALLEST_GROUP} records")
     if path.name not in {CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE} and content["num_records"] < SMALLEST_GROUP:
         raise Refused(f"is about fewer than {SMALLEST_GROUP} records")
     return content
+
+
+def monitored_counts(content: Mapping[str, Any]) -> list[int]:
+    """Every count of records in the aggregates of the training data."""
+    summaries = [summary for kind in content["counts"].values() for summary in kind.values()]
+    return [count for summary in summaries for count in counts_of(summary).tolist()]
 
 
 def published(name: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -174,9 +185,13 @@ def fitting_extractor(folder: Path) -> HyMaTEFeatureExtractor:
 
 
 def check_names(content: Mapping[str, Any], extractor: HyMaTEFeatureExtractor) -> None:
-    """Refused if an evaluation or a run's account names variables or features that the extractor does not know."""
+    """Refused if an evaluation, aggregates or a run's account names variables or features that the extractor does not know."""
     named = {
         "variable_shares": (set(content.get("variable_shares", {})), set(extractor.variables)),
+        **{
+            f"counts.{kind}": (set(content.get("counts", {}).get(kind, {})), set(extractor.variables))
+            for kind in ("measured", "value")
+        },
         "preprocessing.static_features": (
             set(content.get("preprocessing", {}).get("static_features", [])),
             set(extractor.static_feature_names),

@@ -24,6 +24,7 @@ from hymate_training.inference.checkpoints import (
     CONFIG_FILE,
     EXPORT_FILE,
     EXTRACTOR_FILE,
+    MONITORING_FILE,
     RUN_FILE,
     WEIGHTS_FILE,
     read_json,
@@ -38,7 +39,10 @@ REQUIRED = (CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE)
 UPLOADED = re.compile(
     "|".join(
         [
-            *map(re.escape, (*REQUIRED, RUN_FILE, privacy.FAITHFULNESS_FILE, privacy.NOTES_FILE, "LICENSE")),
+            *map(
+                re.escape,
+                (*REQUIRED, RUN_FILE, MONITORING_FILE, privacy.FAITHFULNESS_FILE, privacy.NOTES_FILE, "LICENSE"),
+            ),
             privacy.EVALUATIONS.pattern,
             privacy.PLOTS.pattern,
         ]
@@ -206,7 +210,7 @@ def _inspect(folder: Path, files: list[str], problems: dict[str, str]) -> dict[s
         with noting(EXTRACTOR_FILE):
             extractor = privacy.fitting_extractor(folder)
             for name in uploaded:
-                if name == RUN_FILE or privacy.EVALUATIONS.fullmatch(name):
+                if name in (RUN_FILE, MONITORING_FILE) or privacy.EVALUATIONS.fullmatch(name):
                     with noting(name):
                         privacy.check_names(read_json(folder / name), extractor)
     if not problems:

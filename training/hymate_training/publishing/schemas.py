@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 
+from hymate_training.evaluation.aggregates import KINDS
 from hymate_training.evaluation.alarms import ESTIMATES
 from hymate_training.evaluation.decisions import RATES
 from hymate_training.evaluation.gaps import CALIBRATION, GAPS, ODDS
@@ -372,6 +373,21 @@ RUN = _object(
             }
         ),
     },
+)
+_COUNTS = _list(COUNT, 20, 1)
+_SUMMARY: Schema = {
+    "anyOf": [
+        _object({"categories": _map(COUNT, LABEL, MAX_CATEGORIES)}, ("categories",)),
+        _object({"edges": _list(NUMBER, 20, 1), "counts": _COUNTS, "missing": COUNT}, ("edges", "counts")),
+    ]
+}
+MONITORING = _object(
+    {
+        "task": LABEL,
+        "num_records": COUNT,
+        "counts": _object(dict.fromkeys(KINDS, _map(_SUMMARY, NAME, MAX_VARIABLES)), KINDS),
+    },
+    ("task", "num_records", "counts"),
 )
 FAITHFULNESS = _object(
     {

@@ -1,0 +1,1 @@
+"""Comparing new records with the training data, and the page that shows it."""
