@@ -21,6 +21,7 @@ from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_t
 from hymate_training.files import write_file
 from hymate_training.inference.checkpoints import RUN_FILE, read_json
 from hymate_training.publishing.card_decisions import coverage, decisions, recalibration, worst_groups
+from hymate_training.publishing.card_facts import GAPS, facts
 from hymate_training.publishing.card_text import (
     as_code,
     as_name,
@@ -120,6 +121,8 @@ def model_card(folder: str | Path) -> ModelCard:
         title=as_name(title),
         size=f", with {run['parameters']:,} parameters" if run.get("parameters") else "",
         purpose=_purpose(task, config),
+        facts=facts(run, evaluations, extractor, metric_titles(problem_type) if problem_type else {}),
+        gaps="\n".join(f"- {gap}" + (";" if gap != GAPS[-1] else ".") for gap in GAPS),
         snippet=fenced(snippet, "python"),
         variables=_variables(extractor),
         intended_use=(

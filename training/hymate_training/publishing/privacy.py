@@ -185,7 +185,7 @@ def fitting_extractor(folder: Path) -> HyMaTEFeatureExtractor:
 
 
 def check_names(content: Mapping[str, Any], extractor: HyMaTEFeatureExtractor) -> None:
-    """Refused if an evaluation, aggregates or a run's account names variables or features that the extractor does not know."""
+    """Refused if an evaluation, aggregates or a run's account name what the extractor does not know."""
     named = {
         "variable_shares": (set(content.get("variable_shares", {})), set(extractor.variables)),
         **{
