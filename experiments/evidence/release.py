@@ -7,19 +7,20 @@ one seed, chosen in advance. The card's metrics are those of the validation spli
 """
 
 import argparse
-import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from experiments.evidence import baselines
 from experiments.evidence.folds import TASK
 from experiments.evidence.tables import card_notes, read_results
 from experiments.evidence.units import hymate
-from hymate_training.data.examples import labels_array
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.evaluation.metrics import report
-from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.evaluation.evaluation import evaluate
 from hymate_training.files import write_file, write_json, writing_folder
-from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE
+from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE, load_checkpoint
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.publishing.privacy import NOTES_FILE
 from hymate_training.publishing.push import plan_push
@@ -47,21 +48,24 @@ def main() -> None:
     if not (mortality / EVALUATION_FILE).is_file():
         arguments = ["--data", str(data), "--task", TASK, "--checkpoint", str(pretrained)]
         hymate("finetune", [*arguments, "--output", str(mortality)], mortality)
-    evaluation = json.loads((mortality / EVALUATION_FILE).read_text())
-    folder = PreparedFolder(data)
-    labels = labels_array(folder.task(TASK, "validation"), folder.info.task(TASK))
-    evaluation["baselines"] = {
-        name: report(
-            LabeledPredictions("binary", labels, predict(data, 0, "validation")),
-            split_fingerprint=folder.split_fingerprint(TASK, "validation"),
-        )
-        for name, predict in COMPARED.items()
-    }
-    write_json(mortality / EVALUATION_FILE, evaluation)
+    compare(mortality, PreparedFolder(data), args.work)
     write_file(mortality / NOTES_FILE, card_notes(read_results(RESULTS)) + "\n")
     for folder in (pretrained, mortality):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)
+
+
+def compare(mortality: Path, folder: PreparedFolder, work: Path) -> None:
+    """Evaluates the classifier beside the baselines, the first of them in its decision curve as well."""
+    found: dict[str, Any] = {}
+    for name, predict in reversed(COMPARED.items()):
+        path = work / f"{name}.parquet"
+        ids = folder.task(TASK, "validation")["record_id"].to_pylist()
+        pl.DataFrame({"record_id": ids, "prediction": predict(folder.path, 0, "validation")}).write_parquet(path)
+        checkpoint = replace(load_checkpoint(mortality), evaluation=None)  # thresholds are chosen anew
+        content = evaluate(checkpoint, folder, TASK, "validation", mortality / EVALUATION_FILE, baseline=path).content
+        found = content["baselines"] | found
+        write_json(mortality / EVALUATION_FILE, content | {"baselines": found})
 
 
 def release(folder: Path, place: Path) -> None:
