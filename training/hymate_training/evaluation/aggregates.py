@@ -120,7 +120,8 @@ def _summary(kind: str, column: Column) -> dict[str, Any] | None:
     found = column[~np.isnan(column)]
     if len(found) < 2 * SMALLEST_GROUP:
         return None
-    edges = np.unique(_rounded(np.quantile(found, np.arange(1, BINS) / BINS)))
+    bins = int(np.clip(len(found) // (3 * SMALLEST_GROUP // 2), 2, BINS))
+    edges = np.unique(_rounded(np.quantile(found, np.arange(1, bins) / bins)))
     counts = np.bincount(np.searchsorted(edges, found, "right"), minlength=len(edges) + 1)
     while len(counts) > 1 and counts.min() < SMALLEST_GROUP:  # the smallest joins the smaller of its neighbors
         at = int(counts.argmin())
