@@ -1,6 +1,5 @@
 """`monitor`: whether a month of new records is like the records that a model was trained on."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from hymate_training.evaluation.recalibration import calibration
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.files import write_file, write_json
 from hymate_training.inference.checkpoints import MONITORING_FILE, Checkpoint, load_checkpoint, read_json
-from hymate_training.inference.prediction import BATCH_SIZE, parse_tables, predict_examples, read_export
+from hymate_training.inference.prediction import BATCH_SIZE, predict_examples, read_export
+from hymate_training.inference.records import read_records
 from hymate_training.monitoring.drift import P_LIMIT, PSI_LIMIT, compare
 from hymate_training.monitoring.page import render_page
 from modeling_hymate import Events
@@ -92,18 +92,17 @@ def monitor(
             f"{opened.path} lacks {MONITORING_FILE}, the aggregates of its training data: fine-tune it again"
         )
     reference = read_json(path)
-    extractor = copy.copy(opened.extractor)
-    extractor.unknown_variables = "ignore"
     if isinstance(events, list):
         events, static, _ = read_export(opened, events, static, start, layout)
-    records, left_out = parse_tables(extractor, events, static)
+    read = read_records(opened.extractor, events, static, ignore_unknown_variables=True).events
+    records = read.take(np.flatnonzero(read.lengths > 0))
     if len(records) < SMALLEST_GROUP:
         raise ValueError(f"{len(records)} records are too few to compare: at least {SMALLEST_GROUP} are needed")
     dataset = ExampleDataset(records, np.arange(len(records)), last_times(records))
     predicted = predict_examples(
         opened.model, dataset, TaskCollator(opened.extractor, max_events), batch_size, progress="monitor"
     ).values
-    described = describe(records, extractor.variables, records.static)
+    described = describe(records, opened.extractor.variables, records.static)
     described["score"] = scores_of(opened.model, predicted)
     ignored = records.ignored.total()
     content: dict[str, Any] = {
@@ -111,7 +110,7 @@ def monitor(
         "task": reference["task"],
         "num_records": len(records),
         "num_training_records": reference["num_records"],
-        "num_left_out": len(left_out),
+        "num_left_out": len(read) - len(records),
         "known_share": len(records.times) / (len(records.times) + ignored),
         "limits": {
             "stability_index": PSI_LIMIT,
