@@ -181,6 +181,7 @@ def finetune(
     evaluation, temperature = _calibrate_and_evaluate(
         output, folder, task_info, asked["validation"], hours, save, options
     )
+    fingerprints = {split: folder.split_fingerprint(task, split) for split in datasets}
     account = describe_run(accelerator, model, options, progress) | {
         "command": command,
         "kind": "finetune",
@@ -188,9 +189,9 @@ def finetune(
         "task": asdict(task_info),
         "temperature": temperature,
         "transfer": transfer and asdict(transfer),
-        **describe_data(folder, task_info, extractor, datasets),
+        **describe_data(folder.info, fingerprints, extractor, datasets),
     }
-    finish(output, account, folder)
+    finish(output, account, folder.info)
     return FinetuneResult(output, progress.history, evaluation, transfer)
 
 

@@ -5,7 +5,6 @@
 template `templates/model_card.md.j2`.
 """
 
-import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import markdown_table, write_file
 from hymate_training.inference.checkpoints import RUN_FILE, read_json
+from hymate_training.publishing.markdown import code_block, escaped, inline_code, prose
 from hymate_training.publishing.privacy import (
     FAITHFULNESS_FILE,
     NOTES_FILE,
@@ -96,7 +96,7 @@ def model_card(folder: str | Path) -> ModelCard:
     task, data = run.get("task") or {}, run.get("data") or {}
     problem_type = task.get("problem_type")
     title = _title(task, data)
-    labels = ", ".join(map(_code, task.get("label_names", [])))
+    labels = ", ".join(map(inline_code, task.get("label_names", [])))
     snippet = _snippet(folder.resolve().name, config, extractor, evaluations)
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
@@ -106,14 +106,14 @@ def model_card(folder: str | Path) -> ModelCard:
     )
     text = template.render(
         card_data=_card_data(title, problem_type, evaluations).to_yaml(),
-        title=_name(title),
+        title=escaped(title),
         size=f", with {run['parameters']:,} parameters" if run.get("parameters") else "",
         purpose=_purpose(task, config),
-        snippet=_fenced(snippet, "python"),
+        snippet=code_block(snippet, "python"),
         variables=_variables(extractor),
         intended_use=(
-            f"Research on {_code(task['name'])}, a {problem_type} task: benchmarking, method development, and the "
-            f"study of what a model attends to. It returns {OUTPUTS[task['problem_type']].format(labels=labels)}."
+            f"Research on {inline_code(task['name'])}, a {problem_type} task: benchmarking, method development, and "
+            f"the study of what a model attends to. It returns {OUTPUTS[task['problem_type']].format(labels=labels)}."
             if task
             else "A starting point for fine-tuning (`hymate finetune --checkpoint`), and a source of representations "
             "of records for research. It has no head for any clinical question."
@@ -125,7 +125,7 @@ def model_card(folder: str | Path) -> ModelCard:
         forecast=_forecast(run),
         notes=_notes(folder),
         explanations=_explanations(folder),
-        citation=_prose(data.get("citation") or ""),
+        citation=prose(data.get("citation") or ""),
     )
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
 
@@ -203,7 +203,7 @@ def _purpose(task: Mapping, config: HyMaTEConfig) -> str:
             "How it was trained is not recorded." if is_classifier else "It was pretrained to forecast measurements."
         )
     description = str(task.get("description") or task["name"]).strip()
-    return f"It predicts: {_prose(description[:1].lower() + description[1:].rstrip('.'))}."
+    return f"It predicts: {prose(description[:1].lower() + description[1:].rstrip('.'))}."
 
 
 def _snippet(
@@ -258,13 +258,13 @@ def _snippet(
 def _variables(extractor: HyMaTEFeatureExtractor) -> str:
     sentences = []
     if extractor.variables:
-        listed = ", ".join(map(_code, extractor.variables))
+        listed = ", ".join(map(inline_code, extractor.variables))
         named = (
             f": {listed}" if len(extractor.variables) <= LISTED_VARIABLES else ", listed in preprocessor_config.json"
         )
         sentences.append(f"The model knows {len(extractor.variables):,} variables{named}.")
     columns = [
-        f"{_code(column['name'])} ({', '.join(map(_name, column.get('categories', ['number'])))})"
+        f"{inline_code(column['name'])} ({', '.join(map(escaped, column.get('categories', ['number'])))})"
         for column in extractor.static_columns
     ]
     if columns:
@@ -276,8 +276,8 @@ def _data(run: Mapping) -> list[str]:
     data = run.get("data") or {}
     if not data:
         return []
-    paragraphs = [f"{_name(data['source'])}. License: {_code(data.get('license') or 'not recorded')}."]
-    paragraphs += [_prose(data[name]) for name in ("description", "split_description") if data.get(name)]
+    sources = run.get("sources") or []
+    paragraphs = _sources(sources, run) if sources else _source(data)
     columns = {
         "records": run.get("num_records") or {},
         "examples": run.get("num_examples") or {},
@@ -293,10 +293,51 @@ def _data(run: Mapping) -> list[str]:
             "A fingerprint is 16 hex digits of a SHA-256 over a split's predictions and labels: where it is the same, "
             "the split is."
         )
-    if data.get("dropped"):
-        counted = "; ".join(f"{_name(reason)} ({count:,})" for reason, count in data["dropped"].items())
-        paragraphs.append(f"Left out when the data were prepared: {counted}.")
-    return paragraphs
+    return paragraphs + _left_out(data)
+
+
+def _source(data: Mapping) -> list[str]:
+    return [
+        f"{escaped(data['source'])}. License: {inline_code(data.get('license') or 'not recorded')}.",
+        *(prose(data[name]) for name in ("description", "split_description") if data.get(name)),
+    ]
+
+
+def _left_out(data: Mapping) -> list[str]:
+    if not data.get("dropped"):
+        return []
+    counted = "; ".join(f"{escaped(reason)} ({count:,})" for reason, count in data["dropped"].items())
+    return [f"Left out when the data were prepared: {counted}."]
+
+
+def _sources(sources: Sequence[Mapping], run: Mapping) -> list[str]:
+    """Several sources: their sizes and shares, what each shares with the others and how it is forecast; then each."""
+    best, errors = _best_forecast(run) or {}, ("forecast_error", "carried_forward_error")
+    rows = [
+        [
+            escaped(source["source"]),
+            *(f"{source['num_records'][split]:,}" for split in ("train", "validation")),
+            f"{source['share_of_epoch']:.0%}",
+            f"{source['num_variables']:,}",
+            f"{source['num_shared_variables']:,}",
+            *(_optional_figure(best.get(f"{name}_source{at}")) for name in errors),
+        ]
+        for at, source in enumerate(sources, start=1)
+    ]
+    head = ("source", "training records", "validation records", "share of an epoch", "variables")
+    titles = ("error of its forecast", "error of the last value")
+    return [
+        f"{len(sources)} sources, each prepared with `--concepts`, so that a variable means the same in all of them.",
+        _table([*head, "of them in another source", *titles], rows),
+        *("\n\n".join([*_source(source), *_left_out(source)]) for source in sources),
+        "All of them:",
+    ]
+
+
+def _best_forecast(run: Mapping) -> Mapping | None:
+    """The metrics of the epoch of a pretraining run whose weights were kept."""
+    history = [entry for entry in run.get("history", []) if entry.get("forecast_error") is not None]
+    return max(history, key=lambda entry: entry["score"], default=None)
 
 
 def _preprocessing(extractor: HyMaTEFeatureExtractor, run: Mapping) -> str:
@@ -319,7 +360,7 @@ def _training(run: Mapping) -> list[str]:
         return []
     paragraphs = []
     if run.get("command"):
-        paragraphs.append(_fenced(without_folders(run["command"]), "bash"))
+        paragraphs.append(code_block(without_folders(run["command"]), "bash"))
     sentences = []
     if "epochs" in run:
         sentences.append(f"{run['epochs']} epochs with seed {run.get('seed', 'not recorded')}.")
@@ -328,7 +369,7 @@ def _training(run: Mapping) -> list[str]:
         shown = "" if score is None else f" (selection score on the validation split {score:.4f})"
         sentences.append(f"The weights are those of step {run['best_step']:,}{shown}.")
     if run.get("checkpoint"):
-        sentences.append(f"It started from the pretrained weights {_code(run['checkpoint'])}.")
+        sentences.append(f"It started from the pretrained weights {inline_code(run['checkpoint'])}.")
     elif run.get("kind") == "finetune":
         sentences.append("It started from random weights.")
     if run.get("temperature"):
@@ -343,11 +384,13 @@ def _training(run: Mapping) -> list[str]:
         paragraphs.append(" ".join(sentences))
     for name in ("hardware", "versions"):
         if run.get(name):
-            shown = ", ".join(f"{_name(key)} {_name(value)}" for key, value in run[name].items() if value is not None)
+            shown = ", ".join(
+                f"{escaped(key)} {escaped(value)}" for key, value in run[name].items() if value is not None
+            )
             paragraphs.append(f"{name.capitalize()}: {shown}.")
     if run.get("recipe"):
         options = yaml.safe_dump(dict(run["recipe"]), sort_keys=False, allow_unicode=True).strip()
-        paragraphs.append(f"<details><summary>Options</summary>\n\n{_fenced(options, 'yaml')}\n\n</details>")
+        paragraphs.append(f"<details><summary>Options</summary>\n\n{code_block(options, 'yaml')}\n\n</details>")
     return paragraphs
 
 
@@ -357,12 +400,12 @@ def _explanations(folder: Path) -> list[str]:
         return []
     found = read_json(folder / FAITHFULNESS_FILE)
     lines = [
-        _prose(f"- **{finding['method']}: {finding['verdict']}.** It {finding['ranking']}. {finding['areas']}")
+        prose(f"- **{finding['method']}: {finding['verdict']}.** It {finding['ranking']}. {finding['areas']}")
         for finding in found["findings"]
     ]
     return [
         "Each method ranks the events of a record. They are removed in that order (deletion), or handed over in it "
-        f"(insertion), and the model predicts again, for {found['num_records']:,} records: {_name(found['title'])}.",
+        f"(insertion), and the model predicts again, for {found['num_records']:,} records: {escaped(found['title'])}.",
         "\n".join(lines),
     ]
 
@@ -380,10 +423,8 @@ def _notes(folder: Path) -> str:
 
 def _forecast(run: Mapping) -> str:
     """What a pretraining run measured: its forecast against the two that anyone can make."""
-    history = [entry for entry in run.get("history", []) if entry.get("forecast_error") is not None]
-    if not history:
+    if (best := _best_forecast(run)) is None:
         return ""
-    best = max(history, key=lambda entry: entry["score"])
     shown = {
         "forecast": best["forecast_error"],
         "last value carried forward": best.get("carried_forward_error"),
@@ -399,7 +440,7 @@ def _forecast(run: Mapping) -> str:
 def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, Any]:
     problem_type = evaluation["problem_type"]
     parts = [evaluation.get("task"), f"{evaluation['split']} split" if evaluation.get("split") else None]
-    title = ", ".join(_name(part) for part in (*parts, evaluation.get("source")) if part)
+    title = ", ".join(escaped(part) for part in (*parts, evaluation.get("source")) if part)
     plots = [name for name in public_plots(evaluation) if (folder / name).is_file()]
     images = {name: f"![{_plot_title(name)}]({name})" for name in plots}
     calibration = [image for name, image in images.items() if "reliability" in name]
@@ -408,7 +449,7 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
         calibration.insert(0, f"Expected calibration error {_estimate(evaluation, 'expected_calibration_error')}.")
     figures = [_size(evaluation), _metrics_table(evaluation), _method(evaluation)]
     undefined = [
-        f"{metric_titles(problem_type)[name]}: {_name(reason)}"
+        f"{metric_titles(problem_type)[name]}: {escaped(reason)}"
         for name, reason in evaluation.get("undefined", {}).items()
     ]
     if undefined:
@@ -439,7 +480,7 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
         "subgroups": subgroups,
         "shares": shares
         and "Variables by mean share of the attention:\n\n"
-        + _table(["variable", "share"], [[_code(name), f"{share:.1%}"] for name, share in shares]),
+        + _table(["variable", "share"], [[inline_code(name), f"{share:.1%}"] for name, share in shares]),
     }
 
 
@@ -450,7 +491,7 @@ def _size(report: Mapping) -> str:
     if report.get("positives") is not None:
         parts.append(f"{report['positives']:,} positive ({report['positives'] / report['n']:.1%})")
     if report.get("split_fingerprint"):
-        parts.append(f"fingerprint {_code(report['split_fingerprint'])}")
+        parts.append(f"fingerprint {inline_code(report['split_fingerprint'])}")
     return ", ".join(parts) + "."
 
 
@@ -463,7 +504,7 @@ def _metrics_table(evaluation: Mapping) -> str:
         for name in titles
         if name in evaluation["metrics"]
     ]
-    return _table(["metric", *map(_name, reports)], rows)
+    return _table(["metric", *map(escaped, reports)], rows)
 
 
 def _method(evaluation: Mapping) -> str:
@@ -483,14 +524,19 @@ def _reports_table(heading: str, reports: Mapping[str, Mapping], problem_type: s
     names = SHOWN_SUBGROUP_METRICS[problem_type]
     hidden = {group for group, report in reports.items() if is_small(report)}
     counted = not hidden and all(report.get("positives") is not None for report in reports.values())
-    head = [_name(heading), "n", *(["positive"] if counted else []), *(METRICS[problem_type][name] for name in names)]
+    head = [
+        escaped(heading),
+        "n",
+        *(["positive"] if counted else []),
+        *(METRICS[problem_type][name] for name in names),
+    ]
     rows = []
     for group, report in reports.items():
         if group in hidden:
-            rows.append([_name(group), f"fewer than {SMALLEST_GROUP} records", *("not shown" for _ in names)])
+            rows.append([escaped(group), f"fewer than {SMALLEST_GROUP} records", *("not shown" for _ in names)])
             continue
         positives = [_shown(report["positives"])] if counted else []
-        rows.append([_name(group), f"{report['n']:,}", *positives, *(_estimate(report, name) for name in names)])
+        rows.append([escaped(group), f"{report['n']:,}", *positives, *(_estimate(report, name) for name in names)])
     return _table(head, rows)
 
 
@@ -513,6 +559,10 @@ def _figure(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
+def _optional_figure(value: float | None) -> str:
+    return "-" if value is None else _figure(value)
+
+
 def _level(bootstrap: Mapping) -> str:
     return f"{100 * bootstrap.get('level', 0.95):.4g}%"
 
@@ -528,31 +578,7 @@ def _significant(value: float) -> float:
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:,}" if isinstance(value, int) else _code(value)
-
-
-def _code(text: Any) -> str:
-    """Text as code, whatever it holds."""
-    line = " ".join(str(text).split())
-    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    return f"{ticks}{line}{ticks}" if len(ticks) == 1 else f"{ticks} {line} {ticks}"
-
-
-def _fenced(text: str, language: str) -> str:
-    """A block of code, whatever it holds."""
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks}{language}\n{text}\n{ticks}"
-
-
-def _name(text: Any) -> str:
-    """A name from the data in one line, its characters no Markdown and no HTML."""
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*\[\]])", r"\\\1", line)
-
-
-def _prose(text: Any) -> str:
-    """Markdown from the data: no tag of HTML begins in it."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", str(text)).strip()
+    return f"{value:,}" if isinstance(value, int) else inline_code(value)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
