@@ -34,6 +34,7 @@ def place(tmp_path, monkeypatch) -> Workplace:
         return {name: output / name for name in names}
 
     target = Target("death", "own", ("train", "validation"), TASK, ("other", "another"), SMALL)
+
     def in_this_process(command, arguments, output, recipe):
         assert main([command, "--recipe", recipe, *arguments]) == 0
 

@@ -127,10 +127,10 @@ def prepare(
         raise ValueError(f"--workers must be at least 1, got {workers}")
     raw, output = Path(raw), Path(output).absolute()
     writer = PreparedFolderWriter(output, overwrite=overwrite)  # refuses an output it may not replace, before the work
-    sources = _find_shards(raw)
-    _check_time_zones([source.path for source in sources], [Path(folder) for folder in labels])
-    splits = _read_splits(raw)
-    tasks = [_read_labels(Path(folder)) for folder in labels]
+    sources = find_shards(raw)
+    check_time_zones([source.path for source in sources], [Path(folder) for folder in labels])
+    splits = read_splits(raw)
+    tasks = [read_labels(Path(folder)) for folder in labels]
     if len({task.name for task, _ in tasks}) < len(tasks):
         raise ValueError("--labels: two folders have the same name, which is the task's")
 
@@ -169,12 +169,20 @@ class Source:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _find_shards(raw: Path) -> list[Source]:
-    """The shards of the data set, by name."""
-    paths = [path for path in sorted((raw / "data").rglob("*.parquet")) if not path.name.startswith(".")]
-    if not paths:
+def find_shards(raw: Path) -> list[Source]:
+    """The shards of a data set, in order.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    sources = [
+        Source(path, str(path.relative_to(raw)))
+        for path in sorted((raw / "data").rglob("*.parquet"))
+        if not path.name.startswith(".")
+    ]
+    if not sources:
         raise ValueError(f"{raw} is not a MEDS data set: there is no Parquet file in its folder data/")
-    return [Source(path, str(path.relative_to(raw))) for path in paths]
+    return sources
 
 
 def _part(sources: list[Source], shard: str) -> list[Source]:
@@ -195,7 +203,7 @@ def _read_shards(
     todo = [(source, folder) for source, folder in zip(sources, folders, strict=True) if not folder.is_dir()]
     if len(todo) < len(sources):
         logger.info("%d of %d shards were read before", len(sources) - len(todo), len(sources))
-    read = partial(_read_shard, splits=splits, seed=seed)
+    read = partial(read_shard, splits=splits, seed=seed)
     with ThreadPoolExecutor(workers) as executor:
         try:
             for _ in tqdm(
@@ -208,7 +216,7 @@ def _read_shards(
     return list(zip(sources, folders, strict=True))
 
 
-def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed: int) -> None:
+def read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed: int) -> None:
     """Writes the shard's result, whole or not at all: events, static events, subjects, and how many have each code.
 
     Times are hours in double precision since the subject's first event.
@@ -280,7 +288,7 @@ def _numeric_columns(present: Mapping[str, pl.DataType]) -> list[str]:
     return [name for name, kind in present.items() if kind.is_numeric() and "val" in name.lower()]
 
 
-def _check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
+def check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
     """Raise ValueError if some of the times have a time zone and others have none."""
     first: dict[bool, tuple[Path, str]] = {}  # whether times have a time zone -> an example
     found = [(path, "time") for path in events]
@@ -297,7 +305,7 @@ def _check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
         raise ValueError(f"{one} of {aware} has a time zone and {other} of {naive} has none: write both in one way")
 
 
-def _read_splits(raw: Path) -> pl.DataFrame | None:
+def read_splits(raw: Path) -> pl.DataFrame | None:
     """subject_id and split, null where it is none of ours; None where the data set has no split file."""
     path = raw / SUBJECT_SPLITS
     if not path.is_file():
@@ -313,7 +321,7 @@ def _read_splits(raw: Path) -> pl.DataFrame | None:
     )
 
 
-def _read_labels(folder: Path) -> tuple[TaskInfo, pl.DataFrame]:
+def read_labels(folder: Path) -> tuple[TaskInfo, pl.DataFrame]:
     """The task of a folder of label shards and its rows: subject_id, prediction_time, label."""
     paths = sorted(folder.rglob("*.parquet"))
     if not paths:
