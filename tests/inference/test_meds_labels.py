@@ -1,5 +1,7 @@
 """Predictions for the labels of a MEDS data set: those of the prepared folder, for every label, leaking nothing."""
 
+import re
+import shlex
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from hymate_training.cli.main import main
 from hymate_training.data.collators import TaskCollator
@@ -143,3 +146,20 @@ def test_the_command_predicts_a_split(raw, labels, model, tmp_path, capsys):
     assert "--labels needs --raw" in capsys.readouterr().err
     assert main(list(map(str, [*arguments, "--events", "events.csv"]))) == 2
     assert "either --events or --labels" in capsys.readouterr().err
+
+
+def test_the_entry_of_meds_dev_trains_and_predicts(raw, labels, tmp_path):
+    entry = Path(__file__).parents[2] / "examples" / "meds_dev" / "hymate"
+    commands = yaml.safe_load((entry / "model.yaml").read_text())["commands"]["supervised"]
+    folders = {"dataset_dir": raw, "labels_dir": labels, "output_dir": tmp_path / "train"}
+    lines = commands["train"].format(**folders).splitlines()
+    folders |= {"output_dir": tmp_path / "predict", "model_initialization_dir": tmp_path / "train"}
+    lines += commands["predict"].format(split="held_out", **folders).splitlines()
+    for line in lines:
+        in_shell = re.sub(r'\$\(basename "([^"]+)"\)', lambda found: Path(found[1]).name, line)
+        program, command, *arguments = shlex.split(in_shell)
+        assert program == "hymate"
+        short = ["--epochs", "1", "--model", "hidden_size=8", "num_mamba_layers=1"] if command == "finetune" else []
+        assert main([command, *arguments, *short]) == 0
+    frame = pl.read_parquet(tmp_path / "predict" / "predictions.parquet")
+    assert set(frame["subject_id"]) == {20, 21, 22}

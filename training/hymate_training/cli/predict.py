@@ -85,8 +85,8 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
         "--labels",
         type=Path,
         metavar="DIR",
-        help="In place of --events: folder of label shards of a MEDS data set, of which each is predicted; --output is "
-        "then a folder, for predictions.parquet in the schema of meds-evaluation.",
+        help="In place of --events: folder of label shards of a MEDS data set, of which each label is predicted; "
+        "--output is then a folder, for predictions.parquet in the schema of meds-evaluation.",
     )
     parser.add_argument("--raw", type=Path, metavar="DIR", help="With --labels: the MEDS data set.")
     parser.add_argument("--split", help="With --labels: only subjects of this split, such as held_out.")
@@ -100,5 +100,7 @@ def _predict_labels(args: argparse.Namespace) -> str:
     )
     lines = [f"{result.frame.height} labels -> {result.output}"]
     if result.unseen:
-        lines.append(f"{result.unseen} of them come before any event that the model knows: static columns alone answer")
+        lines.append(
+            f"{result.unseen} of them come before any event that the model knows: static columns alone answer"
+        )
     return "\n".join(lines)

@@ -12,7 +12,8 @@ a subject, a variable is a code, and an event carries its numeric_value or no nu
 - Splits: those of the data set (train, tuning, held_out); without a split file subjects are divided 80/10/10 by a hash
   of seed and subject_id, so that every shard can be read on its own.
 - Labels: each folder of label shards (subject_id, prediction_time and one of boolean_value, categorical_value,
-  integer_value, float_value) is a task named after the folder. Without labels the folder serves pretraining.
+  integer_value, float_value) is a task named after the folder; ACES finds those of `--aces` task files. Without labels
+  the folder serves pretraining.
 - All times have a time zone, or none has, labels included: a mixture would move predictions by hours.
 
 A prepared folder holds hours in single precision, which over decades cannot tell minutes apart. An event later than a
@@ -31,6 +32,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +56,7 @@ from hymate_training.data.schema import (
 from hymate_training.data.splits import split_by_hash
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.files import writing_folder
+from hymate_training.readers.aces import extract_labels
 from hymate_training.readers.times import single_precision
 
 logger = logging.getLogger(__name__)
@@ -82,6 +85,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="Folders of label shards, one per task."
     )
     parser.add_argument(
+        "--aces", type=Path, nargs="+", default=[], metavar="TASK.yaml", help="Task files whose labels ACES finds."
+    )
+    parser.add_argument(
+        "--predicates", type=Path, metavar="FILE", help="With --aces: what the tasks' events are in this data set."
+    )
+    parser.add_argument(
+        "--aces-cli",
+        default="aces-cli",
+        metavar="COMMAND",
+        help="With --aces: ACES, which needs an environment of its own (default: aces-cli, as the shell finds it).",
+    )
+    parser.add_argument(
         "--min-subjects", type=int, default=10, help="Drop codes that fewer training subjects have (default: 10)."
     )
     parser.add_argument(
@@ -97,6 +112,9 @@ def prepare(
     output: str | Path,
     *,
     labels: Sequence[str | Path] = (),
+    aces: Sequence[str | Path] = (),
+    predicates: str | Path | None = None,
+    aces_cli: str = "aces-cli",
     min_subjects: int = 10,
     shard: str | None = None,
     workers: int | None = 1,
@@ -109,6 +127,9 @@ def prepare(
         raw: the data set.
         output: the prepared folder to make.
         labels: folders of label shards, one per task.
+        aces: task files of ACES, one per further task.
+        predicates: what their events are in this data set.
+        aces_cli: the command that runs ACES.
         min_subjects: drop codes that fewer training subjects have.
         shard: `"I/N"` for the I-th of N parts of the shards alone.
         workers: shards read at a time.
@@ -127,12 +148,18 @@ def prepare(
         raise ValueError(f"--workers must be at least 1, got {workers}")
     raw, output = Path(raw), Path(output).absolute()
     writer = PreparedFolderWriter(output, overwrite=overwrite)  # refuses an output it may not replace, before the work
+    if aces and predicates is None:
+        raise ValueError("--aces needs --predicates, which says what the tasks' events are in this data set")
     sources = find_shards(raw)
-    check_time_zones([source.path for source in sources], [Path(folder) for folder in labels])
     splits = read_splits(raw)
-    tasks = [read_labels(Path(folder)) for folder in labels]
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = aces if shard is None else ()  # a part of the events needs no labels
+        found = [extract_labels(raw, Path(task), Path(predicates or ""), Path(scratch), aces_cli) for task in wanted]
+        folders = [*map(Path, labels), *found]
+        check_time_zones([source.path for source in sources], folders)
+        tasks = [read_labels(folder) for folder in folders]
     if len({task.name for task, _ in tasks}) < len(tasks):
-        raise ValueError("--labels: two folders have the same name, which is the task's")
+        raise ValueError("--labels, --aces: two of them have the same name, which is the task's")
 
     results = output.with_name(f".{output.name}.shards")
     mine = sources if shard is None else _part(sources, shard)
