@@ -115,7 +115,7 @@ def xgboost_probabilities(
     features = prefix_features(train, extractor)
     held_out = np.isin(train.rows, np.random.default_rng(0).permutation(len(train.events))[: len(train.events) // 10])
     parts = [xgboost.DMatrix(features[rows], train.labels[rows]) for rows in (~held_out, held_out)]
-    booster = train_trees(*parts, threads)
+    booster = train_trees(parts[0], parts[1], threads)
     trees = booster.best_iteration + 1
     print(f"XGBoost, {trees} trees, {features.shape[1]} features, {time.perf_counter() - start:.0f} s")
     matrices = (xgboost.DMatrix(prefix_features(dataset, extractor)) for dataset in datasets)

@@ -2,7 +2,7 @@
 
     python -m experiments.icu --data DIR
 
-On each target, an encoder that never saw its source is fine-tuned on 1 to 100 % of the labels, beside the same model
+On each target, an encoder that never saw its source is fine-tuned on 1 to 100% of the labels, beside the same model
 from scratch, one that was pretrained on the source's own training records, and XGBoost; five folds. Results of
 finished cells lie in experiments/icu/results and are never computed twice; an interrupted cell goes on where it
 stopped. Cells are independent once the encoders are there, so several processes may share them out: `--targets`,

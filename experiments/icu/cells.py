@@ -78,8 +78,9 @@ def run_cell(cell: Cell, place: Workplace) -> None:
     target, started = TARGETS[cell.target], time.perf_counter()
     data = place.fold(cell.target, cell.percent, cell.fold)
     output = place.work / "runs" / cell.name
+    about: dict[str, Any] = {}
     if cell.arm == "xgboost":
-        probabilities, about = trees(target, data, cell.fold), {}
+        probabilities = trees(target, data, cell.fold)
     else:
         probabilities, about = finetune(cell, place, data, output)
     named = {"target": cell.target, "arm": cell.arm, "percent": cell.percent, "fold": cell.fold, "seed": cell.fold}

@@ -46,7 +46,7 @@ def _row(results: Results, target: str, percent: int, figure: str) -> list[str] 
         mean, interval, won, of = paired(common["others"], common[arm], figure)
         shown = f" [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else ""
         gains.append(f"{mean:+.4f}{shown}, {won} of {of}")
-    return [f"{percent} %", str(len(folds)), *(mean_with_interval(common[arm], figure) for arm in ARMS), *gains]
+    return [f"{percent}%", str(len(folds)), *(mean_with_interval(common[arm], figure) for arm in ARMS), *gains]
 
 
 def write_page(results: Results, page: Path = PAGE) -> None:

@@ -83,7 +83,7 @@ def test_each_arm_is_run_once_and_fills_the_table(place, tmp_path):
     for _ in range(2):
         tables.write_page(results, page)
         text = page.read_text()
-        assert text.count("| 25 % | 2 |") == 2  # AUROC and AUPRC
+        assert text.count("| 25% | 2 |") == 2  # AUROC and AUPRC
         assert text.startswith("before")
         assert text.endswith("after\n")
     others, scratch = (results["own", arm, 25] for arm in ("others", "scratch"))
@@ -96,7 +96,7 @@ def test_a_row_counts_the_folds_that_all_arms_have():
     results = {("mortality", arm, 5): {0: cell, 1: cell} for arm in ARMS}
     results["mortality", "xgboost", 5] = {1: cell}
     text = tables.transfer_tables(results)
-    assert text.count("| 5 % | 1 |") == 2
+    assert text.count("| 5% | 1 |") == 2
     del results["mortality", "xgboost", 5]
     assert not tables.transfer_tables(results)
 

@@ -44,7 +44,7 @@ def extract_labels(raw: Path, task: Path, predicates: Path, output: Path, aces_c
     if not shards:
         raise ValueError(f"{raw} is not a MEDS data set: there is no Parquet file in its folder data/")
     output.mkdir(parents=True, exist_ok=True)
-    for at in tqdm(range(0, len(shards), SHARDS_A_CALL), desc=f"ACES, {task.stem}", leave=False):
+    for at in tqdm(range(0, len(shards), SHARDS_A_CALL), desc=f"ACES, {task.stem}", leave=False, disable=None):
         settings = {
             "data.root": [str(data)],
             "data.shard": shards[at : at + SHARDS_A_CALL],
