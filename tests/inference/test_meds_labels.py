@@ -146,6 +146,8 @@ def test_the_command_predicts_a_split(raw, labels, model, tmp_path, capsys):
     assert "--labels needs --raw" in capsys.readouterr().err
     assert main(list(map(str, [*arguments, "--events", "events.csv"]))) == 2
     assert "either --events or --labels" in capsys.readouterr().err
+    assert main(list(map(str, [*arguments, "--max-events", "7"]))) == 2
+    assert "--max-events is for --events" in capsys.readouterr().err
 
 
 def test_the_entry_of_meds_dev_trains_and_predicts(raw, labels, tmp_path):

@@ -95,6 +95,9 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
 def _predict_labels(args: argparse.Namespace) -> str:
     if args.raw is None:
         raise ValueError("--labels needs --raw, the MEDS data set")
+    for name in ("static", "start", "columns", "layout", "time_zone", "concepts", "max_events"):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} is for --events; --labels reads the data set as it is")
     result = predict_labels(
         args.checkpoint, args.raw, args.labels, args.output, split=args.split, batch_size=args.batch_size
     )
