@@ -137,6 +137,9 @@ def test_the_command_predicts_a_split(raw, labels, model, tmp_path, capsys):
     frame = pl.read_parquet(tmp_path / "out" / "predictions.parquet")
     assert set(frame["subject_id"]) == {20, 21, 22}
     assert f"{frame.height} labels -> " in capsys.readouterr().out
+    assert main([*map(str, arguments), "--split", "held_out"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*map(str, arguments), "--split", "held_out", "--overwrite"]) == 0
     whole = predict_labels(model, raw, labels, tmp_path / "whole").frame
     same = frame.join(whole, on=["subject_id", "prediction_time"], suffix="_whole")
     np.testing.assert_allclose(

@@ -95,11 +95,20 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
 def _predict_labels(args: argparse.Namespace) -> str:
     if args.raw is None:
         raise ValueError("--labels needs --raw, the MEDS data set")
-    for name in ("static", "start", "columns", "layout", "time_zone", "concepts", "max_events"):
+    for name in (
+        *("static", "start", "columns", "layout", "time_zone", "concepts", "every", "at", "untrained_hours"),
+        *("max_events", "ignore_unknown_variables"),
+    ):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} is for --events; --labels reads the data set as it is")
     result = predict_labels(
-        args.checkpoint, args.raw, args.labels, args.output, split=args.split, batch_size=args.batch_size
+        args.checkpoint,
+        args.raw,
+        args.labels,
+        args.output,
+        split=args.split,
+        batch_size=args.batch_size,
+        overwrite=args.overwrite,
     )
     lines = [f"{result.frame.height} labels -> {result.output}"]
     if result.unseen:

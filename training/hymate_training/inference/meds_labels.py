@@ -21,7 +21,7 @@ from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import ExampleDataset
 from hymate_training.files import writing_file
 from hymate_training.inference.checkpoints import EXPORT_FILE, Checkpoint, load_checkpoint, read_json
-from hymate_training.inference.prediction import BATCH_SIZE, predict_examples
+from hymate_training.inference.prediction import BATCH_SIZE, check_output, predict_examples
 from hymate_training.readers.meds import check_time_zones, find_shards, read_labels, read_shard, read_splits
 from hymate_training.readers.times import single_precision
 from modeling_hymate import Events, HyMaTEFeatureExtractor
@@ -63,6 +63,7 @@ def predict_labels(
     *,
     split: str | None = None,
     batch_size: int = BATCH_SIZE,
+    overwrite: bool = False,
 ) -> LabelPredictions:
     """Predicts the labels of a task of a MEDS data set.
 
@@ -73,6 +74,7 @@ def predict_labels(
         output: folder to write `predictions.parquet` to.
         split: only labels of this split of the data set, by the names of ours or of the standard's.
         batch_size: labels at a time.
+        overwrite: replace predictions that are there already.
 
     Returns:
         The predictions, in the order of the labels.
@@ -81,6 +83,8 @@ def predict_labels(
         ValueError: if the model or the labels are not binary, the data set lacks a subject of the labels or knows no
             such split, a file is damaged, and as `load_checkpoint` does.
     """
+    path = Path(output) / PREDICTIONS_FILE
+    check_output(path, [], overwrite)
     opened, raw, labels = load_checkpoint(checkpoint), Path(raw), Path(labels)
     if len(opened.label_names) != 2 or opened.model.config.problem_type != "single_label_classification":
         raise ValueError(f"{checkpoint} is no binary classifier, which is all that meds-evaluation has a schema for")
@@ -104,7 +108,6 @@ def predict_labels(
         predicted_boolean_value=pl.Series(probabilities >= THRESHOLD),
         predicted_boolean_probability=pl.Series(probabilities, dtype=pl.Float32),
     )
-    path = Path(output) / PREDICTIONS_FILE
     with writing_file(path) as incoming:
         frame.write_parquet(incoming)
     return LabelPredictions(frame, path, unseen)
