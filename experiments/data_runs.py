@@ -15,7 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.data_sources import SOURCES, Source, prepare, write_block
+from experiments.data_sources import PAGE, SOURCES, Source, prepare
+from experiments.pages import write_block
 from hymate_training.evaluation.metrics import metric_titles
 from hymate_training.files import markdown_table
 from hymate_training.fitting.state import STATE_FOLDER
@@ -63,7 +64,7 @@ def main() -> None:
             raise SystemExit(f"{source.reader}: {raw} is missing")
         commands += run(source, raw, args.output / source.reader)
         table.append(row(source, args.output / source.reader))
-    write_block("runs", "\n".join(["```", *commands, "```", "", markdown_table(table)]))
+    write_block(PAGE, "runs", "\n".join(["```", *commands, "```", "", markdown_table(table)]))
 
 
 def run(source: Source, raw: Path, folder: Path) -> list[str]:

@@ -7,16 +7,16 @@ A source whose folder is missing keeps the text that docs/data.md has for it.
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.pages import write_block
 from hymate_training.data.card import summary_tables
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.files import markdown_table, write_file
+from hymate_training.files import markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "data.md"
@@ -84,7 +84,7 @@ def main() -> None:
             seconds, mebibytes = prepare(source, raw, output)
             print(f"{source.name}: {seconds:.1f} s, {mebibytes:,.0f} MiB")
             text = "\n".join(describe(source, PreparedFolder(output), seconds, mebibytes))
-        write_block(source.name, text)
+        write_block(PAGE, source.name, text)
 
 
 def prepare(source: Source, raw: Path, output: Path) -> tuple[float, float]:
@@ -123,15 +123,6 @@ def describe(source: Source, folder: PreparedFolder, seconds: float, mebibytes: 
         if len(rows) > 1:
             lines += [markdown_table(rows), ""]
     return [*lines, f"Prepared with {seconds:.1f} s of processor time and {mebibytes:,.0f} MiB of memory at its peak."]
-
-
-def write_block(name: str, text: str) -> None:
-    """Replaces what the page has between the comments `<!-- begin NAME -->` and `<!-- end NAME -->`."""
-    page = PAGE.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-    if not pattern.search(page):
-        raise SystemExit(f"{PAGE} lacks the comments <!-- begin {name} --> and <!-- end {name} -->")
-    write_file(PAGE, pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page))
 
 
 if __name__ == "__main__":

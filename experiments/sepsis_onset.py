@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from experiments.data_sources import write_block
+from experiments.data_sources import PAGE
+from experiments.pages import write_block
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
@@ -78,7 +79,7 @@ def main() -> None:
     text = "\n\n".join("\n".join(table(split, found)) for split, found in result["splits"].items())
     print(f"\n{text}")
     if args.write:
-        write_block(TASK, text)
+        write_block(PAGE, TASK, text)
 
 
 def table(split: str, result: dict[str, Any]) -> list[str]:
@@ -114,6 +115,15 @@ def xgboost_probabilities(
     features = prefix_features(train, extractor)
     held_out = np.isin(train.rows, np.random.default_rng(0).permutation(len(train.events))[: len(train.events) // 10])
     parts = [xgboost.DMatrix(features[rows], train.labels[rows]) for rows in (~held_out, held_out)]
+    booster = train_trees(parts[0], parts[1], threads)
+    trees = booster.best_iteration + 1
+    print(f"XGBoost, {trees} trees, {features.shape[1]} features, {time.perf_counter() - start:.0f} s")
+    matrices = (xgboost.DMatrix(prefix_features(dataset, extractor)) for dataset in datasets)
+    return [booster.predict(matrix, iteration_range=(0, trees)).astype(np.float64) for matrix in matrices]
+
+
+def train_trees(train: xgboost.DMatrix, held_out: xgboost.DMatrix, threads: int, seed: int = 0) -> xgboost.Booster:
+    """Trees on the features of hours, as many as are best on `held_out`."""
     settings = {
         "objective": "binary:logistic",
         "eval_metric": "auc",
@@ -123,15 +133,11 @@ def xgboost_probabilities(
         "subsample": 0.7,
         "colsample_bytree": 0.5,
         "nthread": threads,
-        "seed": 0,
+        "seed": seed,
     }
-    booster = xgboost.train(
-        settings, parts[0], 500, evals=[(parts[1], "held_out")], early_stopping_rounds=30, verbose_eval=False
+    return xgboost.train(
+        settings, train, 500, evals=[(held_out, "held_out")], early_stopping_rounds=30, verbose_eval=False
     )
-    trees = booster.best_iteration + 1
-    print(f"XGBoost, {trees} trees, {features.shape[1]} features, {time.perf_counter() - start:.0f} s")
-    matrices = (xgboost.DMatrix(prefix_features(dataset, extractor)) for dataset in datasets)
-    return [booster.predict(matrix, iteration_range=(0, trees)).astype(np.float64) for matrix in matrices]
 
 
 def prefix_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:

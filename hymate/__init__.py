@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hymate_training.fitting.pretraining import PretrainOptions, pretrain
     from hymate_training.inference.checkpoints import load_checkpoint
     from hymate_training.inference.export import export
+    from hymate_training.inference.meds_labels import predict_labels
     from hymate_training.inference.prediction import predict
     from hymate_training.monitoring.monitor import monitor
     from hymate_training.publishing.push import push
@@ -64,6 +65,7 @@ __all__ = [
     "load_checkpoint",
     "monitor",
     "predict",
+    "predict_labels",
     "pretrain",
     "push",
 ]
@@ -89,6 +91,7 @@ _HOMES = {
     "hymate_training.fitting.pretraining": ("PretrainOptions", "pretrain"),
     "hymate_training.inference.checkpoints": ("load_checkpoint",),
     "hymate_training.inference.export": ("export",),
+    "hymate_training.inference.meds_labels": ("predict_labels",),
     "hymate_training.inference.prediction": ("predict",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -37,7 +37,7 @@ class ChannelIndex:
         observed = observed.scatter(0, places.flatten(), True)[:-1].view(batch, num_variables)
         ranks = observed.cumsum(1)
         if max_channels is not None:
-            num_channels = max_channels
+            num_channels = max(1, max_channels)
         elif torch.compiler.is_compiling() or mask.is_meta:
             num_channels = num_variables  # which depends on no data; surplus channels are padding and change nothing
         else:

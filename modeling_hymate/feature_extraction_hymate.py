@@ -363,7 +363,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: for a number that is none, and for a category that `fit` was not told of.
         """
-        features = []
+        features: list[np.ndarray] = [np.zeros((num_records, 0))]
         for column in self.static_columns:
             name = column["name"]
             found = static.get(name, np.full(num_records, None, object))

@@ -1,6 +1,7 @@
 """Five folds over the stays of sets b and c, and prepared folders that hold one fold as the test split."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +17,15 @@ TASK = "in_hospital_mortality"
 SOURCE_SPLITS = ("train", "validation")
 
 
-def assign_folds(prepared: Path, output: Path) -> list[list[str]]:
-    """Record ids of each fold, drawn with `SEED`; written to `output`, and read from there ever after.
+def assign_folds(prepared: Path, output: Path, source_splits: Sequence[str] = SOURCE_SPLITS) -> list[list[str]]:
+    """Record ids of each fold over `source_splits`, drawn with `SEED`; written to `output`, and read from there ever
+    after.
 
     Raises:
         ValueError: if `output` lists other records than `prepared` holds.
     """
     held = PreparedFolder(prepared).record_ids
-    record_ids = sorted(record_id for split in SOURCE_SPLITS for record_id in held[split])
+    record_ids = sorted(record_id for split in source_splits for record_id in held[split])
     if not output.is_file():
         order = np.random.default_rng(SEED).permutation(len(record_ids))
         folds = [sorted(record_ids[at] for at in part) for part in np.array_split(order, NUM_FOLDS)]
@@ -35,7 +37,15 @@ def assign_folds(prepared: Path, output: Path) -> list[list[str]]:
     return folds
 
 
-def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int, static: bool, output: Path) -> Path:
+def prepare_fold(
+    prepared: Path,
+    folds: list[list[str]],
+    fold: int,
+    percent: int,
+    static: bool,
+    output: Path,
+    source_splits: Sequence[str] = SOURCE_SPLITS,
+) -> Path:
     """A prepared folder whose test split is a fold, and of whose other stays 80% train and 20% stop training early.
 
     With `percent` below 100, only so many of the training stays keep their labels; all keep their events, so that
@@ -51,7 +61,7 @@ def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int
     labeled = {**splits, "train": shuffled[: max(1, size * percent // 100)]}
     folder = PreparedFolder(prepared)
     info = folder.info
-    records = pl.concat([_frame(folder.records(split)) for split in SOURCE_SPLITS])
+    records = pl.concat([_frame(folder.records(split)) for split in source_splits])
     if not static:
         records = records.drop([column.name for column in info.static_columns])
         info = replace(info, static_columns=())
@@ -59,7 +69,7 @@ def prepare_fold(prepared: Path, folds: list[list[str]], fold: int, percent: int
         for split, members in splits.items():
             writer.write_records(split, records.filter(pl.col("record_id").is_in(members)).sort("record_id"))
             for task in info.tasks:
-                labels = pl.concat([_frame(folder.task(task.name, part)) for part in SOURCE_SPLITS])
+                labels = pl.concat([_frame(folder.task(task.name, part)) for part in source_splits])
                 writer.write_task(task, split, labels.filter(pl.col("record_id").is_in(labeled[split])))
         writer.finish(info)
     return output

@@ -9,9 +9,10 @@ import numpy as np
 from benchmarks.measure import titled_table
 from experiments.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
 from experiments.evidence.units import FIGURES
+from experiments.pages import write_block
 from hymate_training.evaluation.metrics import METRICS
 from hymate_training.evaluation.resampling import percentile_interval
-from hymate_training.files import markdown_table, write_file
+from hymate_training.files import markdown_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 SHOWN = ("auroc", "auprc", "log_loss", "brier", "expected_calibration_error")
@@ -176,10 +177,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 
 def write_page(results: Results, page: Path = PAGE) -> None:
-    """Puts the tables between their markers in the page, `<!-- begin NAME -->` and `<!-- end NAME -->`."""
-    text = page.read_text(encoding="utf-8")
+    """Puts the tables between their markers in the page."""
     for name, table in TABLES.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{table(results)}\n\n{end}{rest.split(end)[1]}"
-    write_file(page, text)
+        write_block(page, name, table(results))

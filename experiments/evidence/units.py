@@ -58,20 +58,45 @@ def run_unit(
     else:
         output = work / "runs" / f"{name}-{percent}-fold{fold}"
         probabilities, about = finetune(model, data, percent, fold, work, output, quick)
-    folder = PreparedFolder(data)
-    labels = labels_array(folder.task(TASK, "test"), folder.info.task(TASK))
-    sample = LabeledPredictions("binary", labels, probabilities)
-    samples = bootstrap_samples(sample, num_samples=NUM_SAMPLES, seed=fold)
+    named = {"model": name, "percent": percent, "fold": fold, "seed": fold}
+    write_unit(path, named, PreparedFolder(data), TASK, probabilities, about, started)
+    if model.baseline is None:
+        shutil.rmtree(output)
+
+
+def write_unit(
+    path: Path,
+    named: dict[str, Any],
+    folder: PreparedFolder,
+    task: str,
+    probabilities: np.ndarray,
+    about: dict[str, Any],
+    started: float,
+) -> None:
+    """Writes the metrics of the test split and of resamples of its records, the same for every model of a fold.
+
+    Args:
+        path: file to write.
+        named: what the unit is, its `fold` among it.
+        folder: the fold.
+        task: a binary task of it.
+        probabilities: of the test split's examples.
+        about: how the run went.
+        started: `time.perf_counter()` when it began.
+    """
+    table = folder.task(task, "test")
+    labels = labels_array(table, folder.info.task(task))
+    records = table["record_id"].to_pylist()
+    asks_once = len(set(records)) == len(records)
+    sample = LabeledPredictions("binary", labels, probabilities, groups=None if asks_once else records)
+    samples = bootstrap_samples(sample, num_samples=NUM_SAMPLES, seed=named["fold"])
     write_compact(
         path,
         {
-            "model": name,
-            "percent": percent,
-            "fold": fold,
-            "seed": fold,
+            **named,
             "n": len(labels),
             "positives": int(labels.sum()),
-            "split_fingerprint": folder.split_fingerprint(TASK, "test"),
+            "split_fingerprint": folder.split_fingerprint(task, "test"),
             "metrics": compute_metrics(sample),
             **about,
             "seconds": round(time.perf_counter() - started),
@@ -79,8 +104,6 @@ def run_unit(
             "samples": {figure: np.round(samples[figure], 4).tolist() for figure in FIGURES},
         },
     )
-    if model.baseline is None:
-        shutil.rmtree(output)
 
 
 def write_compact(path: Path, content: dict[str, Any]) -> None:
@@ -101,11 +124,16 @@ def finetune(
     arguments = ["--data", str(data), "--task", TASK, "--output", str(output)]
     if model.pretrained:
         arguments += ["--checkpoint", str(pretrain(data, fold, work, quick))]
-    hymate("finetune", [*arguments, *_flags(options), *_model_flags(model)], output)
-    checkpoint = load_checkpoint(output)
-    dataset = load_task(PreparedFolder(data), TASK, "test", checkpoint.extractor.variables)
+    hymate("finetune", [*arguments, *flags(options), *_model_flags(model)], output)
+    return test_probabilities(output, PreparedFolder(data), TASK)
+
+
+def test_probabilities(run: Path, folder: PreparedFolder, task: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """What a fine-tuned model says of the test split, and how its run went."""
+    checkpoint = load_checkpoint(run)
+    dataset = load_task(folder, task, "test", checkpoint.extractor.variables)
     predicted = predict_examples(checkpoint.model, dataset, TaskCollator(checkpoint.extractor))
-    account = json.loads((output / RUN_FILE).read_text())
+    account = json.loads((run / RUN_FILE).read_text())
     return predicted.values[:, 1].astype(np.float64), {
         "recipe": account["recipe"],
         "parameters": account["parameters"],
@@ -120,21 +148,22 @@ def pretrain(data: Path, fold: int, work: Path, quick: bool) -> Path:
     output = work / "pretrained" / f"fold{fold}"
     if not (output / LAST_FOLDER).is_dir() or (output / STATE_FOLDER).is_dir():
         options = {"seed": fold} | ({"epochs": 1} if quick else {})
-        hymate("pretrain", ["--data", str(data), "--output", str(output), *_flags(options)], output)
+        hymate("pretrain", ["--data", str(data), "--output", str(output), *flags(options)], output)
     return output
 
 
-def hymate(command: str, arguments: list[str], output: Path) -> None:
+def hymate(command: str, arguments: list[str], output: Path, recipe: str = RECIPE) -> None:
     """Runs the command in a process of its own; goes on with the run in `output` if one was interrupted there."""
     resume = ["--resume"] if (output / STATE_FOLDER).is_dir() else []
     if output.is_dir() and not resume:
         shutil.rmtree(output)
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    call = [sys.executable, "-m", "hymate_training", command, "--recipe", RECIPE, *arguments, *resume]
+    call = [sys.executable, "-m", "hymate_training", command, "--recipe", recipe, *arguments, *resume]
     subprocess.run(call, check=True, env=environment)
 
 
-def _flags(options: dict[str, Any]) -> list[str]:
+def flags(options: dict[str, Any]) -> list[str]:
+    """Options as a command line has them."""
     return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 

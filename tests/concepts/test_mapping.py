@@ -108,7 +108,8 @@ def test_own_tables_by_a_map(own):
     assert concepts["unmapped_static"] == ["Haus"]
     assert concepts["vocabulary"] == load_vocabulary().fingerprint
     assert folder.info.extra["units"]["creatinine"] == "mg/dL"
-    assert "`Mood` (30)" in (own / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| Mood | 30 |" in (own / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Mood" not in folder.info.extra["description"]  # which goes into cards of models
     assert check_leakage(own / "out", "labels") > 0
 
 

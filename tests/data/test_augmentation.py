@@ -6,6 +6,7 @@ import torch
 
 from hymate_training.data.collators import ForecastCollator, TaskCollator, fit_feature_extractor, prediction_mask
 from hymate_training.data.examples import load_forecast, load_task
+from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
 from tests.support.helpers import same
 from tests.support.runs import TASK
@@ -52,7 +53,7 @@ def test_augmentation_removes_a_share_of_the_events_of_half_of_the_records(synth
 def test_forecast_targets_are_what_a_plain_loop_finds(synthetic_folder, cut_by, max_events):
     folder = PreparedFolder(synthetic_folder)
     extractor = fit_feature_extractor(folder)
-    dataset = load_forecast(folder, "train", extractor.variables, 12.0)
+    dataset = load_forecast(FolderPool([folder]), "train", extractor.variables, 12.0)
     horizons = [2.0, 6.0, 24.0]
     collator = ForecastCollator(extractor, 12.0, horizons, 4, max_events, cut_by=cut_by, fixed_cuts=True)
     examples = dataset.__getitems__(list(range(30)))

@@ -7,6 +7,7 @@ from torch.utils.data import ConcatDataset
 
 from hymate_training.data.collators import ForecastCollator, TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import ExampleDataset, load_forecast, load_task
+from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 from tests.support.helpers import make_model, same
@@ -137,4 +138,4 @@ def test_static_columns_encode_alike_from_any_array():
 def test_records_too_short_to_forecast_are_named(synthetic_folder):
     extractor = fit_feature_extractor(PreparedFolder(synthetic_folder))
     with pytest.raises(ValueError, match="min_observed_hours=1000"):
-        load_forecast(PreparedFolder(synthetic_folder), "train", extractor.variables, 1000)
+        load_forecast(FolderPool([synthetic_folder]), "train", extractor.variables, 1000)

@@ -1,17 +1,17 @@
 """The tables of docs/data.md: every source has its place there, and a prepared folder becomes its text."""
 
 from experiments import data_sources
-from experiments.data_sources import SOURCES, Source, describe, write_block
+from experiments.data_sources import SOURCES, Source, describe
+from experiments.pages import write_block
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.files import write_file
 
 
-def test_a_source_is_described_in_its_block_of_the_page(synthetic_folder, tmp_path, monkeypatch):
+def test_a_source_is_described_in_its_block_of_the_page(synthetic_folder, tmp_path):
     folder, page = PreparedFolder(synthetic_folder), tmp_path / "data.md"
     write_file(page, "before\n<!-- begin simulated -->\nold\n<!-- end simulated -->\nafter\n")
-    monkeypatch.setattr(data_sources, "PAGE", page)
     source = Source("synthetic", "none", "seed 0", block="simulated")
-    write_block(source.name, "\n".join(describe(source, folder, 1.25, 300.0)))
+    write_block(page, source.name, "\n".join(describe(source, folder, 1.25, 300.0)))
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("<!-- end simulated -->\nafter\n")

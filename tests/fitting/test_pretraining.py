@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from hymate_training.cli.main import main
 from hymate_training.data.collators import ForecastCollator, fit_feature_extractor
 from hymate_training.data.examples import load_forecast
+from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.fitting.pretraining import PretrainOptions, forecast_errors
 from hymate_training.fitting.run import make_config
@@ -18,7 +19,7 @@ from tests.support.runs import TINY, TINY_MODEL
 def test_carrying_forward_takes_each_variables_last_value_before_each_cut(synthetic_folder):
     folder = PreparedFolder(synthetic_folder)
     extractor = fit_feature_extractor(folder)
-    dataset = load_forecast(folder, "train", extractor.variables, 12.0)
+    dataset = load_forecast(FolderPool([folder]), "train", extractor.variables, 12.0)
     collator = ForecastCollator(extractor, forecast_horizons=(2.0, 6.0), cuts_per_record=3, fixed_cuts=True)
     fields = TINY_MODEL | {"forecast_horizons": [2.0, 6.0]}
     model = HyMaTEForPreTraining(make_config(extractor, fields)).eval()

@@ -165,7 +165,7 @@ def test_parts_put_together_are_the_whole(raw, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_with_the_shards_left(raw, tmp_path, monkeypatch):
-    read = meds._read_shard
+    read = meds.read_shard
     done: list[str] = []
 
     def interrupted(source, *args, **kwargs):
@@ -174,14 +174,12 @@ def test_an_interrupted_run_goes_on_with_the_shards_left(raw, tmp_path, monkeypa
         done.append(source.name)
         read(source, *args, **kwargs)
 
-    monkeypatch.setattr(meds, "_read_shard", interrupted)
+    monkeypatch.setattr(meds, "read_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         meds.prepare(raw, tmp_path / "out", min_subjects=2)
     assert not (tmp_path / "out").exists()
     again: list[str] = []
-    monkeypatch.setattr(
-        meds, "_read_shard", lambda source, *a, **k: (again.append(source.name), read(source, *a, **k))
-    )
+    monkeypatch.setattr(meds, "read_shard", lambda source, *a, **k: (again.append(source.name), read(source, *a, **k)))
     meds.prepare(raw, tmp_path / "out", min_subjects=2)
     assert len(again) == 3
     assert not set(again) & set(done)

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from hymate_training.cli.arguments import add_batches, add_checkpoint, add_layout, add_tables, layout_of
 from hymate_training.concepts.mapping import read_map
+from hymate_training.inference.meds_labels import predict_labels
 from hymate_training.inference.prediction import BATCH_SIZE, predict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_checkpoint(parser)
-    add_tables(parser, several=True)
+    add_tables(parser, required=False, several=True)
+    _add_labels(parser)
     add_layout(parser)
     parser.add_argument(
         "--concepts",
@@ -52,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Predicts; returns how much, and what is to be said about it."""
+    if (args.labels is None) == (args.events is None):
+        raise ValueError("give either --events or --labels")
+    if args.labels is not None:
+        return _predict_labels(args)
     result = predict(
         args.checkpoint,
         args.events,
@@ -72,3 +78,41 @@ def run(args: argparse.Namespace) -> str:
     times = f", {result.frame.height} predictions" if "prediction_time" in result.frame.columns else ""
     dropped = [f"dropped {count} {reason}" for reason, count in result.dropped.items()]
     return "\n".join([f"{records}{times} -> {result.output}", *dropped, *result.remarks])
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="DIR",
+        help="In place of --events: folder of label shards of a MEDS data set, of which each label is predicted; "
+        "--output is then a folder, for predictions.parquet in the schema of meds-evaluation.",
+    )
+    parser.add_argument("--raw", type=Path, metavar="DIR", help="With --labels: the MEDS data set.")
+    parser.add_argument("--split", help="With --labels: only subjects of this split, such as held_out.")
+
+
+def _predict_labels(args: argparse.Namespace) -> str:
+    if args.raw is None:
+        raise ValueError("--labels needs --raw, the MEDS data set")
+    for name in (
+        *("static", "start", "columns", "layout", "time_zone", "concepts", "every", "at", "untrained_hours"),
+        *("max_events", "ignore_unknown_variables"),
+    ):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} is for --events; --labels reads the data set as it is")
+    result = predict_labels(
+        args.checkpoint,
+        args.raw,
+        args.labels,
+        args.output,
+        split=args.split,
+        batch_size=args.batch_size,
+        overwrite=args.overwrite,
+    )
+    lines = [f"{result.frame.height} labels -> {result.output}"]
+    if result.unseen:
+        lines.append(
+            f"{result.unseen} of them come before any event that the model knows: static columns alone answer"
+        )
+    return "\n".join(lines)

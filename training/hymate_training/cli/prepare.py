@@ -12,8 +12,6 @@ from hymate_training.data.remarks import remarks
 from hymate_training.data.schema import DatasetInfo
 from hymate_training.readers import READERS
 
-SHOWN_UNMAPPED = 20  # variables, of those without a concept
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
@@ -77,9 +75,6 @@ def describe(folder: PreparedFolder) -> str:
     """The summary of a prepared folder as aligned text tables."""
     info = folder.info
     tables = [table for table in summary_tables(folder).values() if len(table) > 1]
-    if unmapped := info.extra.get("concepts", {}).get("unmapped"):
-        most = sorted(unmapped.items(), key=lambda item: -item[1])[:SHOWN_UNMAPPED]
-        tables.append([["most frequent without a concept", "events"], *([name, f"{count:,}"] for name, count in most)])
     size = f"{len(info.variables)} variables, {len(info.static_columns)} static columns"
     notes = ["\n".join(["Worth a look:", *(f"- {note}" for note in found)])] if (found := remarks(folder)) else []
     return "\n\n".join(

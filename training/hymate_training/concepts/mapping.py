@@ -30,7 +30,6 @@ MAP_SCHEMA = dict.fromkeys(("variable", "unit", "concept"), pl.String) | dict.fr
 OUTSIDE_SHARE = 0.2  # of a variable's values outside the plausible range, above which its unit is not believed
 FEWEST_VALUES = 10  # of a variable, below which nothing is said of its unit
 SAMPLE = 10_000  # values of a variable that a message is made from
-SHOWN = 10  # variables without a concept that the summary names
 LISTED_DRUG = re.compile(r"^(drug|medication)\b", re.IGNORECASE)
 
 
@@ -513,14 +512,8 @@ def _describe(
     static = _static_columns(info, rules)
     units |= {column.name: unit for name, column in static.items() if (unit := rules[name].concept.unit)}
     extra = {key: value for key, value in info.extra.items() if key not in ("codes", "units")}
-    if unmapped:
-        most = sorted(unmapped.items(), key=lambda item: -item[1])[:SHOWN]
-        named = ", ".join(f"`{name}` ({count:,})" for name, count in most)
-        more = f" and {len(unmapped) - len(most):,} more, listed in metadata.json" if len(unmapped) > len(most) else ""
-        extra["description"] = (
-            f"{extra.get('description', '')}\n\nVariables are concepts of the vocabulary of HyMaTE. Kept out, because "
-            f"no concept means them (events): {named}{more}."
-        ).strip()
+    described = f"{extra.get('description', '')}\n\nVariables are concepts of the vocabulary of HyMaTE."
+    extra["description"] = described.strip()
     return replace(
         info,
         variables=tuple(concept.name for concept in concepts),

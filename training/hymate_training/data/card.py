@@ -16,13 +16,15 @@ from hymate_training.data.schema import SPLITS, StaticColumn, TaskInfo, task_pat
 from hymate_training.files import markdown_table
 
 MOST_SHOWN = 6  # categories of a static column
+SHOWN_UNMAPPED = 20  # variables, of those without a concept
 
 
 def summary_tables(folder: PreparedFolder) -> dict[str, list[list[str]]]:
-    """Rows of four tables, headings first.
+    """Rows of five tables, headings first.
 
     Returns:
-        `splits`, `tasks` (with prevalence or mean), `static` columns and `dropped` by reason.
+        `splits`, `tasks` (with prevalence or mean), `static` columns, `dropped` by reason, and `unmapped`: of a folder
+        by concepts the most frequent variables that none means.
     """
     info = folder.info
     splits = [["split", "records", "events", "median events per record"]]
@@ -44,7 +46,10 @@ def summary_tables(folder: PreparedFolder) -> dict[str, list[list[str]]]:
             unknown = f"{known[column.name].null_count() / known.height:.1%}"
             static.append([column.name, column.kind, unknown, _describe_column(column, known[column.name])])
     dropped = [["dropped", "count"], *([reason, f"{count:,}"] for reason, count in info.dropped.items())]
-    return {"splits": splits, "tasks": tasks, "static": static, "dropped": dropped}
+    most = sorted(info.extra.get("concepts", {}).get("unmapped", {}).items(), key=lambda item: -item[1])
+    unmapped = [["most frequent without a concept", "events"]]
+    unmapped += [[name, f"{count:,}"] for name, count in most[:SHOWN_UNMAPPED]]
+    return {"splits": splits, "tasks": tasks, "static": static, "dropped": dropped, "unmapped": unmapped}
 
 
 def _record_lengths(shard: Path) -> np.ndarray:
@@ -118,6 +123,10 @@ def _card_lines(folder: PreparedFolder) -> Iterator[str]:
     if info.dropped:
         yield "## Dropped\n"
         yield _table(tables["dropped"])
+    if len(tables["unmapped"]) > 1:
+        yield "## Kept out\n"
+        yield "What no concept means; the rest of it is listed in metadata.json.\n"
+        yield _table(tables["unmapped"])
     if notes := remarks(folder):
         yield "## Worth a look\n"
         yield from (f"- {note}" for note in notes)

@@ -8,12 +8,13 @@ import torch
 from transformers import BatchFeature
 
 from hymate_training.data.examples import Examples, join_examples
+from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 
-def fit_feature_extractor(folder: PreparedFolder) -> HyMaTEFeatureExtractor:
-    """A feature extractor fitted on the training records of a prepared folder."""
+def fit_feature_extractor(folder: PreparedFolder | FolderPool) -> HyMaTEFeatureExtractor:
+    """A feature extractor fitted on the training records of a prepared folder, or of several together."""
     info = folder.info
     return HyMaTEFeatureExtractor.fit(
         folder.events("train"),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
+from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 from modeling_hymate import Events, HyMaTEFeatureExtractor
@@ -85,6 +86,17 @@ class ExampleDataset(Dataset):
         return len(self.rows)
 
     @property
+    def visits(self) -> np.ndarray:
+        """Examples of the same number are asked in one pass over their record, `(examples,)`: by its row."""
+        return self.rows
+
+    @cached_property
+    def groups(self) -> list[np.ndarray]:
+        """Positions of the examples of each visit to a record, in their order."""
+        order = np.argsort(self.visits, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self.visits[order])) + 1) if len(order) else []
+
+    @property
     def record_ids(self) -> np.ndarray:
         """Record of each example."""
         return np.array(self.events.record_ids, dtype=object)[self.rows]
@@ -93,7 +105,7 @@ class ExampleDataset(Dataset):
     def lengths(self) -> np.ndarray:
         """Number of events that may be seen in each example, those up to its prediction time."""
         lengths, offsets, times = np.zeros(len(self), dtype=np.int64), self.events.offsets, self.events.times
-        for examples in group_by_record(self.rows):
+        for examples in self.groups:
             row = self.rows[examples[0]]
             own = times[offsets[row] : offsets[row + 1]]
             lengths[examples] = own.searchsorted(self.prediction_times[examples], "right")
@@ -102,7 +114,7 @@ class ExampleDataset(Dataset):
     @cached_property
     def asks_once(self) -> bool:
         """Whether each record has one example."""
-        return len(np.unique(self.rows)) == len(self.rows)
+        return len(self.groups) == len(self)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -113,7 +125,7 @@ class ExampleDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Examples:
         """The examples at these positions, the records in the order in which they first come."""
         chosen = np.asarray(indices)
-        _, first, record = np.unique(self.rows[chosen], return_index=True, return_inverse=True)
+        _, first, record = np.unique(self.visits[chosen], return_index=True, return_inverse=True)
         place = np.argsort(np.argsort(first))[record]  # of each example's record in the batch
         order = np.argsort(place, kind="stable")
         return Examples(
@@ -139,10 +151,68 @@ class TaskDataset(ExampleDataset):
         return replace(examples, labels=self.labels[examples.indices])
 
 
-def group_by_record(rows: np.ndarray) -> list[np.ndarray]:
-    """Positions of the examples of each record, in their order; `rows` are the examples' records."""
-    order = np.argsort(rows, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(rows[order])) + 1) if len(order) else []
+class ForecastDataset(ExampleDataset):
+    """Records of one source or several, each asked once, for forecast pretraining.
+
+    Attributes, beside those of `ExampleDataset`:
+        origins: which source each example is from, `(examples,)`.
+    """
+
+    def __init__(self, events: Events, rows: np.ndarray, prediction_times: np.ndarray, origins: np.ndarray) -> None:
+        super().__init__(events, rows, prediction_times)
+        self.origins = origins
+
+
+class SampledDataset(ExampleDataset):
+    """Of each source as many records per epoch as a temperature says.
+
+    An epoch has as many examples as `dataset`. A source of n records has a share that grows as n ** (1 / temperature):
+    in proportion to its size at temperature 1, and the more like the others' the higher the temperature. A source
+    whose share is larger than itself is gone through as often as fits; what remains of its share is drawn without
+    replacement, anew for each epoch by its number and the seed alone. Each draw is a visit of its own, at which cuts
+    and augmentation differ.
+
+    Attributes, beside those of `ExampleDataset`:
+        shares: of the epoch, of each source, `(sources,)`.
+    """
+
+    def __init__(self, dataset: ForecastDataset, temperature: float, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.members = [np.flatnonzero(dataset.origins == source) for source in range(dataset.origins.max() + 1)]
+        sizes = np.array([len(members) for members in self.members], dtype=np.float64)
+        self.quotas = _divided(len(dataset), sizes ** (1 / temperature))
+        self.shares = self.quotas / len(dataset)
+        self._draw(0)
+        super().__init__(dataset.events, self.rows, self.prediction_times)
+
+    @property
+    def visits(self) -> np.ndarray:
+        return np.arange(len(self))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.dataset.lengths[self.drawn]
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self._draw(epoch)
+
+    def _draw(self, epoch: int) -> None:
+        parts = []
+        for source, (members, quota) in enumerate(zip(self.members, self.quotas, strict=True)):
+            times, rest = divmod(int(quota), len(members))
+            order = np.random.default_rng([self.seed, epoch, source]).permutation(len(members))
+            parts += [*[members] * times, members[np.sort(order[:rest])]]
+        self.drawn = np.concatenate(parts)
+        self.rows, self.prediction_times = self.dataset.rows[self.drawn], self.dataset.prediction_times[self.drawn]
+
+
+def _divided(total: int, weights: np.ndarray) -> np.ndarray:
+    """`total` in whole parts in proportion to the weights, by largest remainders."""
+    exact = total * weights / weights.sum()
+    parts = np.floor(exact).astype(np.int64)
+    parts[np.argsort(parts - exact, kind="stable")[: total - parts.sum()]] += 1
+    return parts
 
 
 class DrawnTimesDataset(TaskDataset):
@@ -237,25 +307,30 @@ def load_task(folder: PreparedFolder, task: str, split: str, variables: Sequence
 
 
 def load_forecast(
-    folder: PreparedFolder, split: str, variables: Sequence[str], min_observed_hours: float
-) -> ExampleDataset:
+    pool: FolderPool, split: str, variables: Sequence[str], min_observed_hours: float
+) -> ForecastDataset:
     """Records of a split that go on for longer than `min_observed_hours`, for forecast pretraining.
 
     Args:
-        folder: the prepared folder.
+        pool: one prepared folder or several.
         split: name of the split.
         variables: what variable ids point into, as a feature extractor has them.
         min_observed_hours: shorter records are left out.
 
     Raises:
-        ValueError: if the split is not there, or no record is long enough.
+        ValueError: if the split is not there, or no record of a folder is long enough.
     """
-    events = folder.events(split, variables)
+    events = pool.events(split, variables)
     last = last_times(events)
     rows = np.flatnonzero(last > min_observed_hours)
-    if not len(rows):
-        raise ValueError(f"no record of split {split!r} lasts longer than min_observed_hours={min_observed_hours}")
-    return ExampleDataset(events, rows, last[rows])
+    origins = pool.origins(split)[rows]
+    for folder, found in zip(pool.folders, np.bincount(origins, minlength=len(pool.folders)), strict=True):
+        if not found:
+            raise ValueError(
+                f"{folder.path}: no record of split {split!r} lasts longer than "
+                f"min_observed_hours={min_observed_hours}"
+            )
+    return ForecastDataset(events, rows, last[rows], origins)
 
 
 def check_static_columns(folder: PreparedFolder, extractor: HyMaTEFeatureExtractor) -> None:

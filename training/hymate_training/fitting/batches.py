@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from hymate_training.data.examples import ExampleDataset, group_by_record
+from hymate_training.data.examples import ExampleDataset
 from hymate_training.fitting.options import LoopOptions
 
 MEGA_BATCH = 32  # batches whose records are sorted by length together
@@ -32,17 +31,12 @@ class EpochLoader:
             raise ValueError("the training data holds no example")
 
     def __len__(self) -> int:
-        return math.ceil(math.ceil(len(self.records) / self.options.batch_size) / self.world)
-
-    @cached_property
-    def records(self) -> list[np.ndarray]:
-        """Positions of the examples of each record."""
-        return group_by_record(self.dataset.rows)
+        return math.ceil(math.ceil(len(self.dataset.groups) / self.options.batch_size) / self.world)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Indices of the examples of each of this process's batches."""
         rng = np.random.default_rng([self.options.seed, epoch])
-        most, size, records = self.options.examples_per_record, self.options.batch_size, self.records
+        most, size, records = self.options.examples_per_record, self.options.batch_size, self.dataset.groups
         if most is not None:
             records = [own if len(own) <= most else np.sort(rng.permutation(own)[:most]) for own in records]
         lengths = np.maximum.reduceat(

@@ -191,6 +191,7 @@ def finetune(
         output, folder, task_info, asked["validation"], hours, save, options
     )
     keep_aggregates(output, datasets, task, options.batch_size)
+    fingerprints = {split: folder.split_fingerprint(task, split) for split in datasets}
     account = describe_run(accelerator, model, options, progress) | {
         "command": command,
         "kind": "finetune",
@@ -198,9 +199,9 @@ def finetune(
         "task": asdict(task_info),
         "temperature": temperature,
         "transfer": transfer and asdict(transfer),
-        **describe_data(folder, task_info, extractor, datasets),
+        **describe_data(folder.info, fingerprints, extractor, datasets),
     }
-    finish(output, account, folder)
+    finish(output, account, folder.info)
     return FinetuneResult(output, progress.history, evaluation, transfer)
 
 

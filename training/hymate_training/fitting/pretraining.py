@@ -1,5 +1,6 @@
-"""Forecast pretraining: trains an encoder to forecast the next hours' values."""
+"""Forecast pretraining: trains an encoder to forecast the next hours' values, of one source or of several."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,20 +12,23 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from hymate_training.data.collators import ForecastCollator, fit_feature_extractor
-from hymate_training.data.examples import ExampleDataset, load_forecast
-from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
+from hymate_training.data.collators import ForecastCollator, fit_feature_extractor, prediction_mask
+from hymate_training.data.examples import ForecastDataset, SampledDataset, load_forecast
+from hymate_training.data.pool import FolderPool
+from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.fitting.loop import TrainingLoop, from_main, start
 from hymate_training.fitting.options import LoopOptions, option
 from hymate_training.fitting.run import (
     describe_data,
     describe_run,
+    describe_source,
     finish,
     finished_run,
     make_config,
     prepare_output,
 )
 from hymate_training.inference.checkpoints import save_checkpoint
+from hymate_training.publishing.schemas import FORECAST_ERRORS
 from modeling_hymate import HyMaTEForPreTraining, HyMaTEForPreTrainingOutput
 
 SHOWN = {"forecast_error": "forecast error", "carried_forward_error": "error of the last value carried forward"}
@@ -40,6 +44,11 @@ class PretrainOptions(LoopOptions):
         [2.0], "Hours after a cut within which each variable's next value is forecast, and whether there is one."
     )
     forecast_hours: float | None = option(None, "One horizon, in place of forecast_horizons.")
+    source_temperature: float = option(
+        2.0,
+        "Of several sources, one of n records has a share of each epoch that grows as n ** (1 / temperature): 1 draws "
+        "in proportion to size, more evens sources out.",
+    )
     cut_by: str = option(
         "time", "What the cut is uniform over: 'time', or 'event' for records of years with long gaps."
     )
@@ -54,6 +63,8 @@ class PretrainOptions(LoopOptions):
             self.forecast_horizons = [self.forecast_hours]
         if not self.forecast_horizons or not all(hours > 0 for hours in self.forecast_horizons):
             raise ValueError(f"forecast_horizons must be positive hours, got {self.forecast_horizons}")
+        if not self.source_temperature >= 1:
+            raise ValueError(f"source_temperature must be at least 1, got {self.source_temperature}")
         if self.cuts_per_record < 1:
             raise ValueError(f"cuts_per_record must be at least 1, got {self.cuts_per_record}")
         if "forecast_horizons" in self.model:
@@ -67,10 +78,12 @@ class PretrainResult:
     Attributes:
         output: the run's folder, which is the checkpoint of the best weights.
         history: metrics of each epoch.
+        sources: what the account says of each of several sources; empty where there is but one.
     """
 
     output: Path
     history: list[dict[str, Any]]
+    sources: list[dict[str, Any]]
 
     @property
     def best(self) -> dict[str, Any]:
@@ -79,7 +92,7 @@ class PretrainResult:
 
 
 def pretrain(
-    data: str | Path | PreparedFolder,
+    data: str | Path | PreparedFolder | Sequence[str | Path | PreparedFolder],
     output: str | Path,
     options: PretrainOptions | None = None,
     resume: bool = False,
@@ -89,7 +102,8 @@ def pretrain(
     """Pretrains an encoder by forecasting, and writes its card.
 
     Args:
-        data: prepared folder; its labels are not used.
+        data: prepared folder, or several that were prepared with concepts, which make one encoder for all of them;
+            labels are not used.
         output: new folder of the run, which becomes the checkpoint of the best weights.
         options: hyper-parameters; their defaults where absent.
         resume: continue the interrupted run in `output` exactly where it stopped.
@@ -99,19 +113,22 @@ def pretrain(
         The checkpoint's folder and the metrics of each epoch.
 
     Raises:
-        ValueError: if the data are not there or hold no record that is long enough, if `output` holds something else,
-            and for options that cannot be combined.
+        ValueError: if the data are not there or hold no record that is long enough, if several folders were not all
+            prepared with concepts or share none, if `output` holds something else, and for options that cannot be
+            combined.
         InterruptedRunError: after SIGINT or SIGTERM, once the state is saved.
     """
-    options, output, folder = options or PretrainOptions(), Path(output), open_prepared(data)
+    options, output = options or PretrainOptions(), Path(output)
+    pool = FolderPool([data] if isinstance(data, str | Path | PreparedFolder) else data)
     accelerator = start(options, output)
     if resume and (account := from_main(accelerator, partial(finished_run, output, options))):
-        return PretrainResult(output, account["history"])
-    extractor = fit_feature_extractor(folder)
+        return PretrainResult(output, account["history"], account["sources"])
+    extractor = fit_feature_extractor(pool)
     datasets = {
-        split: load_forecast(folder, split, extractor.variables, options.min_observed_hours)
+        split: load_forecast(pool, split, extractor.variables, options.min_observed_hours)
         for split in ("train", "validation")
     }
+    drawn = SampledDataset(datasets["train"], options.source_temperature, options.seed)
     fields = {**options.model, "forecast_horizons": options.forecast_horizons}
     model = HyMaTEForPreTraining(make_config(extractor, fields))
     extractor.trained_hours = None
@@ -136,24 +153,43 @@ def pretrain(
         save_checkpoint(candidate, extractor, place)
 
     has_state = from_main(accelerator, partial(prepare_output, output, resume))
-    identity = {"data": folder.fingerprint}
+    identity = {"data": pool.fingerprints}
     progress = TrainingLoop(
-        accelerator, model, datasets["train"], train_collator, validate, save, options, output, identity, SHOWN
+        accelerator, model, drawn, train_collator, validate, save, options, output, identity, SHOWN
     ).run(has_state)
+    sources = describe_sources(pool, datasets, drawn.shares) if len(pool.folders) > 1 else []
     if accelerator.is_main_process:
         account = describe_run(accelerator, model, options, progress) | {
             "command": command,
             "kind": "pretrain",
-            **describe_data(folder, None, extractor, datasets),
+            **describe_data(pool.info, {}, extractor, datasets),
+            "sources": sources,
         }
-        finish(output, account, folder)
-    return PretrainResult(output, progress.history)
+        finish(output, account, pool.info)
+    return PretrainResult(output, progress.history, sources)
+
+
+def describe_sources(
+    pool: FolderPool, datasets: Mapping[str, ForecastDataset], shares: np.ndarray
+) -> list[dict[str, Any]]:
+    """What a model card says about each of several sources: what it is, how much of it is used, and what is shared."""
+    return [
+        describe_source(folder.info)
+        | {
+            "fingerprint": folder.fingerprint,
+            "num_records": {split: int((dataset.origins == at).sum()) for split, dataset in datasets.items()},
+            "share_of_epoch": float(shares[at]),
+            "num_variables": overlap.variables,
+            "num_shared_variables": overlap.shared,
+        }
+        for at, (folder, overlap) in enumerate(zip(pool.folders, pool.overlaps, strict=True))
+    ]
 
 
 @torch.no_grad()
 def forecast_errors(
     model: nn.Module,
-    dataset: ExampleDataset,
+    dataset: ForecastDataset,
     collator: ForecastCollator,
     batch_size: int,
     accelerator: Accelerator,
@@ -162,30 +198,41 @@ def forecast_errors(
 
     `carried_forward_error` forecasts a variable's last value, or its mean where there is none yet; `mean_error` always
     forecasts the mean. All in standardized units, over all horizons, and where there are several also within each,
-    such as `forecast_error_6h`.
+    such as `forecast_error_6h`. Where the data set has several sources, also within each, such as
+    `forecast_error_source2` of the second.
     """
     model.eval()
     order = np.argsort(dataset.lengths, kind="stable")
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     horizons = collator.forecast_horizons
-    sums = torch.zeros(4, len(horizons), dtype=torch.float64)
+    num_sources = int(dataset.origins.max()) + 1
+    sums = torch.zeros(4, num_sources, len(horizons), dtype=torch.float64)
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        features = collator(dataset.__getitems__(batch.tolist()))
+        examples = dataset.__getitems__(batch.tolist())
+        features = collator(examples)
         outputs = model(**send_to_device(features, accelerator.device))
         mask, target = features["forecast_mask"], features["forecast_values"]
         candidates = (outputs.logits.float().cpu(), last_values(outputs, target.shape[-1]), torch.zeros_like(target))
-        errors = [((candidate - target).double().square() * mask).sum((0, 1, 3)) for candidate in candidates]
-        sums += torch.stack([*errors, mask.sum((0, 1, 3)).double()])
+        errors = [((candidate - target).double().square() * mask).sum(3) for candidate in candidates]
+        real = prediction_mask(features)
+        found = torch.stack([*errors, mask.sum(3).double()])[:, real]  # (4, predictions, horizons)
+        sources = np.repeat(dataset.origins[examples.indices], collator.cuts_per_record)
+        sums.index_add_(1, torch.from_numpy(sources), found)
     totals = accelerator.reduce(sums.to(accelerator.device)).cpu()
-    names = ("forecast_error", "carried_forward_error", "mean_error")
-    metrics = {
-        name: float(error.sum() / totals[-1].sum().clamp(min=1)) for name, error in zip(names, totals, strict=False)
-    }
+    metrics = mean_errors(totals.sum((1, 2)))
     if len(horizons) > 1:
         for at, hours in enumerate(horizons):
-            errors = totals[:3, at] / totals[-1, at].clamp(min=1)
-            metrics |= {f"{name}_{hours:g}h": float(error) for name, error in zip(names, errors, strict=True)}
+            metrics |= mean_errors(totals[:, :, at].sum(1), f"_{hours:g}h")
+    if num_sources > 1:
+        for at in range(num_sources):
+            metrics |= mean_errors(totals[:, at].sum(1), f"_source{at + 1}")
     return metrics
+
+
+def mean_errors(totals: torch.Tensor, ending: str = "") -> dict[str, float]:
+    """The mean of each of `FORECAST_ERRORS` by its name, from their sums and the number of values, `(4,)`."""
+    means = totals[:-1] / totals[-1].clamp(min=1)
+    return {f"{name}{ending}": float(error) for name, error in zip(FORECAST_ERRORS, means, strict=True)}
 
 
 def last_values(outputs: HyMaTEForPreTrainingOutput, num_variables: int) -> torch.Tensor:

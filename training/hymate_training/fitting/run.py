@@ -14,8 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from hymate_training.data.examples import ExampleDataset
-from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.data.schema import TaskInfo
+from hymate_training.data.schema import DatasetInfo
 from hymate_training.files import write_json
 from hymate_training.fitting.options import LoopOptions
 from hymate_training.fitting.state import STATE_FOLDER, Progress, check_account, has_state, remove_state
@@ -73,9 +72,9 @@ def finished_run(output: Path, options: LoopOptions, task: str | None = None) ->
     return account
 
 
-def finish(output: Path, account: dict[str, Any], folder: PreparedFolder) -> None:
+def finish(output: Path, account: dict[str, Any], info: DatasetInfo) -> None:
     """Ends a run: leaves its account, the card made from it and how its data were read, and nothing to resume."""
-    read = {key: folder.info.extra[key] for key in ("layout", "concepts") if key in folder.info.extra}
+    read = {key: info.extra[key] for key in ("layout", "concepts") if key in info.extra}
     if "concepts" in read:  # what no concept means is the hospital's own
         read["concepts"] = {key: read["concepts"][key] for key in ("vocabulary", "map")}
     if read:
@@ -129,26 +128,28 @@ def describe_run(
     }
 
 
+def describe_source(info: DatasetInfo) -> dict[str, Any]:
+    """What a model card says about where data come from."""
+    return {
+        "source": info.source,
+        "license": info.license,
+        "citation": info.citation,
+        "description": info.extra.get("description"),
+        "split_description": info.split_description,
+        "dropped": info.dropped,
+    }
+
+
 def describe_data(
-    folder: PreparedFolder,
-    task: TaskInfo | None,
+    info: DatasetInfo,
+    split_fingerprints: Mapping[str, str],
     extractor: HyMaTEFeatureExtractor,
     datasets: Mapping[str, ExampleDataset],
 ) -> dict[str, Any]:
     """What a model card says about the data a model was trained on."""
-    info = folder.info
     return {
-        "data": {
-            "source": info.source,
-            "license": info.license,
-            "citation": info.citation,
-            "description": info.extra.get("description"),
-            "split_description": info.split_description,
-            "dropped": info.dropped,
-        },
-        "split_fingerprints": {
-            split: folder.split_fingerprint(task.name, split) for split in datasets if task is not None
-        },
+        "data": describe_source(info),
+        "split_fingerprints": dict(split_fingerprints),
         "num_records": {split: len(set(dataset.rows.tolist())) for split, dataset in datasets.items()},
         "num_examples": {split: len(dataset) for split, dataset in datasets.items()},
         "preprocessing": {

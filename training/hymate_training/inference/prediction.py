@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from hymate_training.concepts.mapping import MAP_SCHEMA, map_events, map_static
 from hymate_training.data.collators import TaskCollator, event_limit, prediction_mask
-from hymate_training.data.examples import ExampleDataset, group_by_record, last_times
+from hymate_training.data.examples import ExampleDataset, last_times
 from hymate_training.data.exports import Layout, read_events, read_starts
 from hymate_training.data.tables import UNKNOWN, read_frame
 from hymate_training.files import writing_file
@@ -111,7 +111,7 @@ def _in_batches(dataset: ExampleDataset, collator: TaskCollator, batch_size: int
     lengths, times, limit = dataset.lengths, dataset.prediction_times, event_limit(collator)
     at_once = max(1, CHANNELS_AT_ONCE // collator.feature_extractor.num_variables)
     parts: list[tuple[int, int, int, np.ndarray]] = []  # length and number of passes, examples of each, examples
-    for examples in group_by_record(dataset.rows):
+    for examples in dataset.groups:
         in_time = examples[np.argsort(times[examples], kind="stable")]
         if limit is not None and lengths[examples].max() > limit:
             pieces = (in_time[at : at + batch_size] for at in range(0, len(in_time), batch_size))

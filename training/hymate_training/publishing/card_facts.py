@@ -6,6 +6,7 @@ Items are those of TRIPOD+AI (Collins et al., 2024) that can be told from a run;
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hymate_training.evaluation.metrics import metric_titles
 from hymate_training.publishing.card_decisions import recalibration, worst_groups
 from hymate_training.publishing.card_text import as_code, as_name, as_prose, estimate_text, number_text, table
 from modeling_hymate import HyMaTEFeatureExtractor
@@ -34,7 +35,6 @@ def facts(
     run: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
     extractor: HyMaTEFeatureExtractor,
-    titles: Mapping[str, str],
 ) -> str:
     """The table; empty for a model without a task.
 
@@ -42,7 +42,6 @@ def facts(
         run: the account of its training.
         evaluations: of the model.
         extractor: its feature extractor.
-        titles: metric -> the name it is printed under.
     """
     task, data = run.get("task") or {}, run.get("data") or {}
     if not task:
@@ -56,7 +55,7 @@ def facts(
         ("asked", "at the end of a record" if hours is None else f"from hour {hours[0]:g} to hour {hours[1]:g}"),
         ("patients", ", ".join([as_name(data.get("source", "not recorded")), *patients])),
         ("inputs", f"{len(extractor.variables):,} variables, {len(extractor.static_columns)} static columns"),
-        *(("tested", _performance(evaluation, titles)) for evaluation in evaluations),
+        *(("tested", _performance(evaluation)) for evaluation in evaluations),
         *(("at the decision threshold", found) for found in map(_decision, evaluations) if found),
         *(("calibration", found) for found in map(recalibration, evaluations) if found),
         *(("worst served", found) for found in map(worst_groups, evaluations) if found),
@@ -65,7 +64,8 @@ def facts(
     return table(("fact", "of this model"), rows)
 
 
-def _performance(evaluation: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+def _performance(evaluation: Mapping[str, Any]) -> str:
+    titles = metric_titles(evaluation["problem_type"])
     found = [
         f"{titles[name]} {estimate_text(evaluation, name)}"
         for name in HEADLINES[evaluation["problem_type"]]

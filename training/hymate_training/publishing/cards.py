@@ -31,6 +31,7 @@ from hymate_training.publishing.card_text import (
     fenced,
     interval_text,
     level_text,
+    number_text,
     table,
 )
 from hymate_training.publishing.privacy import (
@@ -121,7 +122,7 @@ def model_card(folder: str | Path) -> ModelCard:
         title=as_name(title),
         size=f", with {run['parameters']:,} parameters" if run.get("parameters") else "",
         purpose=_purpose(task, config),
-        facts=facts(run, evaluations, extractor, metric_titles(problem_type) if problem_type else {}),
+        facts=facts(run, evaluations, extractor),
         gaps="\n".join(f"- {gap}" + (";" if gap != GAPS[-1] else ".") for gap in GAPS),
         snippet=fenced(snippet, "python"),
         variables=_variables(extractor),
@@ -292,8 +293,8 @@ def _data(run: Mapping) -> list[str]:
     data = run.get("data") or {}
     if not data:
         return []
-    paragraphs = [f"{as_name(data['source'])}. License: {as_code(data.get('license') or 'not recorded')}."]
-    paragraphs += [as_prose(data[name]) for name in ("description", "split_description") if data.get(name)]
+    sources = run.get("sources") or []
+    paragraphs = _sources(sources, run) if sources else _source(data)
     columns = {
         "records": run.get("num_records") or {},
         "examples": run.get("num_examples") or {},
@@ -309,10 +310,51 @@ def _data(run: Mapping) -> list[str]:
             "A fingerprint is 16 hex digits of a SHA-256 over a split's predictions and labels: where it is the same, "
             "the split is."
         )
-    if data.get("dropped"):
-        counted = "; ".join(f"{as_name(reason)} ({count:,})" for reason, count in data["dropped"].items())
-        paragraphs.append(f"Left out when the data were prepared: {counted}.")
-    return paragraphs
+    return paragraphs + _left_out(data)
+
+
+def _source(data: Mapping) -> list[str]:
+    return [
+        f"{as_name(data['source'])}. License: {as_code(data.get('license') or 'not recorded')}.",
+        *(as_prose(data[name]) for name in ("description", "split_description") if data.get(name)),
+    ]
+
+
+def _left_out(data: Mapping) -> list[str]:
+    if not data.get("dropped"):
+        return []
+    counted = "; ".join(f"{as_name(reason)} ({count:,})" for reason, count in data["dropped"].items())
+    return [f"Left out when the data were prepared: {counted}."]
+
+
+def _sources(sources: Sequence[Mapping], run: Mapping) -> list[str]:
+    """Several sources: their sizes and shares, what each shares with the others and how it is forecast; then each."""
+    best, errors = _best_forecast(run) or {}, ("forecast_error", "carried_forward_error")
+    rows = [
+        [
+            as_name(source["source"]),
+            *(f"{source['num_records'][split]:,}" for split in ("train", "validation")),
+            f"{source['share_of_epoch']:.0%}",
+            f"{source['num_variables']:,}",
+            f"{source['num_shared_variables']:,}",
+            *("-" if (error := best.get(f"{name}_source{at}")) is None else number_text(error) for name in errors),
+        ]
+        for at, source in enumerate(sources, start=1)
+    ]
+    head = ("source", "training records", "validation records", "share of an epoch", "variables")
+    titles = ("error of its forecast", "error of the last value")
+    return [
+        f"{len(sources)} sources, each prepared with `--concepts`, so that a variable means the same in all of them.",
+        table([*head, "of them in another source", *titles], rows),
+        *("\n\n".join([*_source(source), *_left_out(source)]) for source in sources),
+        "All of them:",
+    ]
+
+
+def _best_forecast(run: Mapping) -> Mapping | None:
+    """The metrics of the epoch of a pretraining run whose weights were kept."""
+    history = [entry for entry in run.get("history", []) if entry.get("forecast_error") is not None]
+    return max(history, key=lambda entry: entry["score"], default=None)
 
 
 def _preprocessing(extractor: HyMaTEFeatureExtractor, run: Mapping) -> str:
@@ -398,10 +440,8 @@ def _notes(folder: Path) -> str:
 
 def _forecast(run: Mapping) -> str:
     """What a pretraining run measured: its forecast against the two that anyone can make."""
-    history = [entry for entry in run.get("history", []) if entry.get("forecast_error") is not None]
-    if not history:
+    if (best := _best_forecast(run)) is None:
         return ""
-    best = max(history, key=lambda entry: entry["score"])
     shown = {
         "forecast": best["forecast_error"],
         "last value carried forward": best.get("carried_forward_error"),

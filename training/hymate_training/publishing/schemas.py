@@ -36,6 +36,7 @@ KNOWN_NUMBERS = re.compile(
 LONGEST_NAME, LONGEST_PROSE = 200, 5000  # characters
 MAX_LABELS, MAX_VARIABLES, MAX_CATEGORIES, MAX_GROUPS, MAX_EPOCHS, MAX_HORIZONS = 1000, 200_000, 200, 20, 2000, 50
 MAX_POINTS = 200  # of a curve
+MAX_SOURCES = 100
 
 
 def text_problem(text: str) -> str | None:
@@ -321,12 +322,20 @@ _HISTORY = (
     *FORECAST_ERRORS,
 )
 _HISTORY_NAME: Schema = {
-    "anyOf": [{"enum": list(_HISTORY)}, {"pattern": rf"^({'|'.join(FORECAST_ERRORS)})_\d{{1,4}}(\.\d{{1,4}})?h$"}]
+    "anyOf": [
+        {"enum": list(_HISTORY)},
+        {"pattern": rf"^({'|'.join(FORECAST_ERRORS)})_(\d{{1,4}}(\.\d{{1,4}})?h|source\d{{1,3}})$"},
+    ]
+}
+_SOURCE: dict[str, Schema] = {
+    **dict.fromkeys(("description", "license", "citation", "split_description"), _optional(PROSE)),
+    "source": PROSE,
+    "dropped": _map(COUNT, PROSE),
 }
 RUN = _object(
     {
         "kind": {"enum": ["pretrain", "finetune"]},
-        "command": PROSE,
+        "command": _optional(PROSE),
         "recipe": _map({"anyOf": [SCALAR, _map(SCALAR), _list(NUMBER, MAX_HORIZONS)]}, LABEL, 100),
         "seed": COUNT,
         "versions": VERSIONS,
@@ -353,13 +362,19 @@ RUN = _object(
             },
             ("name", "problem_type"),
         ),
-        "data": _object(
-            {
-                **dict.fromkeys(("description", "license", "citation", "split_description"), _optional(PROSE)),
-                "source": PROSE,
-                "dropped": _map(COUNT, PROSE),
-            },
-            ("source",),
+        "data": _object(_SOURCE, ("source",)),
+        "sources": _list(
+            _object(
+                {
+                    **_SOURCE,
+                    "fingerprint": FINGERPRINT,
+                    "num_records": _map(COUNT, SPLIT),
+                    "share_of_epoch": NUMBER,
+                    **dict.fromkeys(("num_variables", "num_shared_variables"), COUNT),
+                },
+                ("source",),
+            ),
+            MAX_SOURCES,
         ),
         "split_fingerprints": _map(FINGERPRINT, SPLIT),
         "num_records": _map(COUNT, SPLIT),

@@ -12,7 +12,8 @@ a subject, a variable is a code, and an event carries its numeric_value or no nu
 - Splits: those of the data set (train, tuning, held_out); without a split file subjects are divided 80/10/10 by a hash
   of seed and subject_id, so that every shard can be read on its own.
 - Labels: each folder of label shards (subject_id, prediction_time and one of boolean_value, categorical_value,
-  integer_value, float_value) is a task named after the folder. Without labels the folder serves pretraining.
+  integer_value, float_value) is a task named after the folder; ACES finds those of `--aces` task files. Without labels
+  the folder serves pretraining.
 - All times have a time zone, or none has, labels included: a mixture would move predictions by hours.
 
 A prepared folder holds hours in single precision, which over decades cannot tell minutes apart. An event later than a
@@ -31,6 +32,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +56,7 @@ from hymate_training.data.schema import (
 from hymate_training.data.splits import split_by_hash
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.files import writing_folder
+from hymate_training.readers.aces import extract_labels
 from hymate_training.readers.times import single_precision
 
 logger = logging.getLogger(__name__)
@@ -82,6 +85,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="Folders of label shards, one per task."
     )
     parser.add_argument(
+        "--aces", type=Path, nargs="+", default=[], metavar="TASK.yaml", help="Task files whose labels ACES finds."
+    )
+    parser.add_argument(
+        "--predicates", type=Path, metavar="FILE", help="With --aces: what the tasks' events are in this data set."
+    )
+    parser.add_argument(
+        "--aces-cli",
+        default="aces-cli",
+        metavar="COMMAND",
+        help="With --aces: ACES, which needs an environment of its own (default: aces-cli, as the shell finds it).",
+    )
+    parser.add_argument(
         "--min-subjects", type=int, default=10, help="Drop codes that fewer training subjects have (default: 10)."
     )
     parser.add_argument(
@@ -97,6 +112,9 @@ def prepare(
     output: str | Path,
     *,
     labels: Sequence[str | Path] = (),
+    aces: Sequence[str | Path] = (),
+    predicates: str | Path | None = None,
+    aces_cli: str = "aces-cli",
     min_subjects: int = 10,
     shard: str | None = None,
     workers: int | None = 1,
@@ -109,6 +127,9 @@ def prepare(
         raw: the data set.
         output: the prepared folder to make.
         labels: folders of label shards, one per task.
+        aces: task files of ACES, one per further task.
+        predicates: what their events are in this data set.
+        aces_cli: the command that runs ACES.
         min_subjects: drop codes that fewer training subjects have.
         shard: `"I/N"` for the I-th of N parts of the shards alone.
         workers: shards read at a time.
@@ -127,12 +148,18 @@ def prepare(
         raise ValueError(f"--workers must be at least 1, got {workers}")
     raw, output = Path(raw), Path(output).absolute()
     writer = PreparedFolderWriter(output, overwrite=overwrite)  # refuses an output it may not replace, before the work
-    sources = _find_shards(raw)
-    _check_time_zones([source.path for source in sources], [Path(folder) for folder in labels])
-    splits = _read_splits(raw)
-    tasks = [_read_labels(Path(folder)) for folder in labels]
+    if aces and predicates is None:
+        raise ValueError("--aces needs --predicates, which says what the tasks' events are in this data set")
+    sources = find_shards(raw)
+    splits = read_splits(raw)
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = aces if shard is None else ()  # a part of the events needs no labels
+        found = [extract_labels(raw, Path(task), Path(predicates or ""), Path(scratch), aces_cli) for task in wanted]
+        folders = [*map(Path, labels), *found]
+        check_time_zones([source.path for source in sources], folders)
+        tasks = [read_labels(folder) for folder in folders]
     if len({task.name for task, _ in tasks}) < len(tasks):
-        raise ValueError("--labels: two folders have the same name, which is the task's")
+        raise ValueError("--labels, --aces: two of them have the same name, which is the task's")
 
     results = output.with_name(f".{output.name}.shards")
     mine = sources if shard is None else _part(sources, shard)
@@ -169,12 +196,20 @@ class Source:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _find_shards(raw: Path) -> list[Source]:
-    """The shards of the data set, by name."""
-    paths = [path for path in sorted((raw / "data").rglob("*.parquet")) if not path.name.startswith(".")]
-    if not paths:
+def find_shards(raw: Path) -> list[Source]:
+    """The shards of a data set, in order.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    sources = [
+        Source(path, str(path.relative_to(raw)))
+        for path in sorted((raw / "data").rglob("*.parquet"))
+        if not path.name.startswith(".")
+    ]
+    if not sources:
         raise ValueError(f"{raw} is not a MEDS data set: there is no Parquet file in its folder data/")
-    return [Source(path, str(path.relative_to(raw))) for path in paths]
+    return sources
 
 
 def _part(sources: list[Source], shard: str) -> list[Source]:
@@ -195,7 +230,7 @@ def _read_shards(
     todo = [(source, folder) for source, folder in zip(sources, folders, strict=True) if not folder.is_dir()]
     if len(todo) < len(sources):
         logger.info("%d of %d shards were read before", len(sources) - len(todo), len(sources))
-    read = partial(_read_shard, splits=splits, seed=seed)
+    read = partial(read_shard, splits=splits, seed=seed)
     with ThreadPoolExecutor(workers) as executor:
         try:
             for _ in tqdm(
@@ -208,7 +243,7 @@ def _read_shards(
     return list(zip(sources, folders, strict=True))
 
 
-def _read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed: int) -> None:
+def read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed: int) -> None:
     """Writes the shard's result, whole or not at all: events, static events, subjects, and how many have each code.
 
     Times are hours in double precision since the subject's first event.
@@ -280,7 +315,7 @@ def _numeric_columns(present: Mapping[str, pl.DataType]) -> list[str]:
     return [name for name, kind in present.items() if kind.is_numeric() and "val" in name.lower()]
 
 
-def _check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
+def check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
     """Raise ValueError if some of the times have a time zone and others have none."""
     first: dict[bool, tuple[Path, str]] = {}  # whether times have a time zone -> an example
     found = [(path, "time") for path in events]
@@ -297,7 +332,7 @@ def _check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
         raise ValueError(f"{one} of {aware} has a time zone and {other} of {naive} has none: write both in one way")
 
 
-def _read_splits(raw: Path) -> pl.DataFrame | None:
+def read_splits(raw: Path) -> pl.DataFrame | None:
     """subject_id and split, null where it is none of ours; None where the data set has no split file."""
     path = raw / SUBJECT_SPLITS
     if not path.is_file():
@@ -313,7 +348,7 @@ def _read_splits(raw: Path) -> pl.DataFrame | None:
     )
 
 
-def _read_labels(folder: Path) -> tuple[TaskInfo, pl.DataFrame]:
+def read_labels(folder: Path) -> tuple[TaskInfo, pl.DataFrame]:
     """The task of a folder of label shards and its rows: subject_id, prediction_time, label."""
     paths = sorted(folder.rglob("*.parquet"))
     if not paths:

@@ -1,0 +1,36 @@
+"""Pretrains and releases `hymate-icu-pretrained`, from the raw downloads into model_cards/.
+
+    python -m experiments.icu.release --data DIR
+
+By the recipe `icu`, one seed, chosen in advance. What is done stays in --work: an interrupted run goes on where it
+stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+from experiments.evidence.release import MODEL_CARDS, release
+from experiments.evidence.units import hymate
+from experiments.icu.sources import SOURCES, prepare_sources
+from hymate_training.inference.checkpoints import RUN_FILE
+from hymate_training.publishing.cards import write_model_card
+
+NAME, RECIPE = "hymate-icu-pretrained", "icu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
+    parser.add_argument("--work", type=Path, default=Path("runs/icu"), help="prepared data and the unfinished run")
+    args = parser.parse_args()
+    folders = prepare_sources(SOURCES, args.data, args.work / "data")
+    output = args.work / NAME
+    if not (output / RUN_FILE).is_file():
+        arguments = [part for folder in folders.values() for part in ("--data", str(folder))]
+        hymate("pretrain", [*arguments, "--output", str(output)], output, RECIPE)
+    write_model_card(output)
+    release(output, MODEL_CARDS / NAME)
+
+
+if __name__ == "__main__":
+    main()
