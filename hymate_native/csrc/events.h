@@ -264,7 +264,8 @@ struct ProjectionForward {
 
     ProjectionForward(const ProjectionArguments& a_, const ProjectionWeights& w_) : a(a_), w(w_) {}
     void place(Pieces& pieces) {
-        normed = take_rows(pieces, a.width), raw = take_rows(pieces, a.queries);
+        normed = take_rows(pieces, a.width);
+        raw = {pieces.take(kPiece * a.queries + 16), a.queries};  // close together, so that few vectors hold them
         inverse = pieces.take(kPiece);
     }
 
@@ -272,17 +273,15 @@ struct ProjectionForward {
     void score(int64_t event, int64_t count) {
         normalize_rows({(float*)a.x + event * a.width, a.width}, a.norm, a.width, a.eps, count, normed, inverse);
         multiply_rows(w.query, normed, raw, count);
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t q = 0; q < a.queries; q += kLanes)
-                store(raw.at(i, q), hyperbolic_tangent(Pack<1>{load(raw.at(i, q)) * (float)(1 / a.bound)}).v[0]);
+        for (int64_t i = 0; i < count * a.queries; i += kLanes)
+            store(raw.data + i, hyperbolic_tangent(Pack<1>{load(raw.data + i) * (float)(1 / a.bound)}).v[0]);
     }
     void run(int64_t, int64_t event, int64_t count, int) {
         score(event, count);
         multiply_rows(w.value, normed, {a.parts + event * a.width, a.width}, count);
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t q = 0; q < a.queries; q += kLanes)
-                store(a.scores + (event + i) * a.queries + q, load(raw.at(i, q)) * (float)a.bound,
-                      (int)minimum_of(kLanes, a.queries - q));
+        for (int64_t i = 0; i < count * a.queries; i += kLanes)
+            store(a.scores + event * a.queries + i, load(raw.data + i) * (float)a.bound,
+                  (int)minimum_of(kLanes, count * a.queries - i));
     }
     void pad(int64_t event, int64_t count) {
         clear_floats(a.parts + event * a.width, count * a.width);
@@ -323,8 +322,8 @@ struct ProjectionBackward {
         forward.score(event, count);
         for (int64_t i = 0; i < count; ++i)
             for (int64_t q = 0; q < a.queries; q += kLanes) {
-                const Vector bent = load(forward.raw.at(i, q));
                 const int lanes = (int)minimum_of(kLanes, a.queries - q);
+                const Vector bent = load(forward.raw.at(i, q), lanes);
                 const Vector grad = a.grad_scores == nullptr ? Vector{} : load(a.grad_scores + (event + i) * a.queries + q, lanes);
                 store(grad_raw.at(i, q), grad * (1.0f - bent * bent));
             }
