@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +12,9 @@ from safetensors.torch import load_file
 
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import DatasetInfo
+from hymate_training.files import locked
 from hymate_training.fitting.finetuning import FinetuneOptions, finetune
+from hymate_training.fitting.pretraining import pretrain
 from tests.support.runs import TASK, TINY, TINY_MODEL, assert_same_weights, hymate, weights
 
 
@@ -87,6 +90,13 @@ def test_an_open_folder_is_taken_as_it_is(synthetic_folder, tmp_path):
     assert result.output == tmp_path / "run"
     assert [entry["epoch"] for entry in result.history] == [1]
     assert result.evaluation.content == json.loads(result.evaluation.output.read_text())
+
+
+@pytest.mark.parametrize("train", [pretrain, partial(finetune, task=TASK)], ids=["pretrain", "finetune"])
+def test_a_second_run_into_the_same_folder_is_refused(train, synthetic_folder, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match="another process is writing to"):
+        train(synthetic_folder, output=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_gradient_checkpointing_changes_no_weight(synthetic_folder, tmp_path):

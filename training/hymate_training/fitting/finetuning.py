@@ -35,7 +35,7 @@ from hymate_training.fitting.run import (
     finish,
     finished_run,
     make_config,
-    prepare_output,
+    run_folder,
 )
 from hymate_training.fitting.transfer import (
     Transfer,
@@ -174,7 +174,6 @@ def finetune(
     def save(candidate: nn.Module, place: Path) -> None:
         save_checkpoint(without_auxiliary(candidate), extractor, place)
 
-    has_state = from_main(accelerator, partial(prepare_output, output, resume))
     identity = {
         "data": folder.fingerprint,
         "task": task,
@@ -182,26 +181,27 @@ def finetune(
     }
     titles = METRICS[task_info.problem_type]
     shown = {name: titles[name] for name in SELECTION[task_info.problem_type]}
-    progress = TrainingLoop(
-        accelerator, trained, asked["train"], train_collator, validate, save, options, output, identity, shown
-    ).run(has_state)
-    if not accelerator.is_main_process:
-        return FinetuneResult(output, progress.history, None, transfer)
-    evaluation, temperature = _calibrate_and_evaluate(
-        output, folder, task_info, asked["validation"], hours, save, options
-    )
-    keep_aggregates(output, datasets, task, options.batch_size)
-    fingerprints = {split: folder.split_fingerprint(task, split) for split in datasets}
-    account = describe_run(accelerator, model, options, progress) | {
-        "command": command,
-        "kind": "finetune",
-        "checkpoint": None if checkpoint is None else Path(checkpoint).name,
-        "task": asdict(task_info),
-        "temperature": temperature,
-        "transfer": transfer and asdict(transfer),
-        **describe_data(folder.info, fingerprints, extractor, datasets),
-    }
-    finish(output, account, folder.info)
+    with run_folder(accelerator, output, resume) as has_state:
+        progress = TrainingLoop(
+            accelerator, trained, asked["train"], train_collator, validate, save, options, output, identity, shown
+        ).run(has_state)
+        if not accelerator.is_main_process:
+            return FinetuneResult(output, progress.history, None, transfer)
+        evaluation, temperature = _calibrate_and_evaluate(
+            output, folder, task_info, asked["validation"], hours, save, options
+        )
+        keep_aggregates(output, datasets, task, options.batch_size)
+        fingerprints = {split: folder.split_fingerprint(task, split) for split in datasets}
+        account = describe_run(accelerator, model, options, progress) | {
+            "command": command,
+            "kind": "finetune",
+            "checkpoint": None if checkpoint is None else Path(checkpoint).name,
+            "task": asdict(task_info),
+            "temperature": temperature,
+            "transfer": transfer and asdict(transfer),
+            **describe_data(folder.info, fingerprints, extractor, datasets),
+        }
+        finish(output, account, folder.info)
     return FinetuneResult(output, progress.history, evaluation, transfer)
 
 

@@ -25,7 +25,7 @@ from hymate_training.fitting.run import (
     finish,
     finished_run,
     make_config,
-    prepare_output,
+    run_folder,
 )
 from hymate_training.inference.checkpoints import save_checkpoint
 from hymate_training.publishing.schemas import FORECAST_ERRORS
@@ -152,20 +152,20 @@ def pretrain(
     def save(candidate: nn.Module, place: Path) -> None:
         save_checkpoint(candidate, extractor, place)
 
-    has_state = from_main(accelerator, partial(prepare_output, output, resume))
     identity = {"data": pool.fingerprints}
-    progress = TrainingLoop(
-        accelerator, model, drawn, train_collator, validate, save, options, output, identity, SHOWN
-    ).run(has_state)
-    sources = describe_sources(pool, datasets, drawn.shares) if len(pool.folders) > 1 else []
-    if accelerator.is_main_process:
-        account = describe_run(accelerator, model, options, progress) | {
-            "command": command,
-            "kind": "pretrain",
-            **describe_data(pool.info, {}, extractor, datasets),
-            "sources": sources,
-        }
-        finish(output, account, pool.info)
+    with run_folder(accelerator, output, resume) as has_state:
+        progress = TrainingLoop(
+            accelerator, model, drawn, train_collator, validate, save, options, output, identity, SHOWN
+        ).run(has_state)
+        sources = describe_sources(pool, datasets, drawn.shares) if len(pool.folders) > 1 else []
+        if accelerator.is_main_process:
+            account = describe_run(accelerator, model, options, progress) | {
+                "command": command,
+                "kind": "pretrain",
+                **describe_data(pool.info, {}, extractor, datasets),
+                "sources": sources,
+            }
+            finish(output, account, pool.info)
     return PretrainResult(output, progress.history, sources)
 
 

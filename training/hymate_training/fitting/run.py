@@ -3,8 +3,10 @@
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from transformers import PreTrainedModel
 
 from hymate_training.data.examples import ExampleDataset
 from hymate_training.data.schema import DatasetInfo
-from hymate_training.files import write_json
+from hymate_training.files import locked, write_json
+from hymate_training.fitting.loop import from_main
 from hymate_training.fitting.options import LoopOptions
 from hymate_training.fitting.state import STATE_FOLDER, Progress, check_account, has_state, remove_state
 from hymate_training.inference.checkpoints import EXPORT_FILE, RUN_FILE
@@ -25,6 +28,17 @@ from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
 
 PACKAGES = ("hymate", "torch", "transformers", "accelerate", "datasets", "numpy")
 DEBRIS = {STATE_FOLDER, "logs"}  # what a run leaves that was killed before it had any result
+
+
+@contextmanager
+def run_folder(accelerator: Accelerator, output: Path, resume: bool) -> Iterator[bool]:
+    """The folder of a run, kept to it while the block runs; see `prepare_output`, whose answer every process gets.
+
+    Raises:
+        ValueError: also if another run is writing to it.
+    """
+    with locked(output) if accelerator.is_main_process else nullcontext():
+        yield from_main(accelerator, partial(prepare_output, output, resume))
 
 
 def prepare_output(output: Path, resume: bool) -> bool:
