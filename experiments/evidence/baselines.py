@@ -4,6 +4,7 @@ Each takes a prepared folder, a seed and the split to predict, trains on the tra
 split, and returns probabilities in the order of `load_task`.
 """
 
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) ->
 def xgboost(folder: Path, seed: int, split: str = "test") -> np.ndarray:
     """Gradient-boosted trees on `summary_features`, by the best of `TREES`, stopped early."""
     extractor, datasets = _load(folder, split)
+    return boosted_trees(datasets, extractor, seed, split)
+
+
+def boosted_trees(
+    datasets: Mapping[str, TaskDataset], extractor: HyMaTEFeatureExtractor, seed: int, split: str
+) -> np.ndarray:
+    """`xgboost` on the examples of data sets, `train`, `validation` and `split` among them."""
     parts = {
         name: xgb.DMatrix(summary_features(dataset, extractor), dataset.labels) for name, dataset in datasets.items()
     }
