@@ -5,8 +5,8 @@
 One fold of the cross-validation, its other stays as there: 80% train, 20% stop training early. HyMaTE is pretrained
 and fine-tuned by the recipe `physionet2012` with `--prediction-times`, once for all hours. XGBoost has a model per
 hour, on the summary statistics of the events until then, the best of its settings by the log-loss of the validation
-split at that hour. Both are evaluated on the fold's stays, on which nothing was chosen here. An interrupted run goes on
-where it stopped; --write puts the table into docs/evidence.md.
+split at that hour. Both are evaluated on the fold's stays, on which nothing was chosen here. An interrupted run goes
+on where it stopped; --write puts the table into docs/evidence.md.
 """
 
 import argparse
