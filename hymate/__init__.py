@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from hymate_training.inference.prediction import predict
     from hymate_training.monitoring.monitor import monitor
     from hymate_training.publishing.push import push
+    from hymate_training.serving.guard import ServeLimits
+    from hymate_training.serving.service import serve
     from modeling_hymate import (
         Events,
         HyMaTEFeatureExtractor,
@@ -55,6 +57,7 @@ __all__ = [
     "HyMaTEPipeline",
     "PreparedFolder",
     "PretrainOptions",
+    "ServeLimits",
     "Stream",
     "__version__",
     "build_report",
@@ -68,6 +71,7 @@ __all__ = [
     "predict_labels",
     "pretrain",
     "push",
+    "serve",
 ]
 
 _HOMES = {
@@ -93,9 +97,17 @@ _HOMES = {
     "hymate_training.inference.export": ("export",),
     "hymate_training.inference.meds_labels": ("predict_labels",),
     "hymate_training.inference.prediction": ("predict",),
+    "hymate_training.serving.guard": ("ServeLimits",),
+    "hymate_training.serving.service": ("serve",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_EXTRAS = {"build_report": "train,explain", "explain": "train,explain"}  # of what needs more than `hymate[train]`
+# of what needs more than `hymate[train]`
+_EXTRAS = {
+    "build_report": "train,explain",
+    "explain": "train,explain",
+    "ServeLimits": "train,serve",
+    "serve": "train,serve",
+}
 # where transformers looks models, feature extractors and pipelines up
 _REGISTRIES = (
     "transformers.models.auto.configuration_auto",

@@ -18,7 +18,7 @@ REAL_DATA = "tutorials/physionet2012.md"
 # pages whose code runs from top to bottom, as a reader would run it
 EXECUTED = ["index.md", "tutorials/first-model.md", "concepts/model.md", "how-to/own-data.md", "how-to/trainer.md"]
 EXECUTED += ["how-to/concepts.md", "how-to/hospital-exports.md", "how-to/explain.md", "reference/training.md"]
-EXECUTED += ["reference/prepared-folder.md", "how-to/export.md", "how-to/follow-a-stay.md"]
+EXECUTED += ["reference/prepared-folder.md", "how-to/export.md", "how-to/follow-a-stay.md", "how-to/serve.md"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -43,7 +43,8 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", EXECUTED)
-def test_examples_run(page, clone):
+def test_examples_run(page, clone, monkeypatch):
+    monkeypatch.setattr("hymate_training.cli.serve.serve", lambda *_, **__: None)  # which would not return
     run(DOCS / page)
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "Evaluate a fine-tuned model on a split.",
     "predict": "Predict the records of a file of events.",
     "monitor": "Compare new records with those that a model was trained on.",
+    "serve": "Serve a fine-tuned model over HTTP.",
     "explain": "Show what predictions rest on, and whether that can be trusted.",
     "export": "Write a fine-tuned model as a program for ONNX Runtime, or compiled.",
     "push": "Push a checkpoint or a prepared folder to the Hugging Face Hub.",
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 module = importlib.import_module(f"hymate_training.cli.{name}")
             except ModuleNotFoundError as error:
-                extras = "train,explain" if name == "explain" else "train"
+                extras = {"explain": "train,explain", "serve": "train,serve"}.get(name, "train")
                 print(f"hymate {name} needs {error.name}: pip install 'hymate[{extras}]'", file=sys.stderr)
                 return 2
             module.add_arguments(command)

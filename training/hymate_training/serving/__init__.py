@@ -1,0 +1,1 @@
+"""The service: a checkpoint behind HTTP."""
