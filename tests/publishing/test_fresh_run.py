@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hymate_training.cli.main import main
-from hymate_training.publishing.push import Plan, package_code, plan_push
+from hymate_training.publishing.push import Plan, endpoint_code, package_code, plan_push
 from tests.support import remote_client
 
 TASK = "in_hospital_mortality"
@@ -42,9 +42,8 @@ def test_a_run_may_be_pushed_as_it_is(runs):
     for kind, run in runs.items():
         plan = plan_push(run)
         expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_run.json"}
-        assert expected | set(package_code()) | (
-            {"evaluation.json", "monitoring.json"} if kind == "finetune" else set()
-        ) == set(plan.uploaded)
+        of_classifiers = {"evaluation.json", "monitoring.json", *endpoint_code()} if kind == "finetune" else set()
+        assert expected | set(package_code()) | of_classifiers == set(plan.uploaded)
         assert all(name.startswith("last/") or name.endswith(".png") for name in plan.left)
 
 

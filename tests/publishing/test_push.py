@@ -20,7 +20,7 @@ from hymate_training.publishing import push
 from hymate_training.publishing.schemas import text_problem
 from hymate_training.readers import READERS
 
-CODE = set(push.package_code())
+CODE = {*push.package_code(), *push.endpoint_code()}
 REQUIRED = {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
@@ -37,7 +37,13 @@ def content_of(plan: push.Plan, name: str) -> bytes:
 
 
 def test_plan_takes_the_checkpoint_and_leaves_the_rest(checkpoint):
-    for name in ("logs/events.out.tfevents.1.host", ".git/config", "last/model.safetensors", "helper.py"):
+    for name in (
+        "requirements.txt",
+        "logs/events.out.tfevents.1.host",
+        ".git/config",
+        "last/model.safetensors",
+        "helper.py",
+    ):
         (checkpoint / name).parent.mkdir(exist_ok=True)
         (checkpoint / name).write_bytes(b"\x00\xff\xfe")
     plan = push.plan_push(checkpoint)

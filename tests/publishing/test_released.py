@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification, pipeline
 
 from hymate_training.cli.main import main
-from hymate_training.publishing.push import package_code, plan_push
+from hymate_training.publishing.push import endpoint_code, package_code, plan_push
 from modeling_hymate import HyMaTEForSequenceClassification
 
 MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"
@@ -23,7 +23,8 @@ LARGEST = 2_000_000  # bytes
 def test_a_folder_holds_what_is_pushed_and_nothing_else_but_the_code(folder):
     plan = plan_push(folder)
     assert plan.left == ()
-    assert set(plan.uploaded) == {path.name for path in folder.iterdir()} | set(package_code())
+    endpoint = set(endpoint_code()) if folder == MORTALITY else set()
+    assert set(plan.uploaded) == {path.name for path in folder.iterdir()} | set(package_code()) | endpoint
     assert not list(folder.glob("*.py"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST
 

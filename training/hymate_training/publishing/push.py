@@ -32,6 +32,7 @@ from hymate_training.inference.checkpoints import (
 from hymate_training.publishing import privacy
 from hymate_training.publishing.cards import PLACE, card_difference, model_card
 from hymate_training.publishing.privacy import Refused
+from modeling_hymate import HyMaTEForSequenceClassification
 
 CARD = "README.md"
 REQUIRED = (CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE)
@@ -48,10 +49,10 @@ UPLOADED = re.compile(
         ]
     )
 )
-# what may lie in it and stays: code, which comes from the package; logs; a hospital's names for its data; the weights
-# of a run's last epoch; what git, the Hub's client and file managers leave
+# what may lie in it and stays: code and what it needs, which come from the package; logs; a hospital's names for its
+# data; the weights of a run's last epoch; what git, the Hub's client and file managers leave
 STAYS = re.compile(
-    rf"\w+\.py|logs/.*|{re.escape(EXPORT_FILE)}|last/(\w+\.py|{'|'.join(map(re.escape, REQUIRED))})"
+    rf"\w+\.py|requirements\.txt|logs/.*|{re.escape(EXPORT_FILE)}|last/(\w+\.py|{'|'.join(map(re.escape, REQUIRED))})"
     r"|\.git(/.*|attributes|ignore)?|\.cache/huggingface/.*|\.DS_Store"
 )
 # what a prepared folder consists of, tasks that its metadata names
@@ -59,6 +60,8 @@ PREPARED = re.compile(
     rf"README\.md|LICENSE|metadata\.json|records/({'|'.join(SPLITS)})-\d{{5}}\.parquet"
     rf"|tasks/(?P<task>[^/]+)/({'|'.join(SPLITS)})\.parquet"
 )
+HANDLER = "handler.py"  # what an Inference Endpoint calls
+REQUIREMENTS = ("torch>=2.7", "transformers>=5.11", "safetensors>=0.4.3", "huggingface_hub>=1.20", "numpy>=1.26")
 UNKNOWN_LICENSES = {"other", "unknown"}  # of the Hub's identifiers
 
 
@@ -90,7 +93,7 @@ class Plan:
     def write(self, folder: Path) -> None:
         """Writes what would be uploaded into a folder, without the code, which a repository of code has already."""
         for name, content in self.uploaded.items():
-            if name not in package_code():
+            if name not in package_code() | endpoint_code():
                 (folder / name).write_bytes(_bytes(content))
 
 
@@ -155,7 +158,8 @@ def plan_push(folder: str | Path) -> Plan:
 
     The weights, `config.json` and `preprocessor_config.json`; the account of the training, evaluations and their
     plots, without numbers of small groups; the model card, freshly rendered where there is none; `notes.md`, which
-    the card takes in, and `LICENSE`; and the code of the installed package.
+    the card takes in, and `LICENSE`; the code of the installed package; and of a classifier `handler.py` and
+    `requirements.txt`, with which it answers as an Inference Endpoint.
 
     Raises:
         ValueError: if the folder is no complete checkpoint, or any file in it is not known to belong to one, or holds
@@ -177,6 +181,8 @@ def plan_push(folder: str | Path) -> Plan:
             "Move these files elsewhere, or save the model and its feature extractor to a folder of their own."
         )
     uploaded |= package_code()
+    if read_json(folder / CONFIG_FILE)["architectures"] == [HyMaTEForSequenceClassification.__name__]:
+        uploaded |= endpoint_code()
     left = tuple(name for name in files if name not in uploaded)
     return Plan(folder, "model", dict(sorted(uploaded.items())), left)
 
@@ -261,6 +267,12 @@ def package_code() -> dict[str, Path]:
     packages = (modeling_hymate, configuration_hymate)  # the second holds the configuration that the first hands on
     paths = [path for package in packages for path in sorted(Path(str(package.__file__)).parent.glob("*.py"))]
     return {path.name: path for path in paths if path.name != "__init__.py"}
+
+
+def endpoint_code() -> dict[str, Path | bytes]:
+    """What makes a repository an Inference Endpoint, besides the code of the model."""
+    needs = "".join(f"{line}\n" for line in REQUIREMENTS)
+    return {HANDLER: Path(__file__).with_name(HANDLER), "requirements.txt": needs.encode()}
 
 
 def plan_data_push(data: PreparedFolder | str | Path, private: bool, acknowledged: bool = False) -> Plan:
