@@ -126,6 +126,7 @@ def test_regressions_answer_values(checkpoint):
         ({"events": {"time": 0.5}}, ["events"]),
         ({"static": {"Weight": 80}}, ["static", "Weight"]),
         ({"static": {"Age": "old"}}, ["static", "Age"]),
+        ({"static": {"\ud800": 3}}, ["static"]),
         ({"static": {"Age": ""}}, ["static", "Age"]),
         ({"static": {"Age": 10**400}}, ["static", "Age"]),
         ({"static": {"Age": [71]}}, ["static", "Age"]),

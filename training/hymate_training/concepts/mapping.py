@@ -10,7 +10,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,20 +89,39 @@ def rules_from_vocabulary(info: DatasetInfo, source: str, vocabulary: Vocabulary
     codes, units = info.extra.get("codes", {}), info.extra.get("units", {})
     rules = {}
     for name in (*info.variables, *(column.name for column in info.static_columns)):
-        found = _find(codes.get(name, name), known, vocabulary)
-        if found is None:
-            continue
-        concept, stated = found
-        if isinstance(stated, int | float):
-            rules[name] = Rule(concept, Conversion(float(stated)))
-        elif (conversion := vocabulary.conversion(concept, stated or units.get(name))) is not None:
-            rules[name] = Rule(concept, conversion)
+        if (rule := _vocabulary_rule(codes.get(name, name), units.get(name), known, vocabulary)) is not None:
+            rules[name] = rule
     if not rules:
         raise ValueError(
             f"none of the {len(info.variables)} variables of {info.source} is in the vocabulary of concepts; "
             "`hymate concepts suggest` proposes a map for tables of your own"
         )
     return rules
+
+
+def map_from_vocabulary(keys: Iterable[tuple[str, str]], source: str) -> pl.DataFrame:
+    """A map, as `read_map` returns it, of codes of a source in their units (empty where there is none)."""
+    vocabulary = load_vocabulary()
+    known = vocabulary.variables_of(source)
+    rows = []
+    for code, unit in keys:
+        if (rule := _vocabulary_rule(code, unit, known, vocabulary)) is not None:
+            rows.append((code, unit, rule.concept.name, rule.conversion.factor, rule.conversion.offset))
+    return pl.DataFrame(rows, schema=MAP_SCHEMA, orient="row")
+
+
+def _vocabulary_rule(
+    code: str, unit: str | None, known: Mapping[str, tuple[Concept, str | float | None]], vocabulary: Vocabulary
+) -> Rule | None:
+    """The rule of a source's code in a unit; None if no concept means it, or none in that unit."""
+    found = _find(code, known, vocabulary)
+    if found is None:
+        return None
+    concept, stated = found
+    if isinstance(stated, int | float):
+        return Rule(concept, Conversion(float(stated)))
+    conversion = vocabulary.conversion(concept, stated or unit)
+    return None if conversion is None else Rule(concept, conversion)
 
 
 def _find(

@@ -20,7 +20,7 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = ""):
-        self.pipeline = pipeline(TASK, model=path, trust_remote_code=True)  # type: ignore[call-overload]  # its own
+        self.pipeline = pipeline(TASK, model=path, trust_remote_code=True)
         columns = self.pipeline.feature_extractor.static_columns
         self._static = {column["name"] for column in columns}
 

@@ -29,7 +29,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -61,6 +61,7 @@ SYSTEMS = {  # of codings -> how their codes are written here; the first of thes
     "http://hl7.org/fhir/sid/icd-10-cm": "ICD10CM",
     "http://hl7.org/fhir/sid/icd-10": "ICD10",
 }
+Placed = tuple[str, dict[str, Any], str]  # where a resource stands, itself, its address in a bundle ("" without one)
 EXPIRED = {"exp", "20", "40", "41", "42"}  # discharge dispositions of HL7 and of billing
 CITATION = "HL7. FHIR Release 4, https://hl7.org/fhir/R4/. Cite the data set itself as its publisher asks."
 EVENT_SCHEMA = {
@@ -120,13 +121,13 @@ def prepare(
         tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.events-") as scratch,
     ):
         dropped: Counter[str] = Counter()
-        register = _read_register(raw)
+        register = read_register(read_resources(raw), str(raw))
         visits = register.visits(dropped)
         splits = split_by_outcome(visits, seed)
         owners = stays.owners(visits, splits, register.patient_names, register.encounter_names)
         reading = Reading(register, event_time, dropped)
         with EventStore(Path(scratch), owners.height, ("kind", "code", "unit")) as store:
-            for resource_type, events in reading.events(raw):
+            for resource_type, events in reading.events(read_resources(raw)):
                 store.add(stays.locate(events, visits, owners, resource_type, dropped))
         variables = reading.name_variables(store)
         written = write_stays(writer, stays, store, [name for name, *_ in variables], owners, visits, dropped)
@@ -154,8 +155,8 @@ def prepare(
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def read_resources(raw: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Every resource: where it stands, itself, and the address its bundle gives it (empty where there is none).
+def read_resources(raw: Path) -> Iterator[Placed]:
+    """Every resource of a folder or archive.
 
     Raises:
         ValueError: naming the file, and the line of an .ndjson, that is damaged or holds something else.
@@ -169,7 +170,7 @@ def read_resources(raw: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
             for number, text in parts:
                 if text.strip():
                     where = f"{place}: line {number}" if lines else place
-                    yield from _resources_of(json.loads(text), where)
+                    yield from resources_of(json.loads(text), where)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             where = f"{place}: line {number}" if lines else place
             raise ValueError(f"{where} is not JSON: {error}") from error
@@ -179,7 +180,12 @@ def read_resources(raw: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
         raise ValueError(f"{raw} holds no file of FHIR ({', '.join(SUFFIXES)}, packed as .gz or not)")
 
 
-def _resources_of(content: Any, where: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+def resources_of(content: Any, where: str) -> Iterator[Placed]:
+    """The resources of a bundle, or a resource by itself; as `read_resources` hands them on.
+
+    Raises:
+        ValueError: naming the place that holds something else.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("resourceType"), str):
         raise ValueError(f"{where} is not a FHIR resource: it has no resourceType")
     if content["resourceType"] != "Bundle":
@@ -289,9 +295,14 @@ class Register:
         return index if within is None else within
 
 
-def _read_register(raw: Path) -> Register:
+def read_register(resources: Iterable[Placed], source: str) -> Register:
+    """The patients, encounters and medications among resources.
+
+    Raises:
+        ValueError: naming the resource that is damaged, or the source if it holds no patient.
+    """
     register = Register()
-    for where, resource, address in read_resources(raw):
+    for where, resource, address in resources:
         kind = resource["resourceType"]
         if kind not in ("Patient", "Encounter", "Medication"):
             continue
@@ -312,7 +323,7 @@ def _read_register(raw: Path) -> Register:
             register.encounter_of |= dict.fromkeys(addresses, len(register.encounters))
             register.encounters.append(_encounter(resource, name, where))
     if not register.patients:
-        raise ValueError(f"{raw} holds no Patient")
+        raise ValueError(f"{source} holds no Patient")
     register.resolve()
     return register
 
@@ -354,7 +365,7 @@ class Reading:
     dropped: Counter[str]
     displays: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
 
-    def events(self, raw: Path) -> Iterator[tuple[str, pl.DataFrame]]:
+    def events(self, resources: Iterable[Placed]) -> Iterator[tuple[str, pl.DataFrame]]:
         """Resource type and events of it: person_id, visit, seconds, value, kind, code, unit; some at a time."""
         readers = {
             "Observation": self._observation,
@@ -363,7 +374,7 @@ class Reading:
             "Procedure": self._procedure,
         }
         rows: dict[str, list[tuple]] = {kind: [] for kind in readers}
-        for where, resource, _ in read_resources(raw):
+        for where, resource, _ in resources:
             kind = resource["resourceType"]
             if kind not in readers:
                 if kind not in ("Patient", "Encounter", "Medication"):
@@ -428,11 +439,16 @@ class Reading:
         """Name, unit ("" where there is none) and code of each key of the store."""
         named = []
         for kind, code, unit in store.keys:
-            displays = self.displays[kind, code]
-            display = min(displays, key=lambda text: (-displays[text], text)) or code or f"{kind} without a code"
-            key = f"medication//{code.rpartition('//')[2]}//{display}" if kind == "medication" else code
-            named.append(((kind, code), display, unit, key))
+            named.append(((kind, code), self._display(kind, code), unit, self.key(kind, code)))
         return name_with_units(named)
+
+    def key(self, kind: str, code: str) -> str:
+        """How the vocabulary of concepts knows a code, which of a medication is told by its name, too."""
+        return f"medication//{code.rpartition('//')[2]}//{self._display(kind, code)}" if kind == "medication" else code
+
+    def _display(self, kind: str, code: str) -> str:
+        displays = self.displays[kind, code]
+        return min(displays, key=lambda text: (-displays[text], text)) or code or f"{kind} without a code"
 
 
 def _value(part: dict[str, Any], where: str) -> tuple[float | None, str | None]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import json
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Body, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
@@ -21,6 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from hymate_training.files import locked
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
+from hymate_training.serving.fhir import knows_concepts, read_bundle, risk_assessments
 from hymate_training.serving.guard import Guard, ServeLimits
 from hymate_training.serving.messages import (
     EventsRequest,
@@ -50,6 +52,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": Refusal, "description": "A field is not what it must be; `loc` names it."},
     429: {"model": Refusal, "description": "Too much is asked at once."},
 }
+
+
+class AsciiResponse(JSONResponse):
+    """JSON in ASCII: what a request quotes may be half a character, which UTF-8 cannot write."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode("ascii")
 
 
 class Service:
@@ -146,24 +155,26 @@ def create_app(
     _add_errors(app)
     _add_predictions(app, service)
     _add_streams(app, service)
+    if knows_concepts(service.checkpoint):
+        _add_fhir(app, service)
     _add_operations(app, service)
     return Guard(app, limits, service.metrics, token)
 
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def bad_shape(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def bad_shape(_: Request, error: RequestValidationError) -> AsciiResponse:
         """Where and what, but not the content: it may hold what no answer can be made of."""
         found = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()[:10]]
-        return JSONResponse({"detail": found}, 422)
+        return AsciiResponse({"detail": found}, 422)
 
     @app.exception_handler(BadField)
-    async def bad_field(_: Request, error: BadField) -> JSONResponse:
-        return JSONResponse(problem(("body", *error.where) if error.where else (), str(error)), error.status)
+    async def bad_field(_: Request, error: BadField) -> AsciiResponse:
+        return AsciiResponse(problem(("body", *error.where) if error.where else (), str(error)), error.status)
 
     @app.exception_handler(Busy)
-    async def busy(_: Request, __: Busy) -> JSONResponse:
-        return JSONResponse(problem((), "too much is asked at once: try again later"), 429, {"retry-after": "1"})
+    async def busy(_: Request, __: Busy) -> AsciiResponse:
+        return AsciiResponse(problem((), "too much is asked at once: try again later"), 429, {"retry-after": "1"})
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
@@ -171,7 +182,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     async def predict(request: PredictRequest) -> PredictResponse:
         """Predicts records."""
         question = await asyncio.to_thread(service.reader.question, request)
-        return JSONResponse({"predictions": await service.batcher.ask(question)})  # type: ignore[return-value]
+        return AsciiResponse({"predictions": await service.batcher.ask(question)})  # type: ignore[return-value]
 
     @app.get("/model")
     async def model() -> ModelDescription:
@@ -216,6 +227,16 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     async def end(id: str) -> None:
         """Forgets a patient."""
         await service.in_engine(streams.end, id)
+
+
+def _add_fhir(app: FastAPI, service: Service) -> None:
+    @app.post("/fhir", responses=REFUSALS)
+    async def fhir(bundle: Annotated[dict[str, Any], Body(description="A Bundle of FHIR R4.")]) -> dict[str, Any]:
+        """Assesses each encounter of a Bundle of Patient, Encounter, Observation and what else is recorded; answers a
+        Bundle of RiskAssessments, and an OperationOutcome that counts what was not used."""
+        assessed = await asyncio.to_thread(read_bundle, service.checkpoint, bundle)
+        answers = await service.batcher.ask(assessed.question)
+        return AsciiResponse(risk_assessments(assessed, answers))  # type: ignore[return-value]
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
