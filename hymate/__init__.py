@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hymate_training.fitting.finetuning import FinetuneOptions, finetune
     from hymate_training.fitting.pretraining import PretrainOptions, pretrain
     from hymate_training.inference.checkpoints import load_checkpoint
+    from hymate_training.inference.embedding import embed
     from hymate_training.inference.export import export
     from hymate_training.inference.meds_labels import predict_labels
     from hymate_training.inference.prediction import predict
@@ -61,6 +62,7 @@ __all__ = [
     "Stream",
     "__version__",
     "build_report",
+    "embed",
     "evaluate",
     "explain",
     "export",
@@ -96,6 +98,7 @@ _HOMES = {
     "hymate_training.inference.checkpoints": ("load_checkpoint",),
     "hymate_training.inference.export": ("export",),
     "hymate_training.inference.meds_labels": ("predict_labels",),
+    "hymate_training.inference.embedding": ("embed",),
     "hymate_training.inference.prediction": ("predict",),
     "hymate_training.serving.guard": ("ServeLimits",),
     "hymate_training.serving.service": ("serve",),

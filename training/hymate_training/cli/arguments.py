@@ -72,6 +72,25 @@ def layout_of(args: argparse.Namespace) -> Layout | None:
     return (Layout() if args.layout is None else Layout.read(args.layout)).with_columns(args.columns, args.time_zone)
 
 
+def add_times(parser: argparse.ArgumentParser) -> None:
+    """Adds `--every` and `--at`, one of which may be given."""
+    times = parser.add_mutually_exclusive_group()
+    times.add_argument(
+        "--every",
+        type=float,
+        metavar="HOURS",
+        help="Ask each record at this many hours after its start, at twice that, and so on, up to the first such hour "
+        "that is not before its last event.",
+    )
+    times.add_argument(
+        "--at",
+        type=Path,
+        metavar="FILE",
+        help="Ask records at the times of a CSV or Parquet file: record_id, prediction_time (hours since the record's "
+        "start).",
+    )
+
+
 def add_batches(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Adds `--max-events` and `--batch-size`."""
     parser.add_argument(

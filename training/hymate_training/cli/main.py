@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "Evaluate a fine-tuned model on a split.",
     "predict": "Predict the records of a file of events.",
     "monitor": "Compare new records with those that a model was trained on.",
+    "embed": "Write patient representations of the records of a file of events.",
     "serve": "Serve a fine-tuned model over HTTP.",
     "explain": "Show what predictions rest on, and whether that can be trusted.",
     "export": "Write a fine-tuned model as a program for ONNX Runtime, or compiled.",

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hymate_training.cli.arguments import add_batches, add_checkpoint, add_layout, add_tables, layout_of
+from hymate_training.cli.arguments import add_batches, add_checkpoint, add_layout, add_tables, add_times, layout_of
 from hymate_training.concepts.mapping import read_map
 from hymate_training.inference.meds_labels import predict_labels
 from hymate_training.inference.prediction import BATCH_SIZE, predict
@@ -21,21 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MAP.csv",
         help="Map of the variables to concepts (default: that of the model's training data).",
     )
-    times = parser.add_mutually_exclusive_group()
-    times.add_argument(
-        "--every",
-        type=float,
-        metavar="HOURS",
-        help="Ask each record at this many hours after its start, at twice that, and so on, up to the first such hour "
-        "that is not before its last event.",
-    )
-    times.add_argument(
-        "--at",
-        type=Path,
-        metavar="FILE",
-        help="Ask records at the times of a CSV or Parquet file: record_id, prediction_time (hours since the record's "
-        "start).",
-    )
+    add_times(parser)
     parser.add_argument(
         "--untrained-hours",
         action="store_true",

@@ -78,7 +78,7 @@ def predict_examples(
     model.eval()
     process = PartialState()
     rank, world = (process.process_index, process.num_processes) if shared else (0, 1)
-    batches = _in_batches(dataset, collator, batch_size)[rank::world]
+    batches = in_batches(dataset, collator, batch_size)[rank::world]
     values = np.zeros((len(dataset), len(label_names(model))), dtype=np.float32)
     shares = np.zeros(model.config.num_variables)
     disable = True if progress is None else None
@@ -102,7 +102,7 @@ def predict_examples(
     return Predictions(values, shares)
 
 
-def _in_batches(dataset: ExampleDataset, collator: TaskCollator, batch_size: int) -> list[np.ndarray]:
+def in_batches(dataset: ExampleDataset, collator: TaskCollator, batch_size: int) -> list[np.ndarray]:
     """Parts the examples: a record's stay together, and records of equal lengths for less padding, within bounds.
 
     A record with more examples than may be held at once has several passes, one span of time after the other; one
@@ -221,7 +221,7 @@ def predict(
         events, static, dropped = read_export(opened, events, static, start, layout, concepts)
     ignore = ignore_unknown_variables or extractor.unknown_variables == "ignore"
     records = read_records(extractor, events, static, ignore_unknown_variables=ignore)
-    dataset, hours = _asked(records.events, every, at)
+    dataset, hours = asked_examples(records.events, every, at)
     if hours is not None and not untrained_hours:
         refuse_untrained(hours, list(dataset.record_ids), extractor.trained_hours)
     collator = TaskCollator(extractor, max_events)
@@ -246,7 +246,7 @@ def predict(
     )
 
 
-def _asked(events: Events, every: float | None, at: Any) -> tuple[ExampleDataset, np.ndarray | None]:
+def asked_examples(events: Events, every: float | None, at: Any) -> tuple[ExampleDataset, np.ndarray | None]:
     """What is asked about the records, and at which hours; None for the end of each."""
     if every is None and at is None:
         return ExampleDataset(events, np.arange(len(events)), last_times(events)), None
