@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hymate_training.evaluation.evaluation import evaluate
     from hymate_training.explanations.attribution import explain
     from hymate_training.explanations.report import build_report
+    from hymate_training.fitting.estimator import HyMaTEClassifier
     from hymate_training.fitting.finetuning import FinetuneOptions, finetune
     from hymate_training.fitting.pretraining import PretrainOptions, pretrain
     from hymate_training.inference.checkpoints import load_checkpoint
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Events",
     "FinetuneOptions",
+    "HyMaTEClassifier",
     "HyMaTEConfig",
     "HyMaTEFeatureExtractor",
     "HyMaTEForPreTraining",
@@ -93,6 +95,7 @@ _HOMES = {
     "hymate_training.publishing.push": ("push",),
     "hymate_training.data.prepared_folder": ("PreparedFolder",),
     "hymate_training.evaluation.evaluation": ("evaluate",),
+    "hymate_training.fitting.estimator": ("HyMaTEClassifier",),
     "hymate_training.fitting.finetuning": ("FinetuneOptions", "finetune"),
     "hymate_training.fitting.pretraining": ("PretrainOptions", "pretrain"),
     "hymate_training.inference.checkpoints": ("load_checkpoint",),
