@@ -273,7 +273,7 @@ def test_values_come_back_inside_the_clipping_range(extractor, events):
 
     def ordered(columns):
         rows = zip(columns["time"], columns["variable"], columns["value"], strict=True)
-        return sorted(rows, key=lambda row: (round(row[0], 1), row[1], row[2] is None, row[2] or 0))
+        return sorted(rows, key=lambda row: (round(row[0], 1), row[1], row[2] is None, row[2] or 0, row[0]))
 
     times, names, values = zip(*ordered(decoded), strict=True)
     expected_times, expected_names, expected_values = zip(*ordered(record), strict=True)
