@@ -40,7 +40,7 @@ def repeated(sample: LabeledPredictions, counts: np.ndarray) -> LabeledPredictio
 
 
 def test_net_benefit_agrees_with_dcurves():
-    dcurves = pytest.importorskip("dcurves")
+    dcurves = pytest.importorskip("dcurves", reason="needs dcurves, whose dependencies want an older pandas")
     pandas = pytest.importorskip("pandas")
     sample = simulated()
     other = LabeledPredictions("binary", sample.labels, np.random.default_rng(1).random(len(sample)))
