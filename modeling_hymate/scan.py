@@ -68,7 +68,7 @@ def selective_scan(
         initial_state: state before the first step, `(batch, inner, state)`; zeros where absent.
         return_final_state: also return the state after the last real step.
         backend: name of the backend to use; `None` chooses (the environment variable `HYMATE_SCAN_BACKEND`
-            overrides the choice, for debugging).
+            overrides the choice, for debugging, but not in an exported program).
 
     Returns:
         `(batch, length, inner)` in the data type of `u`, and with `return_final_state` the pair of it and the final
@@ -95,6 +95,8 @@ def resolve_backend(u: torch.Tensor, backend: str | None = None) -> str:
         ValueError: if `backend`, or the environment variable `HYMATE_SCAN_BACKEND`, names one that does not exist or
             cannot be used here.
     """
+    if backend is None and torch.compiler.is_exporting():
+        return "exported"  # the program needs nothing but PyTorch's own operators
     backend = backend or os.environ.get("HYMATE_SCAN_BACKEND") or None
     if backend is not None and backend not in _BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
@@ -104,8 +106,6 @@ def resolve_backend(u: torch.Tensor, backend: str | None = None) -> str:
         raise ValueError(f"backend {backend!r} is not available on {u.device}: {problem}")
     if backend is not None:
         return backend
-    if torch.compiler.is_exporting():
-        return "exported"  # the program needs nothing but PyTorch's own operators
     if torch._C._are_functorch_transforms_active():
         return "reference"  # torch.func differentiates plain operations alone
     if u.device.type in GPUS and u.dtype in NATIVE_DTYPES and triton_available(u.device):

@@ -110,12 +110,12 @@ def pool(server, tmp_path_factory) -> Iterator[ProcessPoolExecutor]:
         "HYMATE_SCAN_BACKEND": "chunked",
         "NO_PROXY": "127.0.0.1",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        with ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare_client) as executor:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare_client) as executor:
+        with pytest.MonkeyPatch.context() as patch:  # for the process alone, which starts here
+            for name, value in settings.items():
+                patch.setenv(name, value)
             executor.submit(os.getpid).result(timeout=120)
-            yield executor
+        yield executor
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ RECORDS = [
     {"time": [0.0, 2.0], "variable": ["HR", "GCS"], "value": [90.0, 14.0], "Age": 60.0},
     {"time": [1.0], "variable": ["HR"], "value": [120.0], "Age": None},
 ]
+ADDED = {".gitattributes", "handler.py", "requirements.txt"}  # by the Hub, and for its Inference Endpoints
 DISK_LIMIT = 20_000  # bytes
 
 
@@ -131,7 +132,7 @@ def test_command_pushes_everything_in_one_commit(hub, client, folder):
     commit = client(push_checkpoint, folder, REPO)
     repo = hub.repo(REPO)
     assert [commit.title for commit in repo.commits] == ["initial commit", "Upload a HyMaTE checkpoint"]
-    assert {path.name for path in folder.iterdir()} == set(repo.files()) - {".gitattributes"}
+    assert {path.name for path in folder.iterdir()} | ADDED == set(repo.files())
     assert f'place = "{REPO}"' in repo.files()["README.md"].decode()
     assert repo.commits[-1].oid in commit
     assert not repo.private
@@ -221,7 +222,7 @@ def test_upload_that_breaks_off_shows_nothing(hub, client, folder, method, patte
     for repo in hub.repos.values():
         assert set(repo.files()) == {".gitattributes"}
     client(push_checkpoint, folder, REPO)
-    assert set(hub.repo(REPO).files()) == {".gitattributes", *(path.name for path in folder.iterdir())}
+    assert set(hub.repo(REPO).files()) == {path.name for path in folder.iterdir()} | ADDED
 
 
 def test_card_with_wrong_metadata_is_refused_before_the_upload(hub, client, folder, tmp_path):
