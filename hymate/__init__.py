@@ -174,7 +174,7 @@ class _Registration:
             if not self._thread.depth and any(name in sys.modules for name in _REGISTRIES):
                 self.register()
 
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # of this one import
         return spec
 
     def register(self) -> None:

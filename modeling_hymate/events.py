@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 EVENT_COLUMNS = ("time", "variable", "value")
-SHORTENED_ID = re.compile(r"\d(\.\d+)?[eE]\+?\d+")  # 1.33E+10: a number that a spreadsheet rounded
+SHORTENED_ID = re.compile(r"[0-9](\.[0-9]+)?[eE]\+?[0-9]+")  # 1.33E+10: a number that a spreadsheet rounded
 # names under which exports hold what is `record_id` here
 OTHER_ID = re.compile(
     r"((record|patient|subject|person|case|(icu)?stay|hadm|admission|visit|encounter)[_ ]?)?id|mrn", re.IGNORECASE

@@ -50,8 +50,9 @@ def records(folder, checkpoint, count, prediction_times=None):
 
 
 def exported(checkpoint, output, program) -> tuple[str, ...]:
-    """The command in a process of its own, since what one has compiled may fix sizes; the names of the arguments."""
-    done = hymate("export", "--checkpoint", checkpoint.path, "--program", program, "--output", output)
+    """What the command says that its program takes; the scan that the environment names is not the program's."""
+    command = ["export", "--checkpoint", checkpoint.path, "--program", program, "--output", output]
+    done = hymate(*command, HYMATE_SCAN_BACKEND="chunked")
     assert done.returncode == 0, done.stderr
     found = re.search(r"; takes (.*); its logits differ from the model's by at most (\S+) ", done.stdout)
     assert float(found[2]) < 1e-5

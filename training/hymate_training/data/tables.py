@@ -11,6 +11,8 @@ import pyarrow as pa
 from pyarrow import csv
 from tqdm import tqdm
 
+from modeling_hymate.events import SHORTENED_ID
+
 UNKNOWN = ("NA", "N/A")  # cells of a CSV, of static columns and labels, that stand for no value
 TEXT_COLUMNS = ("record_id", "patient_id", "variable", "split")  # text in a CSV, whatever its cells look like
 MAX_ID_LENGTH = 256
@@ -18,7 +20,6 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 PIECE_BYTES = 1 << 24  # of text that `read_csv_pieces` holds at a time
 HEAD_BYTES = 1 << 16  # of text that is looked at to tell how a CSV is written
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-SHORTENED = r"^[0-9](\.[0-9]+)?[eE]\+?[0-9]+$"  # 1.33E+10: a number that a spreadsheet rounded
 
 
 # ----------------------------------------------------------------------------------------------------- users' tables
@@ -129,7 +130,7 @@ def _names(path: str | Path, column: pl.Series) -> pl.Series:
     names = column.cast(pl.String)
     if kind == pl.String:
         problem = f"{column.name} is a number that a spreadsheet has shortened, so that several may have become one"
-        refuse(path, names.str.contains(SHORTENED).fill_null(False), problem, names)
+        refuse(path, names.str.contains(f"^{SHORTENED_ID.pattern}$").fill_null(False), problem, names)
         too_long = f"{column.name} has more than {MAX_ID_LENGTH} characters"
         refuse(path, (names.str.len_chars() > MAX_ID_LENGTH).fill_null(False), too_long)
     return names

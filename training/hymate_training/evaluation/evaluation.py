@@ -127,12 +127,7 @@ def evaluate(
         threshold = opened.threshold(task)
         if threshold is None:
             chosen, chosen_sample, _ = predictor("validation") if split != "validation" else (dataset, sample, None)
-            threshold = {
-                "value": best_threshold(alarm_gains(utility, chosen), chosen_sample.predictions),
-                "chosen_for": "normalized_utility",
-                "chosen_on": "validation",
-                "split_fingerprint": folder.split_fingerprint(task, "validation"),
-            }
+            threshold = _utility_threshold(folder, task, utility, chosen, chosen_sample)
         add_utility(content, alarm_gains(utility, dataset), sample, threshold)
     groups = subgroup_columns(dataset)
     if sample.problem_type == "binary":
@@ -150,13 +145,12 @@ def evaluate(
             differences = paired_difference(sample, other)
             content["baselines"] = {Path(baseline).stem: report(other) | {"differences": differences}}
     if sample.problem_type in CONFORMAL_TYPES:
-        if (own := opened.conformal(task)) is not None and own["split_fingerprint"] != content["split_fingerprint"]:
+        own, fingerprint = opened.conformal(task), content["split_fingerprint"]
+        if own is not None and own["split_fingerprint"] != fingerprint:
             content["coverage"] = coverage_report(sample, groups, task_info.label_names, own)
         elif split == "validation":
-            content["conformal"] = calibrate_sets(sample, groups, task_info.label_names) | {
-                "calibrated_on": split,
-                "split_fingerprint": content["split_fingerprint"],
-            }
+            calibrated = {"calibrated_on": split, "split_fingerprint": fingerprint}
+            content["conformal"] = calibrate_sets(sample, groups, task_info.label_names) | calibrated
     content |= {
         "task": task,
         "split": split,
@@ -172,6 +166,18 @@ def evaluate(
         content["plots"] = [path.name for path in save_plots(sample, output.parent, output.stem, content)]
         write_json(output, content)
     return Evaluation(content, output)
+
+
+def _utility_threshold(
+    folder: PreparedFolder, task: str, utility: str, dataset: TaskDataset, sample: LabeledPredictions
+) -> dict[str, Any]:
+    """The threshold with the largest normalized utility on the validation split, and where it comes from."""
+    return {
+        "value": best_threshold(alarm_gains(utility, dataset), sample.predictions),
+        "chosen_for": "normalized_utility",
+        "chosen_on": "validation",
+        "split_fingerprint": folder.split_fingerprint(task, "validation"),
+    }
 
 
 def _decision_threshold(checkpoint: Checkpoint, task: str, content: Mapping[str, Any]) -> float:

@@ -123,12 +123,7 @@ def _exported(classifier: ExportedClassifier, examples: dict[str, torch.Tensor])
     shapes = tuple(
         {0: batch} if (size := second.get(name, length)) is None else {0: batch, 1: size} for name in examples
     )
-    torch.compiler.reset()  # what was compiled earlier in this process may fix sizes of the scan's loop
-    try:
-        return torch.export.export(classifier, tuple(examples.values()), dynamic_shapes=(shapes,), strict=False)
-    except torch._dynamo.exc.UserError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"PyTorch could not export the model ({reason}): export in a new process") from error
+    return torch.export.export(classifier, tuple(examples.values()), dynamic_shapes=(shapes,), strict=False)
 
 
 def _write_torch(classifier: ExportedClassifier, examples: dict[str, torch.Tensor], output: Path) -> Callable:
