@@ -116,6 +116,18 @@ def test_weighted_binary_metrics_with_ties_and_weightless_rows(rows):
     )
 
 
+@pytest.mark.parametrize("problem_type", METRICS)
+def test_a_row_weighs_as_often_as_its_record_is_drawn(problem_type):
+    y, p = make(problem_type, n=3000, decimals=3)
+    records = np.random.default_rng(2).integers(400, size=len(y))  # in no order
+    drawn = LabeledPredictions(problem_type, y, p, groups=records)
+    counts = np.random.default_rng(3).multinomial(400, np.full(drawn.num_records, 1 / drawn.num_records), size=7)
+    fast = EVALUATORS[problem_type](drawn)(counts.astype(float))
+    for resample, times in enumerate(counts):
+        expected = with_sklearn(problem_type, y, p, times[drawn.record])
+        assert {name: values[resample] for name, values in fast.items()} == pytest.approx(expected, abs=1e-12)
+
+
 def test_min_recall_precision_by_hand():
     # thresholds from the top: recall 1/2, 1/2, 1, 1 and precision 1, 1/2, 2/3, 1/2
     metrics = compute_metrics(LabeledPredictions("binary", [1, 0, 1, 0], [0.9, 0.8, 0.7, 0.1]))

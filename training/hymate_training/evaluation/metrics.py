@@ -1,8 +1,8 @@
 """Metrics with intervals.
 
 Points come from scikit-learn. The bootstrap resamples records, not rows, so that the prediction times of one record
-move together; a resample is a vector of weights, and every metric is evaluated under a whole matrix of weights at
-once (weighted_metrics.py), which scikit-learn cannot do. The tests hold one to the other.
+move together; a resample is a vector of weights, and every metric is evaluated under many of them without sorting again
+(weighted_metrics.py), which scikit-learn cannot do. The tests hold one to the other.
 
 A sample on which one metric has no meaning, such as AUROC where all labels are equal, gives None for that metric
 alone, never NaN, and `undefined_metrics` says why.
@@ -158,7 +158,7 @@ def _log_loss(sample: LabeledPredictions) -> float:
 
 
 def _spearman(sample: LabeledPredictions) -> float:
-    return float(EVALUATORS["regression"](sample)(np.ones((1, len(sample))))["spearman"][0])
+    return float(EVALUATORS["regression"](sample)(np.ones((1, sample.num_records)))["spearman"][0])
 
 
 _POINTS: dict[str, dict[str, Callable[[LabeledPredictions], float]]] = {
@@ -198,7 +198,7 @@ def bootstrap_samples(sample: LabeledPredictions, *, num_samples: int = 1000, se
     """
     evaluate = EVALUATORS[sample.problem_type](sample)
     resampler = Resampler(sample.num_records, num_samples=num_samples, seed=seed)
-    chunks = [evaluate(counts[:, sample.record]) for counts in resampler.counts(sample.labels.size)]
+    chunks = [evaluate(counts) for counts in resampler.counts(sample.labels.size)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in METRICS[sample.problem_type]}
 
 

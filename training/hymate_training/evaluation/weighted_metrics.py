@@ -1,14 +1,20 @@
-"""The metrics of metrics.py under many weightings of the rows at once: the fast path of its bootstrap.
+"""The metrics of metrics.py on many resamples of the records at once: the fast path of its bootstrap.
 
-Each of `EVALUATORS` takes a sample, does once what does not depend on the
-weights, such as sorting, and returns an evaluator from weights (resamples, n) to a dict of metric -> (resamples,),
-NaN where a metric is undefined in a resample. Weights are counts: whole numbers, so that sums of them are exact.
+Each of `EVALUATORS` takes a sample, does once what does not depend on the resample, such as sorting, and returns an
+evaluator: how often each record is drawn, whole numbers `(resamples, num_records)` -> metric -> `(resamples,)`, NaN
+where a metric is undefined in a resample.
+
+A row weighs what its record does. Rows are sorted by score once; in a resample their weights are looked up and summed
+up in that order, and everything else is looked at where it changes: metrics of the ranking at the positive rows,
+calibration at the bounds of its bins. Counts are whole numbers, so that sums of them are exact.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from hymate_training.evaluation.resampling import record_sums
 from hymate_training.evaluation.sample import LabeledPredictions
 
 CALIBRATION_BINS = 10
@@ -16,30 +22,82 @@ Evaluator = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def calibration_bin(cumulated: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Bins from the masses of sorted distinct values, along the last axis; integer arithmetic, so exact."""
-    total = cumulated[..., -1:]
-    bins = CALIBRATION_BINS * (2 * cumulated - mass) // (2 * total)
-    return np.minimum(bins, CALIBRATION_BINS - 1).astype(np.int64)  # a value without mass can lie past the last one
+    """Bins of distinct values in ascending order, from their masses and the sums of these up to and with each.
+
+    Integer arithmetic, so exact.
+    """
+    return CALIBRATION_BINS * (2 * cumulated - mass) // (2 * cumulated[-1])
 
 
-def _ranking(labels: np.ndarray, scores: np.ndarray) -> Evaluator:
-    order = np.argsort(-scores, kind="stable")
-    positive = labels[order].astype(np.float64)
-    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # the last of each run of equal scores
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """Rows in ascending order of their scores; rows of equal scores are a group.
 
-    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        weights = weights[:, order]
-        above = np.cumsum(weights, axis=1)[:, ends]  # mass called positive at each threshold
-        true = np.cumsum(weights * positive, axis=1)[:, ends]
-        false = above - true
-        positives, negatives = true[:, -1:], false[:, -1:]
-        step = np.diff(true, axis=1, prepend=0)
+    Attributes:
+        order: position of each row among the rows as they came, `(n,)`.
+        record: of each row, `(n,)`.
+        first: where each row's group begins, `(n,)`.
+        end: where it ends, exclusive, `(n,)`.
+    """
+
+    order: np.ndarray
+    record: np.ndarray
+    first: np.ndarray
+    end: np.ndarray
+
+    @classmethod
+    def by(cls, scores: np.ndarray, record: np.ndarray) -> "_Ranked":
+        order = np.argsort(scores, kind="stable")
+        begins = np.diff(scores[order], prepend=-np.inf) != 0
+        starts = np.append(np.flatnonzero(begins), len(scores))
+        group = np.cumsum(begins) - 1
+        return cls(order, record[order], starts[group], starts[group + 1])
+
+    def weights(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the rows in order, `(resamples, n)`, and the sums before each place, `(resamples, n + 1)`."""
+        weights = counts.astype(np.int64)[:, self.record]
+        before = np.zeros((len(counts), len(self.record) + 1), dtype=np.int64)
+        np.cumsum(weights, axis=1, out=before[:, 1:])
+        return weights, before
+
+
+def _binary(sample: LabeledPredictions) -> Evaluator:
+    labels, predictions = sample.labels, sample.predictions
+    ranked = _Ranked.by(predictions, sample.record)
+    truth = np.where(labels == 1, predictions, 1 - predictions)
+    means = _means(sample, {"brier": (labels - predictions) ** 2, "log_loss": _nll(truth)})
+    ranking, calibration = _ranking(ranked, labels), _calibration(ranked, labels - predictions)
+
+    def evaluate(counts: np.ndarray) -> dict[str, np.ndarray]:
+        weights, before = ranked.weights(counts)
+        return ranking(weights, before) | means(counts) | calibration(weights, before)
+
+    return evaluate
+
+
+def _ranking(ranked: _Ranked, labels: np.ndarray) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+    """Metrics of the ranking from the weights of the rows in order and their sums.
+
+    They change at groups with a positive row alone: only these are looked at.
+    """
+    positive = np.flatnonzero(labels[ranked.order] == 1)
+    starts = np.flatnonzero(np.diff(ranked.first[positive], prepend=-1))  # of each group, among the positive rows
+    first, end = ranked.first[positive][starts], ranked.end[positive][starts]
+
+    def evaluate(weights: np.ndarray, before: np.ndarray) -> dict[str, np.ndarray]:
+        if not len(positive):
+            return dict.fromkeys(("auroc", "auprc", "min_recall_precision"), np.full(len(weights), np.nan))
+        own = np.add.reduceat(weights[:, positive], starts, axis=1)  # positive mass of each group
+        below = np.cumsum(own, axis=1) - own  # of the groups before it
+        positives, total = below[:, -1:] + own[:, -1:], before[:, -1:]
+        negatives = total - positives
+        under, inside = before[:, first] - below, before[:, end] - before[:, first] - own  # negative mass
+        true, called = positives - below, total - before[:, first]  # at the threshold of each group
         with np.errstate(divide="ignore", invalid="ignore"):
-            precision = np.where(above > 0, true / above, 0)
-            area = np.sum(np.diff(false, axis=1, prepend=0) * (true - step / 2), axis=1)
+            precision = np.where(called > 0, true / called, 0)
             values = {
-                "auroc": area / (positives * negatives)[:, 0],
-                "auprc": np.sum(step * precision, axis=1) / positives[:, 0],
+                "auroc": np.sum(own * (under + inside / 2), axis=1) / (positives * negatives)[:, 0],
+                "auprc": np.sum(own * precision, axis=1) / positives[:, 0],
                 "min_recall_precision": np.minimum(true / positives, precision).max(axis=1),
             }
         both = ((positives > 0) & (negatives > 0))[:, 0]
@@ -48,29 +106,37 @@ def _ranking(labels: np.ndarray, scores: np.ndarray) -> Evaluator:
     return evaluate
 
 
-def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> Evaluator:
-    order = np.argsort(probabilities, kind="stable")
-    excess = (labels - probabilities)[order]
-    starts = np.flatnonzero(np.diff(probabilities[order], prepend=-np.inf))
+def _calibration(ranked: _Ranked, excess: np.ndarray) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+    """The expected calibration error from the weights of the rows in order and their sums.
 
-    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        weights = weights[:, order]
-        mass = np.add.reduceat(weights, starts, axis=1)
-        bins = calibration_bin(np.cumsum(mass, axis=1), mass) + CALIBRATION_BINS * np.arange(len(weights))[:, None]
-        excesses = np.add.reduceat(weights * excess, starts, axis=1)
-        sums = np.bincount(bins.ravel(), excesses.ravel(), CALIBRATION_BINS * len(weights))
-        sums = np.abs(sums).reshape(len(weights), CALIBRATION_BINS).sum(axis=1)
-        return {"expected_calibration_error": sums / weights.sum(axis=1)}
+    A group is in the bin of its mid-rank. That grows from group to group, so that bins are stretches of rows.
+    """
+    excess = excess[ranked.order]
+    size, shares = len(excess), np.arange(1, CALIBRATION_BINS)
+
+    def evaluate(weights: np.ndarray, before: np.ndarray) -> dict[str, np.ndarray]:
+        errors = np.empty(len(weights))
+        for at, (mass, sums) in enumerate(zip(weights, before, strict=True)):
+            total = sums[-1]
+            # the first row by which a share of the mass is reached: its group begins the bin, or else the next one
+            row = np.searchsorted(sums[1:], -(-total * shares // CALIBRATION_BINS))
+            first, end = ranked.first[row], ranked.end[row]
+            reached = CALIBRATION_BINS * (sums[first] + sums[end]) >= 2 * total * shares
+            starts = np.unique(np.concatenate([[0], np.where(reached, first, end)]))
+            errors[at] = np.abs(np.add.reduceat(mass * excess, starts[starts < size])).sum() / total
+        return {"expected_calibration_error": errors}
 
     return evaluate
 
 
-def _means(columns: Mapping[str, np.ndarray]) -> Evaluator:
-    """Metrics that are means over rows of a loss (n,)."""
-    losses = np.stack(list(columns.values()), axis=1)
+def _means(sample: LabeledPredictions, columns: Mapping[str, np.ndarray]) -> Evaluator:
+    """Metrics that are means over rows of a loss `(n,)`."""
+    losses = np.stack([*columns.values(), np.ones(len(sample))], axis=1)
+    per_record = record_sums(sample.record, sample.num_records, losses)
 
-    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(columns, ((weights @ losses) / weights.sum(axis=1, keepdims=True)).T, strict=True))
+    def evaluate(counts: np.ndarray) -> dict[str, np.ndarray]:
+        sums = counts @ per_record
+        return dict(zip(columns, (sums[:, :-1] / sums[:, -1:]).T, strict=True))
 
     return evaluate
 
@@ -79,43 +145,33 @@ def _nll(probabilities: np.ndarray) -> np.ndarray:
     return -np.log(np.maximum(probabilities, np.finfo(np.float64).eps))  # bounded as in scikit-learn
 
 
-def _binary(sample: LabeledPredictions) -> Evaluator:
-    labels, predictions = sample.labels, sample.predictions
-    truth = np.where(labels == 1, predictions, 1 - predictions)
-    parts = (
-        _ranking(labels, predictions),
-        _means({"brier": (labels - predictions) ** 2, "log_loss": _nll(truth)}),
-        _calibration(labels, predictions),
-    )
-    return lambda weights: {name: value for part in parts for name, value in part(weights).items()}
-
-
 def _multiclass(sample: LabeledPredictions) -> Evaluator:
     labels, predictions = sample.labels, sample.predictions
     truth = predictions[np.arange(len(labels)), labels]
-    means = _means({"accuracy": (predictions.argmax(axis=1) == labels).astype(float), "log_loss": _nll(truth)})
-    macro = _columns(sample.indicators, predictions)
-    return lambda weights: means(weights) | {"auroc_macro": macro(weights)["auroc"]}
+    correct = (predictions.argmax(axis=1) == labels).astype(float)
+    means, macro = _means(sample, {"accuracy": correct, "log_loss": _nll(truth)}), _columns(sample)
+    return lambda counts: means(counts) | {"auroc_macro": macro(counts)["auroc"]}
 
 
 def _multilabel(sample: LabeledPredictions) -> Evaluator:
-    labels, predictions = sample.labels, sample.predictions
-    macro, micro = _columns(labels, predictions), _ranking(labels.ravel(), predictions.ravel())
+    macro = _columns(sample)
+    cells = _Ranked.by(sample.predictions.ravel(), np.repeat(sample.record, sample.labels.shape[1]))
+    micro = _ranking(cells, sample.labels.ravel())
 
-    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        means = macro(weights)
-        pooled = micro(np.repeat(weights, labels.shape[1], axis=1))
+    def evaluate(counts: np.ndarray) -> dict[str, np.ndarray]:
+        means, pooled = macro(counts), micro(*cells.weights(counts))
         return {"auroc_macro": means["auroc"], "auroc_micro": pooled["auroc"], "auprc_macro": means["auprc"]}
 
     return evaluate
 
 
-def _columns(indicators: np.ndarray, predictions: np.ndarray) -> Evaluator:
-    """Means over columns of the ranking metrics."""
-    parts = [_ranking(y, p) for y, p in zip(indicators.T, predictions.T, strict=True)]
+def _columns(sample: LabeledPredictions) -> Evaluator:
+    """Means over columns of the metrics of the ranking."""
+    ranked = [_Ranked.by(predictions, sample.record) for predictions in sample.predictions.T]
+    parts = [_ranking(rows, labels) for rows, labels in zip(ranked, sample.indicators.T, strict=True)]
 
-    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = [part(weights) for part in parts]
+    def evaluate(counts: np.ndarray) -> dict[str, np.ndarray]:
+        values = [part(*rows.weights(counts)) for rows, part in zip(ranked, parts, strict=True)]
         return {name: np.mean([value[name] for value in values], axis=0) for name in values[0]}
 
     return evaluate
@@ -124,11 +180,11 @@ def _columns(indicators: np.ndarray, predictions: np.ndarray) -> Evaluator:
 def _regression(sample: LabeledPredictions) -> Evaluator:
     labels, predictions = sample.labels, sample.predictions
     error = labels - predictions
-    means = _means({"mae": np.abs(error), "mse": error**2})
+    means = _means(sample, {"mae": np.abs(error), "mse": error**2})
     label_ranks, prediction_ranks = _centered_ranks(labels), _centered_ranks(predictions)
 
-    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = means(weights)
+    def evaluate(counts: np.ndarray) -> dict[str, np.ndarray]:
+        values, weights = means(counts), counts[:, sample.record]
         total = weights.sum(axis=1, keepdims=True)
         ranks, other = label_ranks(weights), prediction_ranks(weights)
         variance = (weights * (labels - weights @ labels[:, None] / total) ** 2).sum(axis=1) / total[:, 0]
