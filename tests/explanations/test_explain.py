@@ -234,8 +234,10 @@ def test_trajectory_is_the_prediction_from_the_events_until_then(axis, events, e
     predictions = trajectory.predictions.filter(record_id="r3")
     assert predictions["time"].to_list() == sorted(set(record["time"]))
 
-    def predict(frame: pl.DataFrame) -> float:
-        return float(1 / (1 + np.exp(-log_odds(model, extractor, frame)[0])))
+    def predict(frame: pl.DataFrame, hour: float | None = None) -> float:
+        asked = {} if hour is None or axis == "event" else {"prediction_times": [hour]}
+        with torch.no_grad():
+            return float(model.predictions(model(**extractor(frame, **asked)).logits).flatten()[1])
 
     for row in predictions.iter_rows(named=True):
         until = record.filter(pl.col("time") <= row["time"])
@@ -252,7 +254,7 @@ def test_trajectory_is_the_prediction_from_the_events_until_then(axis, events, e
     same = (pl.col("time") == row["time"]) & (pl.col("variable") == row["variable"])
     same &= pl.col("value").eq_missing(row["value"])
     without = until.filter(pl.col("index") != until.filter(same)["index"][0])
-    assert row["change"] == pytest.approx(predict(until) - predict(without), abs=1e-5)
+    assert row["change"] == pytest.approx(predict(until) - predict(without, row["time"]), abs=1e-5)
 
     assert predictions["trained"].to_list() == [False] * (predictions.height - 1) + [True]
     until_ten = copy.copy(extractor)

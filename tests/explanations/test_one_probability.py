@@ -1,6 +1,9 @@
 """One record, one probability: every entrance says the same, calibrated as the model is."""
 
+import copy
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,12 +13,15 @@ from markupsafe import Markup
 from transformers import pipeline
 
 from hymate_training.cli.main import main
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import last_times, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.explanations.attribution import METHODS, Explainer, explain
 from hymate_training.explanations.cohort import cohort_of_task
 from hymate_training.explanations.pictures import Picture
 from hymate_training.explanations.report import build_report
 from hymate_training.explanations.trajectory import risk_trajectory
+from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from tests.explanations.conftest import TEMPERATURE
 
@@ -110,3 +116,41 @@ def test_the_report(checkpoint, frames, expected, tmp_path, monkeypatch):
     for record_id, probability in zip(few, expected[:3], strict=True):
         page = (report.page.parent / "patients" / f"{record_id}.html").read_text()
         assert f'<span class="number-large">{probability:.1%}</span>' in page
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["once", "three times"])
+def asked_folder(request, synthetic_folder, tmp_path_factory) -> PreparedFolder:
+    """A task that asks each record so often."""
+    folder = Path(shutil.copytree(synthetic_folder, tmp_path_factory.mktemp("asked") / "data"))
+    path = folder / "tasks" / TASK / f"{SPLIT}.parquet"
+    table = pl.read_parquet(path)
+    earlier = [table.with_columns(pl.col("prediction_time") - 12 * times) for times in range(request.param)]
+    pl.concat(earlier).write_parquet(path)
+    return PreparedFolder(folder)
+
+
+def test_a_model_of_many_hours_is_asked_when_evaluate_asks_it(explainer, asked_folder):
+    """At the prediction times of the task, which are later than the last event, and not at that event."""
+    folder = asked_folder
+    extractor = copy.copy(explainer.extractor)
+    extractor.trained_hours = [2.0, 48.0]
+    of_hours = Explainer(explainer.model, extractor)
+    asked = cohort_of_task(of_hours, folder, TASK, SPLIT).take(np.arange(12))
+    assert (asked.hours > last_times(asked.events)).any()
+
+    dataset = load_task(folder, TASK, SPLIT, extractor.variables)
+    values = predict_examples(of_hours.model, dataset, TaskCollator(extractor)).values[:, 1]
+    examples = zip(dataset.record_ids, dataset.prediction_times.tolist(), values, strict=True)
+    evaluated = {(record_id, hour): value for record_id, hour, value in examples}
+    expected = [evaluated[each] for each in zip(asked.record_ids, asked.hours.tolist(), strict=True)]
+
+    for method in METHODS:
+        options = {"method": method, "window_hours": 48, "steps": 4, "asked": asked.asked}
+        found = explain(of_hours.model, extractor, asked.events, **options)
+        np.testing.assert_allclose(found.records["prediction"], expected, atol=TOLERANCE)
+    at_last_event = explain(of_hours.model, extractor, asked.events).records["prediction"]
+    assert np.abs(at_last_event.to_numpy() - expected).max() > 1e-4
+    trajectory = risk_trajectory(of_hours.asking(asked.asked), asked.events, max_times=4, num_steps=1)
+    last = trajectory.predictions.group_by("record_id", maintain_order=True).last()
+    np.testing.assert_allclose(last["time"], asked.hours)
+    np.testing.assert_allclose(last["prediction"], expected, atol=TOLERANCE)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from hymate_training.data.examples import Examples, join_examples
+from hymate_training.data.examples import ExampleDataset, Examples, join_examples
 from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
 from modeling_hymate import Events, HyMaTEFeatureExtractor
@@ -55,11 +55,16 @@ class TaskCollator:
 
     def __call__(self, batch: Examples | Sequence[Examples]) -> BatchFeature:
         examples = batch if isinstance(batch, Examples) else join_examples(batch)
-        at_last_event = examples.asks_once and self.feature_extractor.trained_hours is None
+        at_last_event = asked_at_last_event(examples, self.feature_extractor)
         features = encode_examples(self, examples, examples.records, examples.prediction_times, at_last_event)
         if examples.labels is not None:
             features["labels"] = by_prediction(features, examples.labels)
         return features
+
+
+def asked_at_last_event(examples: Examples | ExampleDataset, extractor: HyMaTEFeatureExtractor) -> bool:
+    """Whether records are asked at their last event, as in training, and not at the times of the examples."""
+    return examples.asks_once and extractor.trained_hours is None
 
 
 @dataclass

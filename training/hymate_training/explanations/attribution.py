@@ -6,6 +6,7 @@ where something raises the score. Attention has no sign: its attributions are sh
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +30,7 @@ UNSIGNED = ("attention",)
 BATCH_SIZE = 256
 EVENTS_AT_ONCE = 1 << 17  # of a batch with its padding
 ALTERED_AT_ONCE = 1 << 19  # events of altered records that are held at a time
+OF_RECORDS = ("static_values", "prediction_times")  # of a batch's tensors, those that do not hold a number per event
 GRADIENTS_AT_ONCE = 64  # of them in a batch: the memory that they take grows with it, their speed does not
 SHOWN_ROWS = 8  # of an explanation in a notebook
 
@@ -94,6 +96,7 @@ class Explainer:
         extractor: its feature extractor.
         label: name of the output; may be left out for binary tasks (the second class) and for a single number.
         batch_size: records at a time.
+        asked: hour at which each record is asked, by its id; at its last event where absent.
 
     Raises:
         ValueError: for a label that the model does not predict, or none where there are several.
@@ -105,6 +108,7 @@ class Explainer:
         extractor: HyMaTEFeatureExtractor,
         label: str | None = None,
         batch_size: int = BATCH_SIZE,
+        asked: Mapping[str, float] | None = None,
     ):
         names = label_names(model)
         classes = model.config.problem_type in {"single_label_classification", None} and len(names) > 1
@@ -120,6 +124,7 @@ class Explainer:
         self.extractor = extractor
         self.label = label
         self.batch_size = batch_size
+        self.asked = asked
         self._index = names.index(label)
         self._classes = classes
         problem_type = model.config.problem_type
@@ -151,9 +156,19 @@ class Explainer:
     def predicts_probability(self) -> bool:
         return not self._is_number
 
-    def encode(self, events: Events) -> dict[str, torch.Tensor]:
-        """Tensors of a batch, on the model's device."""
-        return self.on_device(self.extractor.encode(events))
+    def asking(self, asked: Mapping[str, float] | None) -> "Explainer":
+        """The same, which asks each record at this hour."""
+        other = copy.copy(self)
+        other.asked = asked
+        return other
+
+    def encode(self, events: Events, hours: np.ndarray | None = None) -> dict[str, torch.Tensor]:
+        """Tensors of a batch, on the model's device; each record is asked once: at its hour of `(records,)`, or else
+        as the explainer asks it."""
+        if hours is None and self.asked is not None:
+            hours = np.array([self.asked[record_id] for record_id in events.record_ids])
+        times = None if hours is None else hours[:, None]
+        return self.on_device(self.extractor.encode(events, prediction_times=times))
 
     def on_device(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors on the model's device."""
@@ -178,11 +193,12 @@ class Explainer:
         return self.score(self.model(**features, output_event_weights=False, output_channel_hidden_state=False).logits)
 
     @torch.no_grad()
-    def scores(self, events: Events, progress: str | None = None) -> np.ndarray:
-        """Score of each record, `(records,)`. Records may be empty."""
+    def scores(self, events: Events, progress: str | None = None, hours: np.ndarray | None = None) -> np.ndarray:
+        """Score of each record, `(records,)`. Records may be empty; hours as for `encode`."""
         scores = np.zeros(len(events))
         for rows, batch in self.batches(events, progress):
-            scores[rows] = self.scores_of(**self.encode(batch)).cpu().numpy()
+            features = self.encode(batch, None if hours is None else hours[rows])
+            scores[rows] = self.scores_of(**features).flatten().cpu().numpy()
         return scores
 
     @torch.no_grad()
@@ -206,6 +222,7 @@ def explain(
     window_hours: float = 6.0,
     steps: int = 32,
     batch_size: int = BATCH_SIZE,
+    asked: Mapping[str, float] | None = None,
     progress: bool = False,
 ) -> Explanation:
     """Explains the predictions of one record or many.
@@ -227,6 +244,8 @@ def explain(
         window_hours: width of occlusion's windows.
         steps: points on the path of integrated gradients.
         batch_size: records at a time.
+        asked: hour at which each record is asked, by its id, from the events that it then has, which must not be
+            later; at its last event where absent.
         progress: show progress bars.
 
     Raises:
@@ -238,7 +257,7 @@ def explain(
         raise ValueError(f"window_hours must be positive, got {window_hours}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    explainer = Explainer(model, extractor, label, batch_size)
+    explainer = Explainer(model, extractor, label, batch_size, asked)
     events = records if isinstance(records, Events) else extractor.parse(records, static)
     check_events(events)
     bar = METHODS[method] if progress else None
@@ -266,6 +285,7 @@ def explain_by_every_method(
             label=explainer.label,
             window_hours=window_hours,
             batch_size=explainer.batch_size,
+            asked=explainer.asked,
             progress=progress,
         )
         for method in METHODS
@@ -293,7 +313,8 @@ def _attention(explainer: Explainer, events: Events, progress: str | None) -> np
     attributions = np.zeros(len(events.times))
     for rows, batch in explainer.batches(events, progress):
         features = explainer.encode(batch)
-        weights = explainer.model(**features).event_weights
+        weights = explainer.model(**features, output_event_weights=True).event_weights
+        weights = weights.view_as(features["attention_mask"])
         attributions[_positions(events, rows)] = weights[features["attention_mask"]].float().cpu().numpy()
     return attributions
 
@@ -307,7 +328,7 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
 
     def score_of_inputs(embeds: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         with replaced(embedding, embeds):
-            return explainer.scores_of(**dict(zip(names, tensors, strict=True)))
+            return explainer.scores_of(**dict(zip(names, tensors, strict=True))).flatten()
 
     attributions = np.zeros(len(events.times))
     # the steps of a few records fill a batch
@@ -366,9 +387,7 @@ def in_model_order(features: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
     """The features with their events in the order in which the model goes through them, and that order."""
     values = features["values"].masked_fill(~features["value_mask"], torch.inf)
     order = canonical_order(values, features["times"], features["variable_ids"], features["attention_mask"])
-    ordered = {
-        name: tensor if name == "static_values" else tensor.gather(1, order) for name, tensor in features.items()
-    }
+    ordered = {name: tensor if name in OF_RECORDS else tensor.gather(1, order) for name, tensor in features.items()}
     return ordered, order
 
 

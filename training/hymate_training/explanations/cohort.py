@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hymate_training.data.examples import ExampleDataset, check_static_columns, load_task
+from hymate_training.data.collators import asked_at_last_event
+from hymate_training.data.examples import ExampleDataset, check_static_columns, last_times, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import DatasetInfo, TaskInfo
 from hymate_training.evaluation.evaluation import check_task, subgroup_columns
@@ -22,6 +23,8 @@ class Cohort:
     Attributes:
         events: the events up to each record's prediction time, one prediction per record.
         title: data set and task, as the report's heading names them.
+        hours: hour at which each record is asked, `(records,)`: that of its last event where the model was trained so.
+        at_last_event: whether that is so.
         outcomes: outcome of each record by name, `(records,)`; None where it is not known.
         subgroups: column -> subgroup of each record, `(records,)`.
         units: variable -> unit.
@@ -32,6 +35,8 @@ class Cohort:
 
     events: Events
     title: str
+    hours: np.ndarray
+    at_last_event: bool = True
     outcomes: np.ndarray | None = None
     subgroups: dict[str, np.ndarray] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
@@ -47,11 +52,19 @@ class Cohort:
         """Names of the records."""
         return list(self.events.record_ids)
 
+    @property
+    def asked(self) -> dict[str, float] | None:
+        """The hour at which each record is asked, by its name, as `Explainer` takes it; None for its last event."""
+        if self.at_last_event:
+            return None
+        return dict(zip(self.events.record_ids, self.hours.tolist(), strict=True))
+
     def take(self, rows: np.ndarray) -> "Cohort":
         """The records at these positions."""
         return replace(
             self,
             events=self.events.take(rows),
+            hours=self.hours[rows],
             outcomes=None if self.outcomes is None else self.outcomes[rows],
             subgroups={name: column[rows] for name, column in self.subgroups.items()},
         )
@@ -78,7 +91,9 @@ def cohort_of_task(
     max_events: int | None = None,
     seed: int = 0,
 ) -> Cohort:
-    """The records of a task's split, each up to its prediction time; where it has several, up to a drawn one.
+    """The records of a task's split, each asked at its prediction time; where it has several, at a drawn one.
+
+    Each is asked as `evaluate` asks it, which says the same of it.
 
     Args:
         explainer: the model and the output to be explained.
@@ -99,9 +114,13 @@ def cohort_of_task(
     shuffled = np.random.default_rng(seed).permutation(len(dataset))
     chosen = np.sort(shuffled[np.unique(dataset.rows[shuffled], return_index=True)[1]])
     events = dataset.events.take(dataset.rows[chosen])
-    events = events.select(events.times <= np.repeat(dataset.prediction_times[chosen], events.lengths))
+    hours = dataset.prediction_times[chosen]
+    events = events.select(events.times <= np.repeat(hours, events.lengths))
+    at_last_event = asked_at_last_event(dataset, explainer.extractor)
     cohort = Cohort(
         events=events,
+        hours=last_times(events) if at_last_event else hours,
+        at_last_event=at_last_event,
         title=f"{asked.name.replace('_', ' ')}, {split} split of {info.source}",
         outcomes=outcome_names(asked, dataset.labels[chosen], explainer.label),
         # subgroups of a column are made over the whole split, so that they do not depend on what is drawn
@@ -141,9 +160,14 @@ def cohort_of_records(
         ValueError: for bad records, or where none has events.
     """
     events = records if isinstance(records, Events) else explainer.extractor.parse(records, static)
-    dataset = ExampleDataset(events, np.arange(len(events)), np.full(len(events), np.inf))
+    dataset = ExampleDataset(events, np.arange(len(events)), last_times(events))
     cohort = Cohort(
-        events, title, subgroups=subgroup_columns(dataset), account={"Data": title}, sources=tuple(sources)
+        events,
+        title,
+        dataset.prediction_times,
+        subgroups=subgroup_columns(dataset),
+        account={"Data": title},
+        sources=tuple(sources),
     )
     return with_events(cohort, explainer.extractor, max_events)
 

@@ -298,7 +298,12 @@ def assess(
     shares = {method: variable_shares(explanation, variables) for method, explanation in explanations.items()}
     curves = perturbation_curves(explainer, events, explanations, seed, "faithfulness" if progress else None)
     perturbation = summarize_curves(curves, seed)
-    options = {"window_hours": window_hours, "batch_size": explainer.batch_size, "progress": progress}
+    options = {
+        "window_hours": window_hours,
+        "batch_size": explainer.batch_size,
+        "asked": explainer.asked,
+        "progress": progress,
+    }
     probability = explainer.predicts_probability
     return {
         "num_records": len(events),

@@ -138,6 +138,7 @@ def write_report(
         raise ValueError(f"window_hours must be positive, got {window_hours}")
     output = Path(output)
     check_output(output, (checkpoint, *cohort.sources))
+    explainer = explainer.asking(cohort.asked)
     patients = cohort.named(record_ids)
     drawn = cohort.drawn(num_records, seed)
     _check_size(len(drawn), bool(record_ids), card)

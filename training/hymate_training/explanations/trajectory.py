@@ -15,9 +15,9 @@ class Trajectory:
     """How a prediction develops while events arrive.
 
     Attributes:
-        predictions: `record_id`, `time` (hours), `prediction` from the events until then, `change` since the time
-            before (null at the first), `trained`: whether the model was trained to answer then, which is at the last
-            time alone for one that was trained at the end of each record.
+        predictions: `record_id`, `time` (hours; the last one is when the record is asked), `prediction` from the
+            events until then, `change` since the time before (null at the first), `trained`: whether the model was
+            trained to answer then, which is at the last time alone for one that was trained at the end of each record.
         movers: events at the times of the largest changes: `record_id`, `time`, `variable`, `value` and `change`, the
             prediction at that time minus that without the event; largest first.
     """
@@ -46,6 +46,8 @@ def risk_trajectory(explainer: Explainer, events: Events, max_times: int = 96, n
 
 def _trajectory(explainer: Explainer, record: Events, max_times: int, num_steps: int):
     times = np.unique(record.times)
+    if explainer.asked is not None and (asked := np.float32(explainer.asked[record.record_ids[0]])) > times[-1]:
+        times = np.append(times, asked)
     if len(times) > max_times:
         times = times[np.unique(np.linspace(0, len(times) - 1, max_times).round().astype(int))]
     predicted = explainer.predictions(explainer.scores_until(record, times))
@@ -61,7 +63,8 @@ def _trajectory(explainer: Explainer, record: Events, max_times: int, num_steps:
     position = np.tile(np.arange(len(record.times)), len(moved))
     seen = arrived[position] <= np.repeat(arrived[moved], len(record.times))
     without = without.select(seen & (position != np.repeat(moved, len(record.times))))
-    change = predicted[arrived[moved]] - explainer.predictions(explainer.scores(without))
+    hours = times[arrived[moved]] if explainer.model.config.attention_axis == "channel" else None
+    change = predicted[arrived[moved]] - explainer.predictions(explainer.scores(without, hours=hours))
     names = np.array(explainer.extractor.variables, dtype=object)
     identifier = pl.lit(record.record_ids[0]).alias("record_id")
     frame = pl.DataFrame(
