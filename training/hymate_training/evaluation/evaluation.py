@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from hymate_training.data.collators import TaskCollator
-from hymate_training.data.examples import ExampleDataset, TaskDataset, ask_at, check_static_columns, load_task
+from hymate_training.data.examples import TaskDataset, ask_at, check_static_columns, load_task
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
+from hymate_training.data.subgroups import subgroup_columns
 from hymate_training.evaluation.alarms import SNOOZE_HOURS, alarm_report
 from hymate_training.evaluation.baseline import read_baseline
 from hymate_training.evaluation.coverage import PROBLEM_TYPES as CONFORMAL_TYPES
@@ -41,8 +42,6 @@ from hymate_training.inference.checkpoints import Checkpoint, label_names, load_
 from hymate_training.inference.prediction import BATCH_SIZE, Predictions, predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
 
-AGE_BANDS = (45, 65, 80)
-MAX_SUBGROUPS = 10
 NUM_SHOWN_VARIABLES = 10
 
 
@@ -268,26 +267,6 @@ def check_task(model: HyMaTEForSequenceClassification, task: TaskInfo) -> None:
     known, asked = label_names(model), task.label_names
     if (known[1:] != asked[1:] or len(known) != len(asked)) if task.problem_type == "binary" else known != asked:
         raise ValueError(f"the model predicts {known}, but task {task.name!r} has the labels {task.label_names}")
-
-
-def subgroup_columns(dataset: ExampleDataset) -> dict[str, np.ndarray]:
-    """Subgroup of each example by every static column that has few values, and by age in bands."""
-    columns = {}
-    for name, column in dataset.events.static.items():
-        found = column[dataset.rows]
-        if name.lower() == "age" and found.dtype.kind == "f":
-            columns[name] = np.array([_age_band(age) for age in found], dtype=object)
-        elif len({value for value in found if isinstance(value, str)}) in range(1, MAX_SUBGROUPS + 1):
-            columns[name] = np.array(["unknown" if value is None else value for value in found], dtype=object)
-    return columns
-
-
-def _age_band(age: float | None) -> str:
-    if age is None or np.isnan(age):
-        return "unknown"
-    bounds = (0, *AGE_BANDS)
-    band = int(np.searchsorted(AGE_BANDS, age, side="right"))
-    return f"{bounds[band]} and over" if band == len(AGE_BANDS) else f"{bounds[band]} to {bounds[band + 1] - 1}"
 
 
 def format_evaluation(evaluation: dict[str, Any]) -> str:

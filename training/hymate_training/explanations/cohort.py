@@ -11,7 +11,8 @@ from hymate_training.data.collators import asked_at_last_event
 from hymate_training.data.examples import ExampleDataset, check_static_columns, last_times, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import DatasetInfo, TaskInfo
-from hymate_training.evaluation.evaluation import check_task, subgroup_columns
+from hymate_training.data.subgroups import subgroup_columns
+from hymate_training.evaluation.evaluation import check_task
 from hymate_training.explanations.attribution import Explainer
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
