@@ -16,6 +16,8 @@ logger = logging.get_logger(__name__)
 
 CLIP_PERCENTILES = (0.1, 99.9)
 TIME_SCALE_PERCENTILE = 99
+# The classes that open what is saved here. There is no tokenizer beside it: the feature extractor is all of the processor.
+AUTO_MAP = dict.fromkeys(("AutoFeatureExtractor", "AutoProcessor"), "feature_extraction_hymate.HyMaTEFeatureExtractor")
 
 
 class HyMaTEFeatureExtractor(FeatureExtractionMixin):
@@ -394,6 +396,11 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             for name, found in known.items()
             if len(found)
         }
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the folder opens with `AutoFeatureExtractor` and with `AutoProcessor`."""
+        self.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "_tables"}

@@ -152,6 +152,8 @@ def test_saved_folder_holds_all_the_code(classifier_folder, pretrained_folder):
             "AutoModelForPreTraining",
             "AutoModelForSequenceClassification",
         }
+        opened_by = json.loads((folder / "preprocessor_config.json").read_text())["auto_map"]
+        assert set(opened_by) == {"AutoFeatureExtractor", "AutoProcessor"}
     assert json.loads((classifier_folder / "config.json").read_text())["custom_pipelines"]
     assert not json.loads((pretrained_folder / "config.json").read_text())["custom_pipelines"]
 

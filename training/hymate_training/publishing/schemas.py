@@ -18,6 +18,7 @@ from hymate_training.evaluation.gaps import CALIBRATION, GAPS, ODDS
 from hymate_training.evaluation.metrics import METRICS, metric_titles
 from hymate_training.evaluation.recalibration import INTERCEPT, SLOPE
 from modeling_hymate import HyMaTEConfig
+from modeling_hymate.feature_extraction_hymate import AUTO_MAP as EXTRACTOR_AUTO_MAP
 from modeling_hymate.modeling_hymate import AUTO_MAP
 from modeling_hymate.pipeline_hymate import CUSTOM_PIPELINES
 
@@ -143,7 +144,7 @@ CONFIG = _object(
 )
 PREPROCESSOR = _object(
     {
-        "auto_map": {"const": {"AutoFeatureExtractor": "feature_extraction_hymate.HyMaTEFeatureExtractor"}},
+        "auto_map": {"const": EXTRACTOR_AUTO_MAP},
         "feature_extractor_type": {"const": "HyMaTEFeatureExtractor"},
         "max_events": _optional(COUNT),
         "static_columns": _list(
