@@ -39,6 +39,15 @@ def as_mask(mask: torch.Tensor, name: str) -> torch.Tensor:
     return mask.bool()
 
 
+def event_masks(
+    values: torch.Tensor, attention_mask: torch.Tensor | None, value_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which events are real, and which carry a number: the masks that were given, or what is true without them."""
+    mask = torch.ones_like(values, dtype=torch.bool)
+    mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
+    return mask, ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
+
+
 def check_event_shapes(
     values: torch.Tensor,
     times: torch.Tensor,
@@ -225,7 +234,7 @@ class PredictionTimes:
     """The times at which a batch's records are asked, ascending, `(batch, predictions)`.
 
     Attributes:
-        mask: which are real, `(batch, predictions)`; the others repeat a record's last.
+        mask: which are real, `(batch, predictions)`; the others repeat a record's last. None where all are.
         order: where each stood in the input; None where all stood in this order already.
         is_single: whether none were given, and the one of each record is that of its last event.
     """
@@ -234,6 +243,12 @@ class PredictionTimes:
     mask: torch.Tensor | None = None
     order: torch.Tensor | None = None
     is_single: bool = False
+
+    def split(self, size: int) -> "list[PredictionTimes]":
+        """Parts of at most `size` predictions per record."""
+        times = self.times.split(size, 1)
+        masks = [None] * len(times) if self.mask is None else self.mask.split(size, 1)
+        return [PredictionTimes(*part) for part in zip(times, masks, strict=True)]
 
     def in_given_order(self, predicted: Any) -> Any:
         """`(batch, predictions, ...)` in the order of the input; `(batch, ...)` where no times were given."""
@@ -276,4 +291,4 @@ def sort_predictions(
         if (times.diff(dim=1) >= 0).all():
             return PredictionTimes(times, mask)
     times, order = times.sort(dim=1, stable=True)
-    return PredictionTimes(times, mask, order)
+    return PredictionTimes(times, None if mask is None else mask.gather(1, order), order)

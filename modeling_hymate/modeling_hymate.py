@@ -20,9 +20,9 @@ from .embedding import HyMaTEEmbedding, HyMaTEPredictionTimeEmbedding, HyMaTESta
 from .forecast import HyMaTEForecastHead, forecast_loss
 from .inputs import (
     arrange_events,
-    as_mask,
     check_event_shapes,
     check_static,
+    event_masks,
     is_readable,
     refuse_unknown,
     sort_predictions,
@@ -169,7 +169,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             prediction_times: scaled times, `(batch, predictions)`, in any order. What is said at each rests on the
                 events at or before it alone, and equals what is said of a record that ends there. Where absent, a
                 record is asked once, at the time of its last event.
-            prediction_mask: 1 or true at real prediction times, `(batch, predictions)`; all real where absent.
+            prediction_mask: 1 or true at real prediction times, `(batch, predictions)`; all real where absent. What is
+                returned for the others means nothing.
             max_channels: a bound to the number of variables observed in any record, which spares a GPU the wait for
                 it, and makes shapes that do not depend on the data; more variables than that are an error that is not
                 noticed. CPUs count for themselves.
@@ -321,20 +322,21 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         """What is said of channels at the prediction times, some of them at a time."""
         parts, scores = self.channel_tokens.project(hidden_states, events.lengths)
         batch, predictions = asked.times.shape
-        stretches = (asked.times,)
+        stretches = [asked]
         if not torch.compiler.is_compiling() and predictions > 1:
             tokens = batch * channels.channel_ids.shape[1] * self.config.hidden_size
             # each part goes through all events again, which must not become most of the work
-            stretches = asked.times.split(max(1, max(TOKEN_BUDGET, hidden_states.numel()) // tokens), 1)
+            stretches = asked.split(max(1, max(TOKEN_BUDGET, hidden_states.numel()) // tokens))
         found = [
-            self._encode_channels_at(times, parts, scores, events, channels, wanted, **kwargs) for times in stretches
+            self._encode_channels_at(stretch, parts, scores, events, channels, wanted, **kwargs)
+            for stretch in stretches
         ]
         if len(found) == 1:
             return found[0]
         return {name: torch.cat([part[name] for part in found], 1) for name in found[0]}
 
-    def _encode_channels_at(self, times, parts, scores, events, channels, wanted, **kwargs):
-        num_channels = channels.channel_ids.shape[1]
+    def _encode_channels_at(self, asked, parts, scores, events, channels, wanted, **kwargs):
+        times, num_channels = asked.times, channels.channel_ids.shape[1]
         pooled, totals, quantities = running_quantities(
             parts,
             scores,
@@ -346,17 +348,22 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             num_channels,
             self.half_lives,
         )
-        found = self._encode_quantities(pooled, quantities, channels.channel_ids, wanted, **kwargs)
+        found = self._encode_quantities(pooled, quantities, channels.channel_ids, wanted, asked.mask, **kwargs)
         if "event_weights" in wanted:
             found["event_weights"] = event_weights(
                 found["channel_weights"], totals, scores, events.times, channels.slots, times
             )
         return found
 
-    def _encode_quantities(self, pooled, quantities, channel_ids, wanted=("channel_hidden_state",), **kwargs):
-        """Running quantities `(batch, predictions, channels, ...)` -> what is said of channels and records."""
+    def _encode_quantities(
+        self, pooled, quantities, channel_ids, wanted=("channel_hidden_state",), prediction_mask=None, **kwargs
+    ):
+        """Running quantities `(batch, predictions, channels, ...)` -> what is said of channels and records. Predictions
+        that `prediction_mask (batch, predictions)` leaves out have no tokens, which spares their attention."""
         named = split_quantities(quantities)
         mask = (named["count"] > 0) & (channel_ids >= 0).unsqueeze(1)
+        if prediction_mask is not None:
+            mask = mask & prediction_mask.unsqueeze(-1)
         tokens = self.channel_tokens(pooled, quantities, mask, channel_ids, self.embedding.variable_embedding)
         tokens, pooled, weights = self._mix_tokens(tokens, mask, **kwargs)
         found = {
@@ -571,15 +578,6 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
         calibrated = logits / self.config.temperature
         multilabel = self.config.problem_type == "multi_label_classification"
         return calibrated.sigmoid() if multilabel else calibrated.softmax(-1)
-
-
-def event_masks(
-    values: torch.Tensor, attention_mask: torch.Tensor | None, value_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which events are real, and which carry a number: the masks that were given, or what is true without them."""
-    mask = torch.ones_like(values, dtype=torch.bool)
-    mask = mask if attention_mask is None else as_mask(attention_mask, "attention_mask")
-    return mask, ~values.isnan() if value_mask is None else as_mask(value_mask, "value_mask")
 
 
 def head_dropout(config: HyMaTEConfig) -> nn.Dropout:

@@ -100,9 +100,10 @@ def test_padded_predictions_and_their_order_change_nothing():
     for filler in (math.nan, -9.0, math.inf, 0.3):
         padded = torch.cat([torch.full((3, 1), filler), times, torch.full((3, 2), filler)], 1)
         mask = torch.tensor([[0, 1, 1, 1, 0, 0]]).expand(3, -1)
-        found = model(**inputs, prediction_times=padded, prediction_mask=mask).logits
-        assert found.isfinite().all()
-        close(found[:, 1:4], expected)
+        found = model(**inputs, prediction_times=padded, prediction_mask=mask)
+        assert found.logits.isfinite().all()
+        close(found.logits[:, 1:4], expected)
+        assert not found.channel_weights[~mask.bool()].any()  # padding has no tokens, which would only take time
 
 
 @pytest.mark.parametrize("budget", [1, 700])
