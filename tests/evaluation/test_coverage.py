@@ -152,9 +152,9 @@ def test_what_is_kept_is_rounded_up_and_tells_no_score():
 
 def test_levels_and_taxonomies_that_are_not_kept_are_refused():
     conformal = calibrate_sets(LabeledPredictions("binary", *binary(100)), {}, LABELS)
-    with pytest.raises(ValueError, match=r"coverage must be one of 0.8, 0.9, 0.95, got 0.99"):
+    with pytest.raises(ValueError, match=r"conformal must be one of 0.8, 0.9, 0.95, got 0.99"):
         thresholds_at(conformal, 0.99, "all")
-    with pytest.raises(ValueError, match="coverage is known by all, label, not by 'sex'"):
+    with pytest.raises(ValueError, match="conformal_by must be one of all, label, got 'sex'"):
         thresholds_at(conformal, 0.9, "sex")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hymate_training.cli.arguments import add_batches, add_checkpoint, add_layout, add_tables, add_times, layout_of
 from hymate_training.concepts.mapping import read_map
+from hymate_training.inference.conformal import ALL
 from hymate_training.inference.meds_labels import predict_labels
 from hymate_training.inference.prediction import BATCH_SIZE, predict
 
@@ -27,12 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Answer also at hours at which the model was not trained, and remark it; an error otherwise.",
     )
+    _add_conformal(parser)
     parser.add_argument(
         "--output",
         type=Path,
         required=True,
         help="CSV or Parquet file to write, with one row per record, or per record and time: record_id, "
-        "prediction_time where times are asked for, the labels, and in remarks what the model did not know.",
+        "prediction_time where times are asked for, the labels, sets where they are asked for, and in remarks "
+        "what the model did not know.",
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace the output if it is there already.")
     add_batches(parser, BATCH_SIZE)
@@ -40,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Predicts; returns how much, and what is to be said about it."""
+    if args.conformal_by is not None and args.conformal is None:
+        raise ValueError("--conformal-by needs --conformal, the level")
     if (args.labels is None) == (args.events is None):
         raise ValueError("give either --events or --labels")
     if args.labels is not None:
@@ -58,12 +63,30 @@ def run(args: argparse.Namespace) -> str:
         start=args.start,
         layout=layout_of(args),
         concepts=None if args.concepts is None else read_map(args.concepts),
+        conformal=args.conformal,
+        conformal_by=args.conformal_by or ALL,
         overwrite=args.overwrite,
     )
     records = f"{result.frame['record_id'].n_unique()} records"
     times = f", {result.frame.height} predictions" if "prediction_time" in result.frame.columns else ""
     dropped = [f"dropped {count} {reason}" for reason, count in result.dropped.items()]
     return "\n".join([f"{records}{times} -> {result.output}", *dropped, *result.remarks])
+
+
+def _add_conformal(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--conformal",
+        type=float,
+        metavar="LEVEL",
+        help="Add conformal sets of labels, or intervals of numbers, that hold the truth for this share of records "
+        "like those of the validation split: a level that the checkpoint keeps, such as 0.9.",
+    )
+    parser.add_argument(
+        "--conformal-by",
+        metavar="PART",
+        help="What the level holds for: 'all' records together, each 'label', or each group of a static column, by "
+        "its name (default: all).",
+    )
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +106,7 @@ def _predict_labels(args: argparse.Namespace) -> str:
         raise ValueError("--labels needs --raw, the MEDS data set")
     for name in (
         *("static", "start", "columns", "layout", "time_zone", "concepts", "every", "at", "untrained_hours"),
-        *("max_events", "ignore_unknown_variables"),
+        *("max_events", "ignore_unknown_variables", "conformal"),
     ):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} is for --events; --labels reads the data set as it is")

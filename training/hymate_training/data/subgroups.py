@@ -13,11 +13,17 @@ def subgroup_columns(dataset: ExampleDataset) -> dict[str, np.ndarray]:
     columns = {}
     for name, column in dataset.events.static.items():
         found = column[dataset.rows]
-        if name.lower() == "age" and found.dtype.kind == "f":
-            columns[name] = np.array([_age_band(age) for age in found], dtype=object)
-        elif len({value for value in found if isinstance(value, str)}) in range(1, MAX_SUBGROUPS + 1):
-            columns[name] = np.array(["unknown" if value is None else value for value in found], dtype=object)
+        few = len({value for value in found if isinstance(value, str)}) in range(1, MAX_SUBGROUPS + 1)
+        if few or (name.lower() == "age" and found.dtype.kind == "f"):
+            columns[name] = subgroup_names(found)
     return columns
+
+
+def subgroup_names(column: np.ndarray) -> np.ndarray:
+    """Subgroup of each value of a static column: its band, of ages in numbers, or else its category."""
+    if column.dtype.kind == "f":
+        return np.array([_age_band(age) for age in column], dtype=object)
+    return np.array(["unknown" if value is None else value for value in column], dtype=object)
 
 
 def _age_band(age: float | None) -> str:

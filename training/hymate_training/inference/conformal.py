@@ -4,7 +4,8 @@ A set holds every label whose score, 1 minus its probability, is at most a thres
 to both sides of the predicted number. `hymate finetune` chooses the thresholds on the validation split, where they
 cover what they should of a record drawn like those (split conformal prediction; Vovk et al., 2005; Sadinle et al.,
 2019). A taxonomy divides what is predicted, each part with thresholds of its own, so that each part is covered: by
-`label` (the true one), or by a static column. Only thresholds are kept, and nothing about a record.
+`label` (the true one), or by a static column. Only thresholds are kept, and nothing about a record. `hymate predict`
+makes sets and intervals of new records from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from hymate_training.data.examples import ExampleDataset
+from hymate_training.data.subgroups import subgroup_names
+from hymate_training.inference.checkpoints import Checkpoint
+
 LEVELS = (0.8, 0.9, 0.95)
 ALL, BY_LABEL = "all", "label"
 SHARPEST = 4  # significant digits of a threshold, rounded up: it is the score of a single record
+SET_COLUMN = "conformal_set"
+SEPARATOR = "; "  # of the labels of a set
 
 
 def conformal_threshold(scores: np.ndarray, record: np.ndarray, level: float) -> float:
@@ -53,12 +60,60 @@ def thresholds_at(conformal: Mapping[str, Any], level: float, taxonomy: str) -> 
         ValueError: for a level or a taxonomy that was not calibrated.
     """
     if level not in conformal["levels"]:
-        raise ValueError(f"coverage must be one of {', '.join(map(str, conformal['levels']))}, got {level}")
+        raise ValueError(f"conformal must be one of {', '.join(map(str, conformal['levels']))}, got {level}")
     parts = conformal["thresholds"].get(taxonomy)
     if parts is None:
-        raise ValueError(f"coverage is known by {', '.join(conformal['thresholds'])}, not by {taxonomy!r}")
+        raise ValueError(f"conformal_by must be one of {', '.join(conformal['thresholds'])}, got {taxonomy!r}")
     at = conformal["levels"].index(level)
     return {name: np.inf if values[at] is None else values[at] for name, values in parts.items()}
+
+
+def kept_thresholds(checkpoint: Checkpoint, level: float, taxonomy: str) -> dict[str, float]:
+    """The thresholds that a checkpoint keeps for predictions of new records, as `thresholds_at` returns them.
+
+    Raises:
+        ValueError: if it keeps none, none of that level, or none by that taxonomy; or if the taxonomy is a static
+            column that the model does not read.
+    """
+    conformal = (checkpoint.evaluation or {}).get("conformal")
+    if conformal is None:
+        raise ValueError(
+            f"{checkpoint.path} keeps no thresholds of conformal prediction; `hymate finetune` writes them for models "
+            "of one label or one number per prediction"
+        )
+    thresholds = thresholds_at(conformal, level, taxonomy)
+    known = [column["name"] for column in checkpoint.extractor.static_columns]
+    if taxonomy not in (ALL, BY_LABEL, *known):
+        raise ValueError(f"conformal_by is {taxonomy!r}, a column of the training data that the model does not read")
+    return thresholds
+
+
+def conformal_columns(
+    checkpoint: Checkpoint, dataset: ExampleDataset, values: np.ndarray, thresholds: Mapping[str, float], taxonomy: str
+) -> dict[str, list[Any]]:
+    """What a table of predictions says of sets or intervals: column -> one entry per example.
+
+    Args:
+        checkpoint: the model.
+        dataset: the examples, whose static columns tell their subgroups.
+        values: what the model says of them, `(examples, num_labels)`.
+        thresholds: as `kept_thresholds` returns them.
+        taxonomy: what divides the predictions.
+
+    Returns:
+        Of classes `conformal_set`, the names of the labels in the set, empty where no label fits; of a number NAME
+        `NAME_lower` and `NAME_upper`, infinite where the thresholds are.
+    """
+    labels, parts = checkpoint.label_names, [ALL] * len(values)
+    if taxonomy not in (ALL, BY_LABEL):
+        column = dataset.events.static[taxonomy][dataset.rows]
+        is_number = any(known["name"] == taxonomy and "mean" in known for known in checkpoint.extractor.static_columns)
+        parts = subgroup_names(column.astype(float) if is_number else column).tolist()
+    if checkpoint.model.config.problem_type == "regression":
+        low, high = number_intervals(values[:, 0], thresholds, taxonomy, parts).T.tolist()
+        return {f"{labels[0]}_lower": low, f"{labels[0]}_upper": high}
+    sets = label_sets(values, thresholds, taxonomy, parts, labels)
+    return {SET_COLUMN: [SEPARATOR.join(np.array(labels)[held]) for held in sets]}
 
 
 def label_sets(

@@ -1,6 +1,6 @@
 """Predictions: over a data set, in its order; and of a model's own answer to new records, as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hymate_training.data.exports import Layout, read_events, read_starts
 from hymate_training.data.tables import UNKNOWN, read_frame
 from hymate_training.files import writing_file
 from hymate_training.inference.checkpoints import EXPORT_FILE, Checkpoint, label_names, load_checkpoint, read_json
+from hymate_training.inference.conformal import ALL, SET_COLUMN, conformal_columns, kept_thresholds
 from hymate_training.inference.hours import (
     UNTRAINED,
     is_untrained,
@@ -35,7 +36,7 @@ CHANNELS_AT_ONCE = 1 << 24  # variables of all predictions of a batch, likewise
 STRANGE_SHARE = 0.2  # of a variable's values outside a range that holds 99.8 % of the training records'
 STRANGE_TIME = 1.5  # times what 99 % of the training records' events come before
 NO_EVENTS = "no events by then: predicted from static columns alone"
-OWN_COLUMNS = ("record_id", "prediction_time", "prediction", "remarks")  # of the output, beside the labels
+OWN_COLUMNS = ("record_id", "prediction_time", "prediction", SET_COLUMN, "remarks")  # of the output, beside the labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +139,9 @@ class RecordPredictions:
 
     Attributes:
         frame: one row per record, or per record and prediction time: `record_id`, `prediction_time` (hours) where
-            records are asked at times, one column per label, where one class is chosen `prediction`, and `remarks`,
-            what the model did not know, null where there is nothing to say.
+            records are asked at times, one column per label, where one class is chosen `prediction`, the columns of
+            `conformal_columns` where they are asked for, and `remarks`, what the model did not know, null where there
+            is nothing to say.
         output: the file it was written to, if any.
         num_ignored_events: events of unknown variables that were dropped.
         unknown_columns: static columns that are unknown for all records, and so taken as missing.
@@ -171,6 +173,8 @@ def predict(
     start: str | Path | None = None,
     layout: Layout | None = None,
     concepts: pl.DataFrame | None = None,
+    conformal: float | None = None,
+    conformal_by: str = ALL,
     overwrite: bool = False,
 ) -> RecordPredictions:
     """Predicts new records, at the end of each or at any times, all of a record's times in one pass.
@@ -197,6 +201,10 @@ def predict(
         start: of a hospital's files, as for `read_export`.
         layout: the same.
         concepts: the same.
+        conformal: add conformal sets of labels, or intervals of numbers, that hold the truth for this share of records
+            drawn like those of the validation split: a level whose thresholds the checkpoint keeps.
+        conformal_by: what the thresholds hold for: `"all"` records together, each `"label"`, or each group of a static
+            column, by its name.
         overwrite: replace an `output` that is there already.
 
     Returns:
@@ -205,7 +213,7 @@ def predict(
     Raises:
         ValueError: for a file that cannot be read or lacks a column, for bad records or times, for hours at which the
             model was not trained unless they are allowed, for an output that is there already, and as
-            `load_checkpoint` does.
+            `kept_thresholds` and `load_checkpoint` do.
     """
     if output is not None:
         output = Path(output)
@@ -216,6 +224,7 @@ def predict(
         raise ValueError("give every or at (--every, --at), not both")
     opened = load_checkpoint(checkpoint)
     extractor = opened.extractor
+    thresholds = None if conformal is None else kept_thresholds(opened, conformal, conformal_by)
     dropped: dict[str, int] = {}
     if isinstance(events, list):
         events, static, dropped = read_export(opened, events, static, start, layout, concepts)
@@ -226,8 +235,10 @@ def predict(
         refuse_untrained(hours, list(dataset.record_ids), extractor.trained_hours)
     collator = TaskCollator(extractor, max_events)
     predicted = predict_examples(opened.model, dataset, collator, batch_size, progress="predict")
-    remarks = _remarks(records, dataset, hours, extractor)
-    frame = prediction_frame(list(dataset.record_ids), predicted.values, opened.model, hours, remarks)
+    remarks, sets = _remarks(records, dataset, hours, extractor), {}
+    if thresholds is not None:
+        sets = conformal_columns(opened, dataset, predicted.values, thresholds, conformal_by)
+    frame = prediction_frame(list(dataset.record_ids), predicted.values, opened.model, hours, remarks, sets)
     if output is not None:
         write_frame(frame, output)
     unasked = len(records.events) - len(np.unique(dataset.rows))
@@ -334,9 +345,10 @@ def prediction_frame(
     model: HyMaTEForSequenceClassification,
     hours: np.ndarray | None = None,
     remarks: Sequence[Sequence[str]] | None = None,
+    sets: Mapping[str, Sequence[Any]] | None = None,
 ) -> pl.DataFrame:
-    """One row per prediction: `record_id`, `prediction_time` and `remarks` where they are given, one column per label
-    and, where one class is chosen, `prediction`."""
+    """One row per prediction: `record_id`, `prediction_time` and `remarks` where they are given, one column per label,
+    where one class is chosen `prediction`, and the columns of `sets`."""
     names = label_names(model)
     if taken := [name for name in names if name in OWN_COLUMNS]:
         raise ValueError(f"a label of the model is called {taken[0]!r}, as another column of its predictions is")
@@ -346,6 +358,7 @@ def prediction_frame(
     columns |= {name: values[:, index] for index, name in enumerate(names)}
     if model.config.problem_type == "single_label_classification":
         columns["prediction"] = [names[index] for index in values.argmax(1)]
+    columns |= sets or {}
     if remarks is not None:
         columns["remarks"] = pl.Series(["; ".join(texts) or None for texts in remarks], dtype=pl.String)
     return pl.DataFrame(columns)
