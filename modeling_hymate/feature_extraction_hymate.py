@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 
 CLIP_PERCENTILES = (0.1, 99.9)
 TIME_SCALE_PERCENTILE = 99
-# The classes that open what is saved here. There is no tokenizer beside it: the feature extractor is all of the processor.
+# The classes that open what is saved here. There is no tokenizer: the feature extractor is all of the processor.
 AUTO_MAP = dict.fromkeys(("AutoFeatureExtractor", "AutoProcessor"), "feature_extraction_hymate.HyMaTEFeatureExtractor")
 
 

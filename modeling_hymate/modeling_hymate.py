@@ -358,8 +358,10 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
     def _encode_quantities(
         self, pooled, quantities, channel_ids, wanted=("channel_hidden_state",), prediction_mask=None, **kwargs
     ):
-        """Running quantities `(batch, predictions, channels, ...)` -> what is said of channels and records. Predictions
-        that `prediction_mask (batch, predictions)` leaves out have no tokens, which spares their attention."""
+        """Running quantities `(batch, predictions, channels, ...)` -> what is said of channels and records.
+
+        Predictions that `prediction_mask (batch, predictions)` leaves out have no tokens and need no attention.
+        """
         named = split_quantities(quantities)
         mask = (named["count"] > 0) & (channel_ids >= 0).unsqueeze(1)
         if prediction_mask is not None:

@@ -103,6 +103,18 @@ def test_static_columns_are_matched_by_name():
     assert "sex=other" in merged.static_feature_names
 
 
+def test_data_without_static_columns_take_the_checkpoints_as_unknown():
+    known, bare = extractor(KNOWN), extractor(KNOWN, static=False)
+    old = checkpoint(HyMaTEForSequenceClassification, known)
+    merged = merge_extractors(known, bare)
+    assert merged.static_columns == known.static_columns
+    assert compare_variables(known, KNOWN, []).left_columns == tuple(column["name"] for column in known.static_columns)
+    new = HyMaTEForSequenceClassification(transferred_config(old.config, merged)).eval()
+    transfer_weights(new, old.state_dict(), known, merged)
+    given = records(KNOWN)
+    close(new(**merged(given)).logits, old(**known(given)).logits)
+
+
 def test_a_head_of_other_labels_starts_fresh():
     known, fitted = extractor(KNOWN), extractor(OTHER)
     old = checkpoint(HyMaTEForPreTraining, known)
@@ -114,7 +126,7 @@ def test_a_head_of_other_labels_starts_fresh():
 
 
 def test_the_summary_says_how_many_of_each():
-    transfer = compare_variables(extractor(KNOWN), extractor(OTHER))
+    transfer = compare_variables(extractor(KNOWN), OTHER, ["age", "sex"])
     assert transfer.summary == (
         "variables that keep the checkpoint's weights: 4, that start fresh: 2 (ph, platelets), "
         "that the data lack: 1 (glucose)"
@@ -125,8 +137,8 @@ def test_what_cannot_be_transferred_is_refused():
     known = extractor(KNOWN)
     with pytest.raises(ValueError, match=r"shares no variable .* --concepts"):
         merge_extractors(known, extractor(["HR", "Na"]))
-    with pytest.raises(ValueError, match="the checkpoint has static columns and the data has none"):
-        merge_extractors(known, extractor(OTHER, static=False))
+    with pytest.raises(ValueError, match="the data has static columns and the checkpoint has none"):
+        merge_extractors(extractor(OTHER, static=False), known)
     old = checkpoint(HyMaTEForPreTraining, known)
     merged = merge_extractors(known, extractor(OTHER))
     wider = HyMaTEForPreTraining(transferred_config(old.config, merged, hidden_size=32))

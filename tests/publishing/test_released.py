@@ -10,16 +10,18 @@ import yaml
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification, pipeline
 
 from hymate_training.cli.main import main
+from hymate_training.concepts.vocabulary import load_vocabulary
 from hymate_training.publishing.push import endpoint_code, package_code, plan_push
 from modeling_hymate import HyMaTEForSequenceClassification
 
 MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 MORTALITY = MODEL_CARDS / "hymate-physionet2012-mortality"
 PRETRAINED = MODEL_CARDS / "hymate-physionet2012-pretrained"
+ICU = MODEL_CARDS / "hymate-icu-pretrained"
 LARGEST = 2_000_000  # bytes
 
 
-@pytest.mark.parametrize("folder", [MORTALITY, PRETRAINED], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [MORTALITY, PRETRAINED, ICU], ids=lambda folder: folder.name)
 def test_a_folder_holds_what_is_pushed_and_nothing_else_but_the_code(folder):
     plan = plan_push(folder)
     assert plan.left == ()
@@ -39,6 +41,17 @@ def test_they_load_and_answer_without_trust_in_remote_code():
         probabilities = classifier.predictions(classifier(**inputs).logits)
         forecast = AutoModelForPreTraining.from_pretrained(PRETRAINED)(**inputs).logits
     torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
+    assert forecast.isfinite().all()
+
+
+def test_the_encoder_of_several_sources_knows_their_concepts():
+    extractor = AutoFeatureExtractor.from_pretrained(ICU)
+    assert set(extractor.variables) <= set(load_vocabulary().concepts)
+    of_sources = json.loads((ICU / "training_run.json").read_text())["sources"]
+    assert len(of_sources) == 5
+    record = {"time": [0.5, 2.0, 30.0], "variable": ["heart_rate", "lactate", "sodium"], "value": [92, 1.5, 139]}
+    with torch.no_grad():
+        forecast = AutoModelForPreTraining.from_pretrained(ICU)(**extractor(record)).logits
     assert forecast.isfinite().all()
 
 

@@ -334,16 +334,17 @@ def load_forecast(
 
 
 def check_static_columns(folder: PreparedFolder, extractor: HyMaTEFeatureExtractor) -> None:
-    """Raise ValueError if the folder lacks a static column that the model was trained with.
+    """Raise ValueError if the folder has static columns and lacks one that the model was trained with.
 
-    It would be missing for every record.
+    It would be missing for every record, most likely because it has another name. Without any static column they are
+    unknown, as they are to `predict`.
     """
     held = [column.name for column in folder.info.static_columns]
-    for column in extractor.static_columns:
+    for column in extractor.static_columns if held else []:
         if column["name"] not in held:
             raise ValueError(
                 f"{folder.path} lacks the static column {column['name']!r}, with which the model was trained; it has "
-                f"{', '.join(map(repr, held)) or 'none'}: rename yours, or add it, empty where it is unknown"
+                f"{', '.join(map(repr, held))}: rename yours, or add it, empty where it is unknown"
             )
 
 

@@ -1,8 +1,8 @@
 """Metrics with intervals.
 
 Points come from scikit-learn. The bootstrap resamples records, not rows, so that the prediction times of one record
-move together; a resample is a vector of weights, and every metric is evaluated under many of them without sorting again
-(weighted_metrics.py), which scikit-learn cannot do. The tests hold one to the other.
+move together; a resample is a vector of weights, and every metric is evaluated under many of them without sorting
+again (weighted_metrics.py), which scikit-learn cannot do. The tests hold one to the other.
 
 A sample on which one metric has no meaning, such as AUROC where all labels are equal, gives None for that metric
 alone, never NaN, and `undefined_metrics` says why.

@@ -160,7 +160,8 @@ def finetune(
     start_from = None if checkpoint is None else checkpoint_folder(checkpoint)
     known = None if start_from is None else load_extractor(start_from)
     extractor = fit_feature_extractor(folder) if known is None else extractor_for(folder, known)
-    transfer = None if known is None or extractor is known else compare_variables(known, extractor)
+    columns = [column.name for column in folder.info.static_columns]
+    transfer = (known and compare_variables(known, folder.info.variables, columns)) or None
     datasets = {split: load_task(folder, task, split, extractor.variables) for split in ("train", "validation")}
     asked, hours = ask_through_records(datasets, extractor, options)
     model = build_model(start_from, known, extractor, task_info, datasets["train"], options)
@@ -237,7 +238,8 @@ def keep_aggregates(checkpoint: Path, datasets: Mapping[str, TaskDataset], task:
     """
     opened = load_checkpoint(checkpoint)
     records, held_out = seen_records(datasets["train"]), seen_records(datasets["validation"])
-    columns = {column["name"]: records.static[column["name"]] for column in opened.extractor.static_columns}
+    held = {column["name"] for column in opened.extractor.static_columns} & set(records.static)
+    columns = {name: records.static[name] for name in sorted(held)}
     counts = summarize(describe(records, opened.extractor.variables, columns))
     asked = ExampleDataset(held_out, np.arange(len(held_out)), last_times(held_out))
     values = predict_examples(opened.model, asked, TaskCollator(opened.extractor), batch_size).values
@@ -331,13 +333,13 @@ def selection_score(metrics: dict[str, float | None], task: TaskInfo) -> float:
 
 def extractor_for(folder: PreparedFolder, known: HyMaTEFeatureExtractor) -> HyMaTEFeatureExtractor:
     """The feature extractor of a checkpoint where it knows all of the folder's variables and the folder has all of its
-    static columns; else one that knows what both know as the checkpoint does.
+    static columns, or none; else one that knows what both know as the checkpoint does.
 
     Raises:
-        ValueError: if they share no variable, or only one of them has static columns.
+        ValueError: if they share no variable, or only the folder has static columns.
     """
-    held = {column.name for column in folder.info.static_columns}
-    if set(folder.info.variables) <= set(known.variables) and {c["name"] for c in known.static_columns} <= held:
+    held, columns = ({column.name for column in folder.info.static_columns}, {c["name"] for c in known.static_columns})
+    if set(folder.info.variables) <= set(known.variables) and (columns <= held or not held):
         return known
     return merge_extractors(known, fit_feature_extractor(folder))
 

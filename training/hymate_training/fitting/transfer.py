@@ -8,7 +8,7 @@
 Variables and static columns are the same where their names are, which is what the vocabulary of concepts is for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,10 @@ class Transfer:
     fresh_columns: tuple[str, ...]
     left_columns: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        """Whether they differ in anything."""
+        return any((self.fresh, self.left, self.fresh_columns, self.left_columns))
+
     @property
     def summary(self) -> str:
         """One sentence on how many there are of each."""
@@ -61,26 +65,35 @@ def _named(names: tuple[str, ...]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
-def compare_variables(known: HyMaTEFeatureExtractor, fitted: HyMaTEFeatureExtractor) -> Transfer:
-    """What the feature extractor of a checkpoint and one fitted on other data have in common.
+def compare_variables(known: HyMaTEFeatureExtractor, variables: Sequence[str], columns: Sequence[str]) -> Transfer:
+    """What the feature extractor of a checkpoint and data have in common.
+
+    Args:
+        known: the checkpoint's.
+        variables: the data's.
+        columns: the names of the data's static columns.
 
     Raises:
         ValueError: if they share no variable.
     """
-    shared = tuple(name for name in fitted.variables if name in known.variables)
+    shared = tuple(name for name in variables if name in known.variables)
     if not shared:
         raise ValueError(
             f"the checkpoint shares no variable with the data: it knows {_named(tuple(known.variables))}, they have "
-            f"{_named(tuple(fitted.variables))}; prepare the data with --concepts for a checkpoint of concepts"
+            f"{_named(tuple(variables))}; prepare the data with --concepts for a checkpoint of concepts"
         )
-    columns, known_columns = ([column["name"] for column in one.static_columns] for one in (fitted, known))
+    known_columns = [column["name"] for column in known.static_columns]
     return Transfer(
         shared,
-        tuple(name for name in fitted.variables if name not in known.variables),
-        tuple(name for name in known.variables if name not in fitted.variables),
+        tuple(name for name in variables if name not in known.variables),
+        tuple(name for name in known.variables if name not in variables),
         tuple(name for name in columns if name not in known_columns),
         tuple(name for name in known_columns if name not in columns),
     )
+
+
+def _compared(known: HyMaTEFeatureExtractor, other: HyMaTEFeatureExtractor) -> Transfer:
+    return compare_variables(known, other.variables, [column["name"] for column in other.static_columns])
 
 
 def merge_extractors(known: HyMaTEFeatureExtractor, fitted: HyMaTEFeatureExtractor) -> HyMaTEFeatureExtractor:
@@ -92,17 +105,17 @@ def merge_extractors(known: HyMaTEFeatureExtractor, fitted: HyMaTEFeatureExtract
 
     Returns:
         The data's variables and static columns in their order. What the checkpoint knows keeps the statistics by
-        which it was standardized when the weights were learned, and times keep their scale.
+        which it was standardized when the weights were learned, and times keep their scale. Data without static
+        columns take the checkpoint's, which are unknown for each record.
 
     Raises:
-        ValueError: if they share no variable, or only one of them has static columns.
+        ValueError: if they share no variable, or only the data have static columns.
     """
-    transfer = compare_variables(known, fitted)
-    if bool(known.static_columns) != bool(fitted.static_columns):
-        having, lacking = ("checkpoint", "data") if known.static_columns else ("data", "checkpoint")
+    transfer = _compared(known, fitted)
+    if fitted.static_columns and not known.static_columns:
         raise ValueError(
-            f"the {having} has static columns and the {lacking} has none, so that patients are represented in another "
-            "size; add a static column such as age, or leave them out"
+            "the data has static columns and the checkpoint has none, so that patients are represented in another "
+            "size; leave them out"
         )
     merged: dict[str, Any] = {name: list(getattr(fitted, name)) for name in STATISTICS}
     for name in transfer.shared:
@@ -112,7 +125,7 @@ def merge_extractors(known: HyMaTEFeatureExtractor, fitted: HyMaTEFeatureExtract
     columns = {column["name"]: column for column in known.static_columns}
     static = [
         _known_column(column, columns.get(column["name"])) if column["name"] in columns else dict(column)
-        for column in fitted.static_columns
+        for column in fitted.static_columns or known.static_columns
     ]
     return HyMaTEFeatureExtractor(
         fitted.variables,
@@ -165,7 +178,7 @@ def transfer_weights(
     Raises:
         ValueError: if they share no variable, or a parameter differs in size for another reason.
     """
-    transfer = compare_variables(known, extractor)
+    transfer = _compared(known, extractor)
     per_variable = _dependent_sizes(model, "num_variables")
     per_feature = _dependent_sizes(model, "num_static_features")
     variables = _places(extractor.variables, known.variables)
