@@ -27,6 +27,15 @@ from hymate_training.data.examples import ExampleDataset
 from hymate_training.files import writing_file
 from hymate_training.fitting.batches import EpochLoader
 from hymate_training.fitting.options import LoopOptions
+from hymate_training.fitting.sharding import (
+    assemble,
+    check_launcher,
+    configure_sharding,
+    empty_copy,
+    name_layers,
+    own_shards,
+    share_out_copy,
+)
 from hymate_training.fitting.state import Progress, RunState
 
 LAST_FOLDER = "last"  # checkpoint of a run that is over, as the last epoch left it
@@ -40,16 +49,19 @@ def start(options: LoopOptions, output: Path) -> Accelerator:
     """The Accelerator of a run, with all random generators seeded.
 
     Raises:
-        ValueError: if the tracker that `options.report_to` names is not installed.
+        ValueError: if the tracker that `options.report_to` names is not installed; if the launcher asks for what the
+            loop does not do.
     """
     if options.report_to and find_spec(options.report_to) is None:
         raise ValueError(f"report_to={options.report_to!r}: pip install {options.report_to}")
+    check_launcher(options.mixed_precision)
     AcceleratorState._reset_state()  # of an earlier run in this process, whose precision may differ
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with=options.report_to,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
     )
+    configure_sharding(accelerator)
     set_seed(options.seed)
     return accelerator
 
@@ -94,20 +106,23 @@ class TrainingLoop:
         self.model = self.model.to(self.accelerator.device)
         if options.gradient_checkpointing:
             checkpoint_activations(self.model)
-        self.average = None
-        if options.ema_decay:
-            average = get_ema_multi_avg_fn(options.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.average = averaged(self.model, options.ema_decay) if options.ema_decay else None
+        self.empty = None
+        if self.accelerator.is_fsdp2:
+            self.empty = empty_copy(self.model)
+            name_layers(self.accelerator, self.model)
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        if self.average is not None:
+            share_out_copy(self.average.module, self.model)
         self.state = RunState(
             self.accelerator, self.model, self.average, self.optimizer, self.scheduler, self.progress
         )
         self.account = {**self.identity, "processes": self.accelerator.num_processes, **asdict(options)}
 
-    @property
     def candidate(self) -> nn.Module:
-        """The weights that are validated and saved."""
-        return self.average.module if self.average is not None else self.model
+        """The weights that are validated and saved, whole in every process. All processes call this at once."""
+        model = self.average.module if self.average is not None else self.model
+        return model if self.empty is None else assemble(self.empty, model, self.accelerator.device)
 
     def run(self, resume: bool = False) -> Progress:
         """Trains, from the saved state of the run in `output` on where `resume` says so.
@@ -128,8 +143,9 @@ class TrainingLoop:
             while progress.epoch < options.epochs and progress.epochs_without_improvement < options.patience:
                 self._run_epoch(stop)
         self.accelerator.wait_for_everyone()
+        last = self.candidate()
         if self.accelerator.is_main_process:
-            write_checkpoint(self.candidate, self.save, self.output / LAST_FOLDER)
+            write_checkpoint(last, self.save, self.output / LAST_FOLDER)
         # without freeing first, processes at times hang here
         self.accelerator.free_memory()
         self.accelerator.end_training()
@@ -193,9 +209,11 @@ class TrainingLoop:
             arguments = send_to_device(batch, accelerator.device)
             last = position == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.prepared):
-                loss = self.prepared(**arguments).loss * (sizes[position] / share)
+                with accelerator.autocast():
+                    loss = self.prepared(**arguments).loss * (sizes[position] / share)
                 accelerator.backward(loss)
             total += float(loss.detach())
+        total = mean_over_processes(accelerator, total)
         if not math.isfinite(total):
             raise ValueError(
                 "the training loss is not finite: lower learning_rate, or use mixed_precision bf16 in place of fp16"
@@ -217,14 +235,14 @@ class TrainingLoop:
 
     def _validate_and_keep(self) -> dict[str, float]:
         """Metrics of the weights as they are, which become the run's checkpoint if none were better."""
-        progress = self.progress
-        self.candidate.eval()
-        metrics = self.validate(self.candidate)
+        progress, candidate = self.progress, self.candidate()
+        candidate.eval()
+        metrics = self.validate(candidate)
         if progress.best_score is None or metrics["score"] > progress.best_score:
             progress.best_score, progress.best_step = metrics["score"], progress.step
             progress.epochs_without_improvement = 0
             if self.accelerator.is_main_process:
-                write_checkpoint(self.candidate, self.save, self.output)
+                write_checkpoint(candidate, self.save, self.output)
         else:
             progress.epochs_without_improvement += 1
         return metrics
@@ -245,6 +263,16 @@ def tracked_options(options: LoopOptions) -> dict[str, Any]:
     flat = {name: value for name, value in asdict(options).items() if name != "model"}
     flat |= {f"model.{name}": value for name, value in options.model.items()}
     return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in flat.items()}
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of a model's weights and buffers, of which each process updates what it holds."""
+    update = get_ema_multi_avg_fn(decay)
+
+    def update_own(averages, current, num_averaged):
+        update(own_shards(averages), own_shards(current), num_averaged)
+
+    return AveragedModel(model, multi_avg_fn=update_own, use_buffers=True)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -310,6 +338,13 @@ def stop_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def mean_over_processes(accelerator: Accelerator, number: float) -> float:
+    """The mean of a number of each process. All processes call this at once."""
+    if accelerator.num_processes == 1:
+        return number
+    return float(accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=accelerator.device), "mean"))
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], Any]) -> Any:

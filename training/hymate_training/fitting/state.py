@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from hymate_training.files import write_json, writing_file
+from hymate_training.fitting.sharding import gather, share_out
 
 STATE_FOLDER = "state"
 POINTER = "current"
@@ -88,9 +89,13 @@ class RunState:
             folder.mkdir(parents=True)
         accelerator.wait_for_everyone()
         write_json(folder / _random_file(accelerator.process_index), _random_state(accelerator.device))
+        optimizer = self.optimizer.state_dict()
+        tensors = gather(self._tensors(optimizer), torch.device("cpu"), keep=accelerator.is_main_process)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self._save_shared(folder, account)
+            with writing_file(folder / "tensors.safetensors") as incoming:
+                save_file(tensors, incoming)
+            self._save_numbers(folder, account, optimizer)
             _point_to(folder)
         accelerator.wait_for_everyone()
 
@@ -104,13 +109,16 @@ class RunState:
         folder, content = _read_state(output)
         check_account(content["account"], account, output)
         tensors = load_file(folder / "tensors.safetensors")
-        self.model.load_state_dict(_part(tensors, "model"))
+        _load_weights(self.model, _part(tensors, "model"))
         if self.average is not None:
-            self.average.load_state_dict(_part(tensors, "average"))
+            _load_weights(self.average, _part(tensors, "average"))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         averages: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer").items():
             index, key = name.split(".", 1)
-            averages.setdefault(int(index), {})[key] = tensor
+            parameter = parameters[int(index)]
+            own = share_out(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            averages.setdefault(int(index), {})[key] = own
         groups = [{**group, "betas": tuple(group["betas"])} for group in content["optimizer"]]
         self.optimizer.load_state_dict({"state": averages, "param_groups": groups})
         self.scheduler.load_state_dict(content["scheduler"])
@@ -120,15 +128,17 @@ class RunState:
         random_file = folder / _random_file(self.accelerator.process_index)
         _restore_random_state(json.loads(random_file.read_text(encoding="utf-8")), self.accelerator.device)
 
-    def _save_shared(self, folder: Path, account: dict[str, Any]) -> None:
-        optimizer, scaler = self.optimizer.state_dict(), self.accelerator.scaler
+    def _tensors(self, optimizer: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """All tensors of the state, by the names they are saved under."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for index, averages in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in averages.items()}
-        with writing_file(folder / "tensors.safetensors") as incoming:
-            save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, incoming)
+        return tensors
+
+    def _save_numbers(self, folder: Path, account: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        scaler = self.accelerator.scaler
         content = {
             "account": account,
             "progress": asdict(self.progress),
@@ -201,6 +211,11 @@ def _verify(folder: Path, expected: dict[str, str]) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load_weights(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    held = model.state_dict()
+    model.load_state_dict({name: share_out(tensor, held.get(name, tensor)) for name, tensor in tensors.items()})
 
 
 def _part(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
