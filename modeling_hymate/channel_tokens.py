@@ -1,5 +1,6 @@
 """One token per variable observed in a record: its events pooled by attention, and what its values and times say."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -117,19 +118,19 @@ class HyMaTEChannelTokens(nn.Module):
         quantities: torch.Tensor,
         mask: torch.Tensor,
         channel_ids: torch.Tensor,
-        variable_embedding: nn.Embedding,
+        variable_embedding: Callable[[], nn.Embedding],
     ) -> torch.Tensor:
         """Running quantities at each prediction time, `(batch, predictions, channels, ...)`, which channels have any
-        event by then, `(batch, predictions, channels)`, and the variable of each channel, `(batch, channels)` ->
-        tokens `(batch, predictions, channels, hidden_size)`; those of channels without an event mean nothing."""
-        layer = self.statistics
-        if layer is not None and not quantities.requires_grad and runs_natively(pooled, variable_embedding, layer):
+        event by then, `(batch, predictions, channels)`, the variable of each channel, `(batch, channels)`, and where
+        to find the variables' embedding -> tokens `(batch, predictions, channels, hidden_size)`; those of channels
+        without an event mean nothing."""
+        layer, embedding = self.statistics, variable_embedding()
+        if layer is not None and not quantities.requires_grad and runs_natively(pooled, embedding, layer):
             statistics, present = channel_statistics(quantities, self.time_scale)
-            embedding, knots = variable_embedding.weight, layer.knots
             return hymate_native.channel_tokens(
-                pooled, mask, statistics, present, channel_ids, embedding, knots, layer.num_bins
+                pooled, mask, statistics, present, channel_ids, embedding.weight, layer.knots, layer.num_bins
             )
-        tokens = pooled + variable_embedding(channel_ids.clamp(min=0)).unsqueeze(1)
+        tokens = pooled + embedding(channel_ids.clamp(min=0)).unsqueeze(1)
         if layer is not None:
             described = layer(quantities, channel_ids)
         else:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -233,7 +234,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             batch_size: number of records, where there are no static features; 1 by default.
 
         Raises:
-            ValueError: for static features that do not fit, and with `attention_axis="event"`.
+            ValueError: for static features that do not fit, with `attention_axis="event"`, and for offloaded weights.
         """
         if self.channel_tokens is None:
             raise ValueError("a stream needs attention_axis='channel': with 'event', each event needs all others")
@@ -242,6 +243,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         else:
             batch = 1 if batch_size is None else batch_size
         check_static(static_values, batch, self.config)
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError("a stream needs all weights in memory, and some are offloaded: load without device_map")
         with torch.inference_mode():
             return new_stream(self, batch, self._static(static_values))
 
@@ -366,7 +369,9 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         mask = (named["count"] > 0) & (channel_ids >= 0).unsqueeze(1)
         if prediction_mask is not None:
             mask = mask & prediction_mask.unsqueeze(-1)
-        tokens = self.channel_tokens(pooled, quantities, mask, channel_ids, self.embedding.variable_embedding)
+        # not the embedding itself, which accelerate's hooks would take for an input and move to another device
+        embedding = partial(getattr, self.embedding, "variable_embedding")
+        tokens = self.channel_tokens(pooled, quantities, mask, channel_ids, embedding)
         tokens, pooled, weights = self._mix_tokens(tokens, mask, **kwargs)
         found = {
             "pooler_output": pooled,
@@ -525,6 +530,7 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
     output_class = HyMaTEForSequenceClassificationOutput
 
     def __init__(self, config: HyMaTEConfig):
+        config.validate_labels()  # whose number may have been set since
         super().__init__(config)
         self.num_labels = config.num_labels
         self.hymate = HyMaTEModel(config)

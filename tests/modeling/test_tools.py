@@ -1,12 +1,15 @@
 """What PyTorch's and transformers' tools do with a model: export, torch.func, attention backends, half precision."""
 
+import copy
+
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from transformers import AutoModel
 
-from modeling_hymate import HyMaTEForSequenceClassification, HyMaTEModel
+from modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification, HyMaTEModel
 from tests.modeling.test_modeling import both_axes
-from tests.support.helpers import close, make_model, random_batch
+from tests.support.helpers import close, make_model, random_batch, tiny_config
 
 
 @both_axes
@@ -57,3 +60,72 @@ def test_the_scan_stays_in_float32_in_a_model_of_half_precision():
         kept = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
         assert kept == {name for name, _ in model.named_parameters() if name.endswith(("A_log", ".D", "dt_proj.bias"))}
         assert torch.isfinite(model(**random_batch(config, batch=2, length=5)).pooler_output).all()
+
+
+def offload_to_cpu(model, folder):
+    cpu_offload(model, execution_device="cpu")
+    return model
+
+
+def offload_to_disk(model, folder):
+    disk_offload(model, folder / "offload", execution_device="cpu")
+    return model
+
+
+def load_in_part(model, folder):
+    """`device_map="auto"` with memory for a part of the weights."""
+    model.save_pretrained(folder)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    loaded = type(model).from_pretrained(
+        folder, device_map="auto", max_memory={"cpu": int(0.7 * size)}, offload_folder=folder / "offload"
+    )
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
+    return loaded.eval()
+
+
+@pytest.mark.parametrize("offload", [offload_to_cpu, offload_to_disk, load_in_part])
+@pytest.mark.parametrize("options", [{}, {"num_statistic_bins": 2}, {"attention_axis": "event"}])
+@pytest.mark.parametrize("head", [HyMaTEForSequenceClassification, HyMaTEForPreTraining])
+@torch.no_grad()
+def test_offloaded_models_give_the_same_numbers(head, options, offload, tmp_path):
+    model = make_model(head, **options)
+    inputs = random_batch(model.config, batch=3, length=9)
+    expected = model(**inputs).logits
+    offloaded = offload(copy.deepcopy(model), tmp_path)
+    assert any(parameter.is_meta for parameter in offloaded.parameters())
+    for _ in range(2):  # what is fetched for a pass is there in the next one, too
+        close(offloaded(**inputs).logits, expected)
+
+
+def test_a_stream_of_an_offloaded_model_is_refused():
+    model = make_model()
+    cpu_offload(model, execution_device="cpu")
+    with pytest.raises(ValueError, match="a stream needs all weights in memory"):
+        model.start_stream(torch.zeros(1, model.config.num_static_features))
+
+
+@both_axes
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # PyTorch points to torchao
+def test_layers_in_int8(axis):
+    """Dynamically quantized layers are called, also where a compiled kernel would otherwise read their weights."""
+    model = make_model(HyMaTEForSequenceClassification, attention_axis=axis)
+    inputs = random_batch(model.config, batch=3, length=9)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    layers = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    called = set()
+    for name in layers:
+        assert not isinstance(quantized.get_submodule(name), torch.nn.Linear)
+        quantized.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+    expected, found = model(**inputs).logits, quantized(**inputs).logits
+    assert called == layers
+    assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()  # rounding to 255 steps, layer upon layer
+
+
+def test_one_label_is_no_class():
+    with pytest.raises(ValueError, match="num_labels"):
+        tiny_config(num_labels=1, problem_type="single_label_classification")
+    config = tiny_config(num_labels=2, problem_type="single_label_classification")
+    config.num_labels = 1
+    with pytest.raises(ValueError, match="needs at least two labels, but num_labels is 1"):
+        HyMaTEForSequenceClassification(config)

@@ -34,6 +34,8 @@ def shard_on_cpus() -> None:
         original(self, *args, fsdp_plugin=fsdp_plugin, **options)
         if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            if self.mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self.mixed_precision)
 
     AcceleratorState.__init__ = initialize
 
