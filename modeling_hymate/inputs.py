@@ -144,6 +144,12 @@ class SortedEvents:
         back = self.order.argsort(1).view(mask.shape)
         return states.gather(1, back.expand_as(states))
 
+    def in_canonical_order(self, states: torch.Tensor) -> torch.Tensor:
+        """The inverse of `in_given_order`."""
+        if self.order is None:
+            return states
+        return states.gather(1, self.order.view(*self.order.shape, *(1,) * (states.dim() - 2)).expand_as(states))
+
 
 def arrange_events(
     values: torch.Tensor,

@@ -199,7 +199,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             max_channels = self.config.num_variables  # DataParallel joins outputs, which must have one width
         events, channels = arrange_events(values, times, variable_ids, mask, has_value, self.config, max_channels)
         asked = sort_predictions(prediction_times, prediction_mask, events)
-        *_, hidden_states = all_hidden_states = self._read_events(events)
+        keeps = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states, all_hidden_states = self._read_events(events, bool(keeps))
         optional = {"event_weights": output_event_weights, "channel_hidden_state": output_channel_hidden_state}
         wanted = [
             name for name, asked_for in optional.items() if (asked.is_single if asked_for is None else asked_for)
@@ -210,20 +211,27 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         found = {name: asked.in_given_order(tensor) for name, tensor in found.items()}
         if "event_weights" in wanted:
             found["event_weights"] = events.in_given_order(found["event_weights"].movedim(-1, 1)).movedim(1, -1)
-        keeps = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return HyMaTEModelOutput(
-            last_hidden_state=events.in_given_order(hidden_states),
+            last_hidden_state=all_hidden_states[-1] if keeps else events.in_given_order(hidden_states),
             channel_ids=channels.channel_ids,
-            hidden_states=tuple(map(events.in_given_order, all_hidden_states)) if keeps else None,
+            hidden_states=tuple(all_hidden_states) if keeps else None,
             **found,
         )
 
-    def _read_events(self, events) -> list[torch.Tensor]:
-        """States of the events as embedded and after each Mamba layer, `(batch, length, hidden_size)`."""
-        states = [self.embedding(events.values, events.times, events.variable_ids, events.has_value, events.lengths)]
-        for layer in self.mamba_layers:
-            states.append(layer(states[-1], events.lengths))
-        return states
+    def _read_events(self, events, keeps: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """States of the events after the last Mamba layer, in the canonical order; and with `keeps` those as embedded
+        and after each layer, as they came, all `(batch, length, hidden_size)`.
+
+        Each layer then reads what is kept, so that gradients reach that, too.
+        """
+        kept = []
+        states = self.embedding(events.values, events.times, events.variable_ids, events.has_value, events.lengths)
+        for layer in (None, *self.mamba_layers):
+            states = states if layer is None else layer(states, events.lengths)
+            if keeps:
+                kept.append(events.in_given_order(states))
+                states = events.in_canonical_order(kept[-1])
+        return states, kept
 
     def start_stream(self, static_values: torch.Tensor | None = None, batch_size: int | None = None) -> StreamState:
         """The state of records that have no events yet; `stream` feeds them.

@@ -320,6 +320,17 @@ def test_hidden_states_are_those_of_the_layers():
     assert len(model(**inputs).hidden_states) == 3
 
 
+@both_axes
+def test_hidden_states_have_gradients(axis):
+    model = make_model(HyMaTEForSequenceClassification, attention_axis=axis)
+    inputs = random_batch(model.config)
+    outputs = model(**inputs, output_hidden_states=True)
+    close(outputs.logits, model(**inputs).logits, 0)
+    gradients = torch.autograd.grad(outputs.logits.sum(), outputs.hidden_states)
+    for gradient in gradients:
+        assert (gradient.abs().sum(-1) > 0).equal(inputs["attention_mask"])
+
+
 @pytest.mark.parametrize("head", [HyMaTEModel, HyMaTEForPreTraining, HyMaTEForSequenceClassification])
 @torch.no_grad()
 def test_tuples_hold_what_the_outputs_hold(head):
