@@ -33,7 +33,7 @@ def label_loss(
     problem_type = _problem_type(labels, config)
     is_class = problem_type == "single_label_classification"
     expected = tuple(logits.shape[:-1] if is_class else logits.shape)
-    if config.num_labels == 1 and labels.dim() == logits.dim() - 1:
+    if config.num_labels == 1 and not is_class and labels.dim() == logits.dim() - 1:
         labels = labels.unsqueeze(-1)
     if tuple(labels.shape) != expected:
         raise ValueError(f"labels for {problem_type} must have shape {expected}, got {tuple(labels.shape)}")

@@ -88,6 +88,12 @@ def test_predictions_of_one_label():
     close(model.predictions(logits), logits.sigmoid())
 
 
+def test_one_class_is_a_class():
+    model, inputs = head_and_inputs(num_labels=1)
+    model.config.problem_type = "single_label_classification"  # refused on construction alone
+    close(model(**inputs, labels=torch.zeros(4, dtype=torch.long)).loss, torch.tensor(0.0))
+
+
 @pytest.mark.parametrize(
     ("settings", "labels"),
     [
