@@ -85,7 +85,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("variables must not repeat a name")
         if unknown_variables not in ("error", "ignore"):
             raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
-        if not time_scale > 0:
+        if not 0 < time_scale < math.inf:
             raise ValueError(f"time_scale must be positive, got {time_scale}")
         if max_events is not None and max_events < 1:
             raise ValueError(f"max_events must be at least 1, got {max_events}")
@@ -93,6 +93,11 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             len(self.trained_hours) == 2 and 0 <= self.trained_hours[0] <= self.trained_hours[1] < math.inf
         ):
             raise ValueError(f"trained_hours must be a first and a last hour, got {trained_hours}")
+        _check_statistics("value_", self.value_ranges, self.value_medians, self.value_means, self.value_deviations)
+        for column in self.static_columns:
+            if "categories" not in column:
+                where = f"static column {column['name']!r}: "
+                _check_statistics(where, [column["range"]], [None], [column["mean"]], [column["deviation"]])
 
     @classmethod
     def fit(
@@ -413,6 +418,26 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         return np.stack(
             [*ranges.T, medians, np.array(self.value_means, float), np.array(self.value_deviations, float)]
         )
+
+
+def _check_statistics(
+    where: str,
+    ranges: Sequence[Sequence[float]],
+    medians: Sequence[float | None],
+    means: Sequence[float],
+    deviations: Sequence[float],
+):
+    """Raises ValueError, which begins with `where`, for what would turn values into NaN or upside down."""
+    for low, high in ranges:
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(f"{where}ranges must be pairs of finite numbers, the lower first, got {[low, high]}")
+    for (low, _), median in zip(ranges, medians, strict=True):
+        if median is not None and not low < median < math.inf:
+            raise ValueError(f"{where}medians must be finite and above the range's lower end, got {median}")
+    if wrong := [mean for mean in means if not math.isfinite(mean)]:
+        raise ValueError(f"{where}means must be finite numbers, got {wrong[0]}")
+    if wrong := [deviation for deviation in deviations if not 0 < deviation < math.inf]:
+        raise ValueError(f"{where}deviations must be positive numbers, got {wrong[0]}")
 
 
 def _as_batch(features: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -120,23 +119,9 @@ def load_extractor(folder: Path) -> HyMaTEFeatureExtractor:
     read_json(path)
     try:
         extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
-        statistics = [
-            *(bound for bounds in extractor.value_ranges for bound in bounds),
-            *(median for median in extractor.value_medians if median is not None),
-            *extractor.value_means,
-            *extractor.value_deviations,
-            *(column[key] for column in extractor.static_columns for key in ("mean", "deviation") if key in column),
-            *(bound for column in extractor.static_columns for bound in column.get("range", ())),
-        ]
-        deviations = [*extractor.value_deviations, *(c["deviation"] for c in extractor.static_columns if "mean" in c)]
         found = (extractor.num_variables, len(extractor.static_feature_names), extractor.time_scale)
-        finite, positive = all(map(math.isfinite, statistics)), all(value > 0 for value in deviations)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} does not hold a feature extractor of HyMaTE: {error}") from error
-    if not finite or not positive:
-        raise ValueError(
-            f"{path}: a mean, range or deviation is not finite, or a deviation not positive; fit and save it again"
-        )
     expected = (config.num_variables, config.num_static_features, config.time_scale)
     names = ("the number of variables", "the number of static features", "time_scale")
     for name, own, wanted in zip(names, found, expected, strict=True):
