@@ -1,5 +1,6 @@
 """Fine-tuning: trains a classifier, from a pretrained encoder or from scratch."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -95,7 +96,7 @@ class FinetuneOptions(LoopOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.auxiliary_weight >= 0:
+        if not 0 <= self.auxiliary_weight < math.inf:
             raise ValueError(f"auxiliary_weight must not be negative, got {self.auxiliary_weight}")
         if self.prediction_times is not None and self.prediction_times < 1:
             raise ValueError(f"prediction_times must be at least 1, got {self.prediction_times}")

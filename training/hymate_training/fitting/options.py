@@ -1,6 +1,7 @@
 """Hyper-parameters of the training loop, and the field of a dataclass that says what it means."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,8 @@ class LoopOptions:
     model: dict = option({}, "Fields of HyMaTEConfig.")  # noqa: RUF009 - makes a field with a factory
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "examples_per_record"):
+        counts = ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "examples_per_record")
+        for name in (*counts, "max_events", "save_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("ema_decay", "variable_dropout"):
@@ -64,8 +66,11 @@ class LoopOptions:
         if not 0 <= self.event_dropout <= 1:
             raise ValueError(f"event_dropout must lie in [0, 1], got {self.event_dropout}")
         for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         choices = {
             "mixed_precision": ("no", "bf16", "fp16"),
             "schedule": ("cosine", "linear", "constant_with_warmup"),

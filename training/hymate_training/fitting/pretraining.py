@@ -1,5 +1,6 @@
 """Forecast pretraining: trains an encoder to forecast the next hours' values, of one source or of several."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,13 +58,13 @@ class PretrainOptions(LoopOptions):
         super().__post_init__()
         if self.cut_by not in ("time", "event"):
             raise ValueError(f"cut_by must be 'time' or 'event', got {self.cut_by!r}")
-        if not self.min_observed_hours >= 0:
+        if not 0 <= self.min_observed_hours < math.inf:
             raise ValueError(f"min_observed_hours must not be negative, got {self.min_observed_hours}")
         if self.forecast_hours is not None:
             self.forecast_horizons = [self.forecast_hours]
-        if not self.forecast_horizons or not all(hours > 0 for hours in self.forecast_horizons):
+        if not self.forecast_horizons or not all(0 < hours < math.inf for hours in self.forecast_horizons):
             raise ValueError(f"forecast_horizons must be positive hours, got {self.forecast_horizons}")
-        if not self.source_temperature >= 1:
+        if not 1 <= self.source_temperature < math.inf:
             raise ValueError(f"source_temperature must be at least 1, got {self.source_temperature}")
         if self.cuts_per_record < 1:
             raise ValueError(f"cuts_per_record must be at least 1, got {self.cuts_per_record}")
