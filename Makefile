@@ -4,9 +4,10 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO := runs/demo
+STRESS_SECONDS ?= 7200
 
-.PHONY: install demo test test-floor lint lint-workflows format bench gpu-check evidence release docs wheel wheels sanitize \
-	aarch64 clean
+.PHONY: install demo test test-floor common-tests stress audit lint lint-workflows format bench gpu-check evidence release \
+	docs wheel wheels sanitize aarch64 clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +42,28 @@ test-floor: build/constraints-floor.txt
 build/constraints-floor.txt: constraints-floor.txt constraints.txt
 	mkdir -p build
 	awk -F == '!pinned[$$1]++' $^ > $@
+
+# transformers' own tests of models, configurations and feature extractors, from the source distribution of the version
+# that is pinned. They stay in build/.
+common-tests: install
+	version=$$($(BIN)/python -c "import transformers; print(transformers.__version__)") && \
+	if ! test -d build/transformers-$$version; then \
+		mkdir -p build && \
+		$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary transformers --dest build \
+			transformers==$$version && \
+		tar -xzf build/transformers-$$version.tar.gz -C build && touch build/transformers-$$version/tests/__init__.py; \
+	fi
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/common -rs
+
+# What takes too long for `make test`: kills, full disks, half precision, long runs, many records, threads.
+stress: install
+	OMP_NUM_THREADS=1 timeout $(STRESS_SECONDS) $(BIN)/python -m pytest -n 0 --durations 20 tests/stress
+
+# Known vulnerabilities in the versions that are pinned, by PyPI's own database; a package that it lacks is a failure.
+audit: install
+	$(PYTHON) -m venv build/audit
+	build/audit/$(notdir $(BIN))/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/$(notdir $(BIN))/pip-audit --strict --requirement $(CONSTRAINTS) --no-deps --disable-pip
 
 lint: install lint-workflows
 	$(BIN)/ruff format --check .
