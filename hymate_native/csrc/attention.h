@@ -94,11 +94,16 @@ inline void dot_rows(FloatRows lanes, FloatRows rows, int64_t features, int64_t 
     });
 }
 
-// to(d) = the sum over j of weights[j] * rows(j, d), for the first `count` lanes.
-inline void mix_rows(const float* weights, FloatRows rows, int64_t features, int64_t others, FloatRows to, int count) {
+// to(d) (+)= the sum over j of weights[j] * rows(j, d).
+inline void mix_rows(const float* weights, FloatRows rows, int64_t features, int64_t others, FloatRows to,
+                     bool accumulate = false) {
     for_groups<8>(features, [&](auto size, int64_t d) {
         constexpr int G = decltype(size)::value;
         Vector sum[G] = {};
+        if (accumulate) {
+            HYMATE_UNROLL
+            for (int g = 0; g < G; ++g) sum[g] = load(to.at(d + g));
+        }
         for (int64_t j = 0; j < others; ++j) {
             const Vector weight = load(weights + j * kLanes);
             const float* row = rows.at(j, d);
@@ -106,7 +111,7 @@ inline void mix_rows(const float* weights, FloatRows rows, int64_t features, int
             for (int g = 0; g < G; ++g) sum[g] += weight * row[g];
         }
         HYMATE_UNROLL
-        for (int g = 0; g < G; ++g) store(to.at(d + g), sum[g], count);
+        for (int g = 0; g < G; ++g) store(to.at(d + g), sum[g]);
     });
 }
 
@@ -141,12 +146,14 @@ struct AttentionForward {
         mlp_normed = rows(width), up = rows(inside), active = rows(inside), down = rows(width);
         queries = transposed(pieces), mixed = transposed(pieces);
         inverse = pieces.take(most), mlp_inverse = pieces.take(most);
-        highest = pieces.take(a.heads * most), inverse_sums = pieces.take(a.heads * most);
+        highest = pieces.take(a.heads * lanes()), inverse_sums = pieces.take(a.heads * lanes());
         scores = pieces.take(most * kLanes);
         block_memory = pieces.take(TokenBlock::floats(groups));
     }
-    // A group's lanes may reach beyond the last token of the block.
-    FloatRows transposed(Pieces& pieces) const { return {pieces.take(width * (most + 16)), most + 16}; }
+    // Where lanes are tokens, the last vector of a group reaches into the next one, which comes later and overwrites it,
+    // and that of the last group beyond the block.
+    int64_t lanes() const { return most + 16; }
+    FloatRows transposed(Pieces& pieces) const { return {pieces.take(width * lanes()), lanes()}; }
 
     FloatRows keys() const { return {projected.data + width, projected.stride}; }
     FloatRows values() const { return {projected.data + 2 * width, projected.stride}; }
@@ -161,10 +168,10 @@ struct AttentionForward {
         for (int64_t i = 0; i < count; ++i)
             for (int64_t k = 0; k < width; k += kLanes) store(projected.at(i, k), load(projected.at(i, k)) * scale);
         transpose(projected, count, a.width, queries);
-        for_queries(block, [&](int64_t group, int64_t start, int64_t others, int64_t h, int64_t at, int lanes) {
+        for_queries(block, [&](int64_t group, int64_t start, int64_t others, int64_t h, int64_t at) {
             dot_rows(at_head(queries, h, at), head_rows(keys(), h, start), head, others, scores);
             softmax(group, block, start, others, h, at);
-            mix_rows(scores, head_rows(values(), h, start), head, others, at_head(mixed, h, at), lanes);
+            mix_rows(scores, head_rows(values(), h, start), head, others, at_head(mixed, h, at));
         });
         transpose(mixed, a.width, count, attended);
         multiply_rows(w.o, attended, y, count);
@@ -203,14 +210,14 @@ struct AttentionForward {
         return {rows.data + start * rows.stride + h * head, rows.stride};
     }
 
-    // Calls visit(group, first token, tokens, head, first of a vector of them, lanes) for all vectors of queries.
+    // Calls visit(group, first token, tokens, head, first of a vector of them) for all vectors of queries.
     template <typename F>
     void for_queries(const TokenBlock& block, F visit) const {
         for (int64_t group = block.first; group < block.end; ++group) {
             const int64_t start = block.starts[group - block.first], end = block.starts[group - block.first + 1];
             for (int64_t h = 0; h < a.heads; ++h)
                 for (int64_t at = start; at < end; at += kLanes)
-                    visit(group, start, end - start, h, at, (int)minimum_of(kLanes, end - at));
+                    visit(group, start, end - start, h, at);
         }
     }
 
@@ -225,25 +232,23 @@ struct AttentionForward {
             sum = sum + weight;
         }
         const Vector inverse_sum = reciprocal(sum).v[0];
-        store(highest + h * most + at, high, (int)minimum_of(kLanes, start + others - at));
-        store(inverse_sums + h * most + at, inverse_sum, (int)minimum_of(kLanes, start + others - at));
+        store(highest + h * lanes() + at, high);
+        store(inverse_sums + h * lanes() + at, inverse_sum);
         const Dropout::Row row = attention_dropout.row(group * a.heads + h);
-        const Integers numbers = positions(block, at, start + others) * (int32_t)a.tokens;
+        const Integers numbers = first_entries(block, at);
         for (int64_t j = 0; j < others; ++j) {
             Vector weight = load(scores + j * kLanes) * inverse_sum;
             if (attention_dropout.active())
-                weight *= attention_dropout.factors(row, numbers + (int32_t)(block.places[start + j] % a.tokens));
+                weight *= attention_dropout.factors(row, numbers + block.positions[start + j]);
             store(scores + j * kLanes, weight);
         }
     }
 
-    // The places in their group of a vector of packed tokens.
-    Integers positions(const TokenBlock& block, int64_t at, int64_t end) const {
-        int32_t lanes[kLanes] = {};
-        for (int64_t i = at; i < minimum_of(at + kLanes, end); ++i) lanes[i - at] = (int32_t)(block.places[i] % a.tokens);
-        Integers numbers;
-        memcpy(&numbers, lanes, sizeof(numbers));
-        return numbers;
+    // Where the weights of a vector of queries begin among those of a group and head, which dropout counts.
+    Integers first_entries(const TokenBlock& block, int64_t at) const {
+        Integers places;
+        memcpy(&places, block.positions + at, sizeof(places));
+        return places * (int32_t)a.tokens;
     }
 };
 
@@ -254,8 +259,8 @@ struct AttentionBackward {
     AttentionSums& sums;
     AttentionForward forward;
     FloatRows grad, grad_down, grad_active, grad_normed, grad_attended, grad_projected, shares;
-    FloatRows keys, values, outputs, grad_lanes;  // transposed; outputs are the gradients of what attention gives
-    float *agreement, *slopes;
+    FloatRows outputs, grad_lanes;  // transposed; outputs are the gradients of what attention gives
+    float *slopes, *tile;
 
     AttentionBackward(const AttentionArguments& a_, const AttentionWeights& w_, const AttentionWeights& back_, AttentionSums& sums_)
         : a(a_), w(w_), back(back_), sums(sums_), forward(a_, w_) {}
@@ -266,10 +271,9 @@ struct AttentionBackward {
         const auto rows = [&](int64_t columns) { return FloatRows{pieces.take(most * columns), columns}; };
         grad = rows(width), grad_down = rows(width), grad_active = rows(forward.inside), grad_normed = rows(width);
         grad_attended = rows(width), grad_projected = rows(3 * width), shares = rows(width);
-        keys = forward.transposed(pieces), values = forward.transposed(pieces), outputs = forward.transposed(pieces);
-        grad_lanes = FloatRows{pieces.take(3 * width * (most + 16)), most + 16};
-        agreement = pieces.take(a.heads * most);
-        slopes = pieces.take(most * kLanes);
+        outputs = forward.transposed(pieces);
+        grad_lanes = FloatRows{pieces.take(3 * width * forward.lanes()), forward.lanes()};
+        slopes = pieces.take(most * kLanes), tile = pieces.take(kLanes * kLanes);
     }
 
     void run(const TokenBlock& block, int64_t part) {
@@ -327,56 +331,26 @@ struct AttentionBackward {
             }
     }
 
+    // Lanes are queries; for the gradients of keys and values, the weights are transposed, a tile at a time.
     void attend_backward(const TokenBlock& block) {
-        const int64_t count = block.count, head = forward.head, most = forward.most;
-        transpose(forward.keys(), count, a.width, keys);
-        transpose(forward.values(), count, a.width, values);
+        const int64_t count = block.count, head = forward.head;
         transpose(grad_attended, count, a.width, outputs);
         const FloatRows lanes_q = grad_lanes;
         const FloatRows lanes_k{grad_lanes.data + forward.width * grad_lanes.stride, grad_lanes.stride};
         const FloatRows lanes_v{lanes_k.data + forward.width * grad_lanes.stride, grad_lanes.stride};
-        // Lanes are queries: what each score's gradient holds in common, and the gradients of queries.
-        forward.for_queries(block, [&](int64_t group, int64_t start, int64_t others, int64_t h, int64_t at, int lanes) {
-            Vector sum{};
-            for (int64_t d = 0; d < head; ++d)
-                sum += load(forward.at_head(forward.mixed, h, at).at(d)) * load(forward.at_head(outputs, h, at).at(d));
-            store(agreement + h * most + at, sum, lanes);
-            dot_rows(forward.at_head(forward.queries, h, at), forward.head_rows(forward.keys(), h, start), head, others,
-                     forward.scores);
-            dot_rows(forward.at_head(outputs, h, at), forward.head_rows(forward.values(), h, start), head, others, slopes);
-            const Vector high = load(forward.highest + h * most + at), inverse = load(forward.inverse_sums + h * most + at);
-            const Dropout::Row row = forward.attention_dropout.row(group * a.heads + h);
-            const Integers numbers = forward.positions(block, at, start + others) * (int32_t)a.tokens;
-            for (int64_t j = 0; j < others; ++j) {
-                const Vector weight = exponential(Pack<1>{load(forward.scores + j * kLanes) - high}).v[0] * inverse;
-                Vector slope = load(slopes + j * kLanes);
-                if (forward.attention_dropout.active())
-                    slope *= forward.attention_dropout.factors(row, numbers + (int32_t)(block.places[start + j] % a.tokens));
-                store(slopes + j * kLanes, weight * (slope - sum));
+        forward.for_queries(block, [&](int64_t group, int64_t start, int64_t others, int64_t h, int64_t at) {
+            weigh_backward(group, block, start, others, h, at);
+            mix_rows(slopes, forward.head_rows(forward.keys(), h, start), head, others, forward.at_head(lanes_q, h, at));
+            const FloatRows query_rows = forward.head_rows(forward.projected, h, at),
+                            output_rows = forward.head_rows(grad_attended, h, at);
+            const int64_t queries = minimum_of(kLanes, start + others - at);
+            for (int64_t key = 0; key < others; key += kLanes) {
+                const int64_t rows = minimum_of(kLanes, others - key);
+                transpose_tile(forward.scores + key * kLanes, rows, tile);
+                mix_rows(tile, output_rows, head, queries, forward.at_head(lanes_v, h, start + key), at > start);
+                transpose_tile(slopes + key * kLanes, rows, tile);
+                mix_rows(tile, query_rows, head, queries, forward.at_head(lanes_k, h, start + key), at > start);
             }
-            mix_rows(slopes, forward.head_rows(forward.keys(), h, start), head, others, forward.at_head(lanes_q, h, at), lanes);
-        });
-        // Lanes are keys: the gradients of keys and values.
-        forward.for_queries(block, [&](int64_t group, int64_t start, int64_t others, int64_t h, int64_t at, int lanes) {
-            const FloatRows query_rows = forward.head_rows(forward.projected, h, start),
-                            output_rows = forward.head_rows(grad_attended, h, start);
-            dot_rows(forward.at_head(keys, h, at), query_rows, head, others, forward.scores);
-            dot_rows(forward.at_head(values, h, at), output_rows, head, others, slopes);
-            const Dropout::Row row = forward.attention_dropout.row(group * a.heads + h);
-            const Integers numbers = forward.positions(block, at, start + others);
-            for (int64_t i = 0; i < others; ++i) {
-                const int64_t query = h * most + start + i;
-                const Vector weight = exponential(Pack<1>{load(forward.scores + i * kLanes) - forward.highest[query]}).v[0] *
-                                      forward.inverse_sums[query];
-                Vector factor = broadcast(1.0f);
-                if (forward.attention_dropout.active())
-                    factor = forward.attention_dropout.factors(
-                        row, numbers + (int32_t)(block.places[start + i] % a.tokens * a.tokens));
-                store(forward.scores + i * kLanes, weight * factor);
-                store(slopes + i * kLanes, weight * (load(slopes + i * kLanes) * factor - agreement[query]));
-            }
-            mix_rows(forward.scores, output_rows, head, others, forward.at_head(lanes_v, h, at), lanes);
-            mix_rows(slopes, query_rows, head, others, forward.at_head(lanes_k, h, at), lanes);
         });
         transpose(lanes_q, forward.width, count, grad_projected);
         transpose(lanes_k, forward.width, count, {grad_projected.data + forward.width, 3 * forward.width});
@@ -384,6 +358,29 @@ struct AttentionBackward {
         for (int64_t i = 0; i < count; ++i)  // the queries were scaled before
             for (int64_t k = 0; k < forward.width; k += kLanes)
                 store(grad_projected.at(i, k), load(grad_projected.at(i, k)) * forward.scale);
+    }
+
+    // The weights of a vector of queries once more, and the gradients of their scores in `slopes`.
+    void weigh_backward(int64_t group, const TokenBlock& block, int64_t start, int64_t others, int64_t h, int64_t at) {
+        const int64_t head = forward.head;
+        Vector sum{};  // what the gradients of a query's scores have in common
+        for (int64_t d = 0; d < head; ++d)
+            sum += load(forward.at_head(forward.mixed, h, at).at(d)) * load(forward.at_head(outputs, h, at).at(d));
+        dot_rows(forward.at_head(forward.queries, h, at), forward.head_rows(forward.keys(), h, start), head, others,
+                 forward.scores);
+        dot_rows(forward.at_head(outputs, h, at), forward.head_rows(forward.values(), h, start), head, others, slopes);
+        const Vector high = load(forward.highest + h * forward.lanes() + at),
+                     inverse = load(forward.inverse_sums + h * forward.lanes() + at);
+        const Dropout::Row row = forward.attention_dropout.row(group * a.heads + h);
+        const Integers numbers = forward.first_entries(block, at);
+        for (int64_t j = 0; j < others; ++j) {
+            const Vector weight = exponential(Pack<1>{load(forward.scores + j * kLanes) - high}).v[0] * inverse;
+            Vector factor = broadcast(1.0f);
+            if (forward.attention_dropout.active())
+                factor = forward.attention_dropout.factors(row, numbers + block.positions[start + j]);
+            store(forward.scores + j * kLanes, weight * factor);
+            store(slopes + j * kLanes, weight * (load(slopes + j * kLanes) * factor - sum));
+        }
     }
 };
 

@@ -27,10 +27,14 @@ struct TokenBlock {
     int64_t first = 0, end = 0, count = 0;  // groups first .. end with `count` tokens
     int64_t* places;                        // of each packed token among all tokens
     int64_t* starts;                        // of each group, and the end of the last
+    int32_t* positions;                     // of each packed token in its group; readable for a vector more
 
     TokenBlock(const TokenGroups& groups, float* memory)
-        : all(groups), places((int64_t*)memory), starts(places + groups.most()) {}
-    static int64_t floats(const TokenGroups& groups) { return 4 * groups.most() + 4; }
+        : all(groups),
+          places((int64_t*)memory),
+          starts(places + groups.most()),
+          positions((int32_t*)(starts + groups.most() + 1)) {}
+    static int64_t floats(const TokenGroups& groups) { return 5 * groups.most() + 2 + 16; }
 
     // The block that begins with a group, of groups before `stop`.
     void gather(int64_t group, int64_t stop) {
@@ -39,8 +43,11 @@ struct TokenBlock {
             int64_t at = count;
             starts[group - first] = at;
             if (at + all.tokens > all.most() && at + all.count(group) > all.most()) break;
-            for (int64_t i = group * all.tokens; i < (group + 1) * all.tokens; ++i)
-                if (all.mask[i]) places[at++] = i;
+            for (int64_t i = 0; i < all.tokens; ++i) {
+                if (!all.mask[group * all.tokens + i]) continue;
+                places[at] = group * all.tokens + i;
+                positions[at++] = (int32_t)i;
+            }
             count = at;
             ++group;
         }
@@ -181,7 +188,24 @@ HYMATE_INLINE void transpose_stage(Vector* rows) {
         if ((i & S) == 0) swap_lanes<S>(rows[i], rows[i + S], typename MakeSequence<kLanes>::type());
 }
 
+HYMATE_INLINE void transpose(Vector* tile) {
+    transpose_stage<1>(tile);
+    transpose_stage<2>(tile);
+    if (kLanes > 4) transpose_stage<(kLanes > 4 ? 4 : 1)>(tile);
+    if (kLanes > 8) transpose_stage<(kLanes > 8 ? 8 : 1)>(tile);
+}
+
 }  // namespace detail
+
+// The first `rows` vectors as columns of a tile, zeros behind them.
+inline void transpose_tile(const float* vectors, int64_t rows, float* to) {
+    Vector tile[kLanes];
+    HYMATE_UNROLL
+    for (int i = 0; i < kLanes; ++i) tile[i] = i < rows ? load(vectors + i * kLanes) : Vector{};
+    detail::transpose(tile);
+    HYMATE_UNROLL
+    for (int i = 0; i < kLanes; ++i) store(to + i * kLanes, tile[i]);
+}
 
 // to(column, row) = from(row, column) for whole tiles: both have room for sizes rounded up to whole vectors.
 inline void transpose(FloatRows from, int64_t rows, int64_t columns, FloatRows to) {
@@ -190,10 +214,7 @@ inline void transpose(FloatRows from, int64_t rows, int64_t columns, FloatRows t
             Vector tile[kLanes];
             HYMATE_UNROLL
             for (int i = 0; i < kLanes; ++i) tile[i] = load(from.at(row + i, column));
-            detail::transpose_stage<1>(tile);
-            detail::transpose_stage<2>(tile);
-            if (kLanes > 4) detail::transpose_stage<(kLanes > 4 ? 4 : 1)>(tile);
-            if (kLanes > 8) detail::transpose_stage<(kLanes > 8 ? 8 : 1)>(tile);
+            detail::transpose(tile);
             HYMATE_UNROLL
             for (int i = 0; i < kLanes; ++i) store(to.at(column + i, row), tile[i]);
         }
