@@ -12,6 +12,7 @@ All numbers are means over records with percentile bootstrap intervals over reco
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -52,9 +53,14 @@ def mean_with_interval(values: np.ndarray, seed: int = 0) -> dict[str, Any]:
 
 def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
     """Means of (records, columns) over resampled records, (resamples, columns)."""
+    return _resamples(len(values), seed) @ values / len(values)
+
+
+@lru_cache(maxsize=8)  # a report asks for the same few, hundreds of times
+def _resamples(num_records: int, seed: int) -> np.ndarray:
+    """How often each record is drawn, (resamples, records)."""
     generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), NUM_RESAMPLES)
-    return counts @ values / len(values)
+    return generator.multinomial(num_records, np.full(num_records, 1 / num_records), NUM_RESAMPLES).astype(float)
 
 
 def means_with_intervals(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
