@@ -10,6 +10,7 @@ from hymate_native.event_order import arrange_events
 from hymate_native.fusion_attention import fusion_attention
 from hymate_native.library import is_available, runnable_builds, selected_build, unavailable_reason
 from hymate_native.mamba_mixer import mamba_mixer
+from hymate_native.pooled_states import pooled_states
 from hymate_native.pooling_projection import pooling_projection
 from hymate_native.running_quantities import event_weights, running_quantities
 from hymate_native.selective_scan import selective_scan
@@ -30,6 +31,7 @@ __all__ = [
     "fusion_attention",
     "is_available",
     "mamba_mixer",
+    "pooled_states",
     "pooling_projection",
     "recall_channels",
     "recall_stream",

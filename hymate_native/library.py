@@ -29,7 +29,7 @@ FUNCTIONS = (
     *("mixer_forward", "mixer_backward", "mixer_step"),
     *("attention_forward", "attention_backward", "fusion_forward", "fusion_backward"),
     *("running_forward", "running_backward", "running_shares", "tokens_forward", "tokens_backward"),
-    *("embedding_forward", "embedding_backward", "projection_forward", "projection_backward"),
+    *("embedding_forward", "embedding_backward", "projection_forward", "projection_backward", "pooled_forward"),
     *("arrange_events", "channel_statistics", "remember_channels", "recall_channels"),
 )
 

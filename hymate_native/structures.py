@@ -128,6 +128,7 @@ ProjectionArguments = _structure(
     (ctypes.c_void_p, "x lengths norm query_weight value_weight value_bias parts scores grad_parts grad_scores"),
     (ctypes.c_void_p, "grad_x grad_norm grad_query_weight grad_value_weight grad_value_bias"),
 )
+PooledArguments = _structure("PooledArguments", (ProjectionArguments, "projection"), (RunningArguments, "running"))
 ArrangeArguments = _structure(
     "ArrangeArguments",
     (ctypes.c_int64, "batch length variables threads"),
@@ -151,7 +152,7 @@ def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
 INTERFACE = _interface(
     *(Rows, ScanArguments, ConvolutionArguments, MixerArguments),
     *(AttentionArguments, FusionArguments, RunningArguments, MemoryArguments, StatisticArguments, TokenArguments),
-    *(EmbeddingArguments, ProjectionArguments, ArrangeArguments),
+    *(EmbeddingArguments, ProjectionArguments, PooledArguments, ArrangeArguments),
 )
 
 

@@ -1,6 +1,6 @@
 """One token per variable observed in a record: its events pooled by attention, and what its values and times say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from .channel_statistics import HyMaTEChannelStatistics, channel_statistics, split_quantities
 from .configuration_hymate import HyMaTEConfig
 from .native import runs_natively
-from .running_quantities import SCORE_BOUND
+from .running_quantities import SCORE_BOUND, running_quantities
 from .scan import hymate_native
 
 
@@ -96,6 +96,41 @@ class HyMaTEChannelTokens(nn.Module):
         states = self.norm(hidden_states)
         scores = self.query(states).float()
         return self.value(states), SCORE_BOUND * torch.tanh(scores / SCORE_BOUND)
+
+    def describe(
+        self,
+        hidden_states: torch.Tensor,
+        events: Any,
+        channels: ChannelIndex,
+        stretches: Sequence[torch.Tensor],
+        half_lives: Sequence[float],
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """For each of `stretches`, some prediction times `(batch, predictions)`: what `running_quantities` returns of
+        the `SortedEvents` and their states, and the events' scores, `(batch, length, queries)`."""
+        num_channels = channels.channel_ids.shape[1]
+        inputs = (events.values, events.times, events.has_value, channels.slots)
+        if len(stretches) == 1 and self.pools_states(hidden_states, stretches[0].shape[1] * num_channels):
+            yield hymate_native.pooled_states(
+                hidden_states,
+                events.lengths,
+                *inputs,
+                stretches[0],
+                num_channels,
+                half_lives,
+                **self.projection_weights(),
+            )
+            return
+        parts, scores = self.project(hidden_states, events.lengths)
+        for prediction_times in stretches:
+            yield *running_quantities(parts, scores, *inputs, prediction_times, num_channels, half_lives), scores
+
+    def pools_states(self, hidden_states: torch.Tensor, num_cells: int) -> bool:
+        """Whether a compiled kernel pools the states of events and projects the means of each query in a record's
+        `num_cells` cells, which must be less work than to project the events first. It has no gradient."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        is_less = num_cells * self.query.out_features <= hidden_states.shape[1]
+        return is_less and self.projects_natively(hidden_states)
 
     def projects_natively(self, hidden_states: torch.Tensor) -> bool:
         """Whether a compiled kernel does `project`."""

@@ -36,7 +36,7 @@ from .outputs import (
     HyMaTEForSequenceClassificationOutput,
     HyMaTEModelOutput,
 )
-from .running_quantities import event_weights, running_quantities
+from .running_quantities import event_weights
 from .streaming import (
     StreamState,
     advance_stream,
@@ -331,38 +331,29 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
 
     def _encode_channels(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels at the prediction times, some of them at a time."""
-        parts, scores = self.channel_tokens.project(hidden_states, events.lengths)
         batch, predictions = asked.times.shape
         stretches = [asked]
         if not torch.compiler.is_compiling() and predictions > 1:
             tokens = batch * channels.channel_ids.shape[1] * self.config.hidden_size
             # each part goes through all events again, which must not become most of the work
             stretches = asked.split(max(1, max(TOKEN_BUDGET, hidden_states.numel()) // tokens))
+        described = self.channel_tokens.describe(
+            hidden_states, events, channels, [stretch.times for stretch in stretches], self.half_lives
+        )
         found = [
-            self._encode_channels_at(stretch, parts, scores, events, channels, wanted, **kwargs)
-            for stretch in stretches
+            self._encode_stretch(stretch, of_stretch, events, channels, wanted, **kwargs)
+            for stretch, of_stretch in zip(stretches, described, strict=True)
         ]
         if len(found) == 1:
             return found[0]
         return {name: torch.cat([part[name] for part in found], 1) for name in found[0]}
 
-    def _encode_channels_at(self, asked, parts, scores, events, channels, wanted, **kwargs):
-        times, num_channels = asked.times, channels.channel_ids.shape[1]
-        pooled, totals, quantities = running_quantities(
-            parts,
-            scores,
-            events.values,
-            events.times,
-            events.has_value,
-            channels.slots,
-            times,
-            num_channels,
-            self.half_lives,
-        )
+    def _encode_stretch(self, asked, described, events, channels, wanted, **kwargs):
+        pooled, totals, quantities, scores = described
         found = self._encode_quantities(pooled, quantities, channels.channel_ids, wanted, asked.mask, **kwargs)
         if "event_weights" in wanted:
             found["event_weights"] = event_weights(
-                found["channel_weights"], totals, scores, events.times, channels.slots, times
+                found["channel_weights"], totals, scores, events.times, channels.slots, asked.times
             )
         return found
 

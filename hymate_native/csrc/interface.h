@@ -13,6 +13,7 @@
 #include "events.h"
 #include "fusion.h"
 #include "mixer.h"
+#include "pooled_states.h"
 #include "running_quantities.h"
 
 namespace hymate {
@@ -118,6 +119,9 @@ constexpr InterfaceEntry kInterface[] = {
     HYMATE_FIELDS(ProjectionArguments, x, lengths, norm, query_weight, value_weight, value_bias, parts, scores),
     HYMATE_FIELDS(ProjectionArguments, grad_parts, grad_scores, grad_x, grad_norm, grad_query_weight),
     HYMATE_FIELDS(ProjectionArguments, grad_value_weight, grad_value_bias),
+
+    HYMATE_SIZE(PooledArguments),
+    HYMATE_FIELDS(PooledArguments, projection, running),
 
     HYMATE_SIZE(ArrangeArguments),
     HYMATE_FIELDS(ArrangeArguments, batch, length, variables, threads),

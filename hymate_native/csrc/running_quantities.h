@@ -150,44 +150,96 @@ struct RunningWalk {
     int64_t cell(int64_t record, int64_t prediction) const { return (record * r.predictions + prediction) * r.channels; }
 };
 
-struct RunningForward : RunningWalk {
-    float *sums, *carries, *total_sums, *total_carries;  // (channels, width), (channels, queries rounded up)
-    double* histories;  // of each channel
-    uint8_t* changed;   // since the last prediction time
-    float* inverse;     // of a channel's total, repeated
+// The histories of a record's channels.
+struct Histories {
+    const RunningArguments& r;
+    double* numbers;
+    uint8_t* changed;  // since the last prediction time
 
-    using RunningWalk::RunningWalk;
-    int64_t query_width() const { return round_up(r.queries, 16); }
-    History history(int64_t channel) const {
-        return {histories + channel * History::size(r.half_lives), r.half_life, r.half_lives};
+    explicit Histories(const RunningArguments& r_) : r(r_) {}
+    History of(int64_t channel) const {
+        return {numbers + channel * History::size(r.half_lives), r.half_life, r.half_lives};
     }
+    void place(Pieces& pieces) {
+        numbers = (double*)pieces.take(2 * r.channels * History::size(r.half_lives));
+        changed = (uint8_t*)pieces.take(r.channels / 4 + 1);
+    }
+
+    // Goes through a record's events once. Calls pool(event, channel) for those that a prediction time sees, in order,
+    // and mean(channel, pooled, totals) wherever that has changed since the last prediction time.
+    template <typename P, typename M>
+    void walk(int64_t record, int64_t count, P pool, M mean) {
+        memset(numbers, 0, r.channels * History::size(r.half_lives) * sizeof(double));
+        memset(changed, 1, r.channels);
+        const float *asked = r.prediction_times + record * r.predictions, *times = r.times + record * r.length;
+        const int64_t at = record * r.length;
+        int64_t prediction = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            while (prediction < r.predictions && asked[prediction] < times[i]) answer(record, prediction++, mean);
+            if (prediction == r.predictions) return;
+            const int64_t channel = r.slots[at + i];
+            pool(i, channel);
+            of(channel).note(times[i], r.value_mask[at + i] != 0, r.values[at + i]);
+            changed[channel] = 1;
+        }
+        while (prediction < r.predictions) answer(record, prediction++, mean);
+    }
+
+   private:
+    template <typename M>
+    void answer(int64_t record, int64_t prediction, M mean) {
+        const int64_t quantities = kQuantities + kHalfLifeQuantities * r.half_lives;
+        const double now = r.prediction_times[record * r.predictions + prediction];
+        for (int64_t channel = 0; channel < r.channels; ++channel) {
+            const int64_t at = (record * r.predictions + prediction) * r.channels + channel;
+            float *pooled = r.pooled + at * r.width, *totals = r.totals + at * r.queries;
+            if (prediction > 0 && !changed[channel]) {
+                memcpy(pooled, pooled - r.channels * r.width, r.width * sizeof(float));
+                memcpy(totals, totals - r.channels * r.queries, r.queries * sizeof(float));
+            } else {
+                mean(channel, pooled, totals);
+            }
+            changed[channel] = 0;
+            of(channel).describe(now, r.statistics + at * quantities);
+        }
+    }
+};
+
+struct RunningForward : RunningWalk {
+    Histories histories;
+    float *sums, *carries, *total_sums, *total_carries;  // (channels, width), (channels, queries rounded up)
+    float* inverse;                                      // of a channel's total, repeated
+
+    explicit RunningForward(const RunningArguments& r_) : RunningWalk(r_), histories(r_) {}
+    int64_t query_width() const { return round_up(r.queries, 16); }
 
     void place(Pieces& pieces) {
         RunningWalk::place(pieces);
+        histories.place(pieces);
         sums = pieces.take(r.channels * width), carries = pieces.take(r.channels * width);
         total_sums = pieces.take(r.channels * query_width()), total_carries = pieces.take(r.channels * query_width());
-        histories = (double*)pieces.take(2 * r.channels * History::size(r.half_lives));
-        changed = (uint8_t*)pieces.take(r.channels / 4 + 1);
         inverse = pieces.take(width);
     }
 
     void run(int64_t record) {
         clear();
-        const int64_t count = events(record), at = record * r.length;
+        const int64_t count = events(record);
         exponentiate(record, count);
-        const float* asked = r.prediction_times + record * r.predictions;
-        int64_t prediction = 0;
         if (count > 0) expand_weights(0);
-        for (int64_t i = 0; i < count && prediction < r.predictions; ++i) {
-            while (prediction < r.predictions && asked[prediction] < r.times[at + i]) answer(record, prediction++);
-            if (prediction == r.predictions) break;
-            const int64_t channel = r.slots[at + i];
-            if (i + 1 < count) expand_weights(i + 1);
-            pool(channel, r.parts + (at + i) * r.width, weights + i * r.queries, expanded[i % 2]);
-            history(channel).note(r.times[at + i], r.value_mask[at + i] != 0, r.values[at + i]);
-            changed[channel] = 1;
-        }
-        while (prediction < r.predictions) answer(record, prediction++);
+        histories.walk(
+            record, count,
+            [&](int64_t i, int64_t channel) {
+                if (i + 1 < count) expand_weights(i + 1);
+                pool(channel, r.parts + (record * r.length + i) * r.width, weights + i * r.queries, expanded[i % 2]);
+            },
+            [&](int64_t channel, float* pooled, float* totals) {
+                const float* total = total_sums + channel * query_width();
+                expand(inverse, [&](int64_t q) { return total[q] > 0 ? 1 / total[q] : 0.0f; });
+                for (int64_t k = 0; k < r.width; k += kLanes)
+                    store(pooled + k, load(sums + channel * width + k) * load(inverse + k),
+                          (int)minimum_of(kLanes, r.width - k));
+                memcpy(totals, total, r.queries * sizeof(float));
+            });
     }
 
     void clear() {
@@ -195,8 +247,6 @@ struct RunningForward : RunningWalk {
         clear_floats(carries, r.channels * width);
         clear_floats(total_sums, r.channels * query_width());
         clear_floats(total_carries, r.channels * query_width());
-        memset(histories, 0, r.channels * History::size(r.half_lives) * sizeof(double));
-        memset(changed, 1, r.channels);
     }
 
     void pool(int64_t channel, const float* part, const float* weight, const float* repeated) {
@@ -208,28 +258,6 @@ struct RunningForward : RunningWalk {
         float *total = total_sums + channel * query_width(), *total_carry = total_carries + channel * query_width();
         for (int64_t q = 0; q < r.queries; q += kLanes)
             add_compensated(total + q, total_carry + q, load(weight + q, (int)minimum_of(kLanes, r.queries - q)));
-    }
-
-    void answer(int64_t record, int64_t prediction) {
-        const int64_t quantities = kQuantities + kHalfLifeQuantities * r.half_lives;
-        const double now = r.prediction_times[record * r.predictions + prediction];
-        for (int64_t channel = 0; channel < r.channels; ++channel) {
-            const int64_t at = cell(record, prediction) + channel;
-            float *pooled = r.pooled + at * r.width, *totals = r.totals + at * r.queries;
-            if (prediction > 0 && !changed[channel]) {
-                memcpy(pooled, pooled - r.channels * r.width, r.width * sizeof(float));
-                memcpy(totals, totals - r.channels * r.queries, r.queries * sizeof(float));
-            } else {
-                const float* total = total_sums + channel * query_width();
-                expand(inverse, [&](int64_t q) { return total[q] > 0 ? 1 / total[q] : 0.0f; });
-                for (int64_t k = 0; k < r.width; k += kLanes)
-                    store(pooled + k, load(sums + channel * width + k) * load(inverse + k),
-                          (int)minimum_of(kLanes, r.width - k));
-                memcpy(totals, total, r.queries * sizeof(float));
-            }
-            changed[channel] = 0;
-            history(channel).describe(now, r.statistics + at * quantities);
-        }
     }
 };
 
@@ -335,11 +363,11 @@ struct RunningShares : RunningWalk {
     }
 };
 
-template <typename Walk>
-int walk_records(const RunningArguments& r) {
+template <typename Walk, typename A, typename... W>
+int walk_records(const A& arguments, int64_t batch, int64_t threads, const W&... weights) {
     int failed = 0;
-    share_work(r.batch, r.threads, [&](int, int64_t first, int64_t end) {
-        Walk walk(r);
+    share_work(batch, threads, [&](int, int64_t first, int64_t end) {
+        Walk walk(arguments, weights...);
         Pieces sizes{nullptr};
         walk.place(sizes);
         Arena arena(sizes.floats);
@@ -355,8 +383,8 @@ int walk_records(const RunningArguments& r) {
     return failed ? kOutOfMemory : kOk;
 }
 
-inline int running_forward(const RunningArguments& r) { return walk_records<RunningForward>(r); }
-inline int running_backward(const RunningArguments& r) { return walk_records<RunningBackward>(r); }
-inline int running_shares(const RunningArguments& r) { return walk_records<RunningShares>(r); }
+inline int running_forward(const RunningArguments& r) { return walk_records<RunningForward>(r, r.batch, r.threads); }
+inline int running_backward(const RunningArguments& r) { return walk_records<RunningBackward>(r, r.batch, r.threads); }
+inline int running_shares(const RunningArguments& r) { return walk_records<RunningShares>(r, r.batch, r.threads); }
 
 }  // namespace hymate

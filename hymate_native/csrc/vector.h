@@ -147,6 +147,18 @@ HYMATE_INLINE void store(T* p, Vector value, Constant<kLanes>) {
     store(p, value);
 }
 
+#if defined(HYMATE_AVX512)
+HYMATE_INLINE __mmask16 first_lanes(int count) { return count > 0 ? (__mmask16)((1u << count) - 1) : (__mmask16)0; }
+HYMATE_INLINE Vector load(const float* p, int count) {
+    if (__builtin_expect(count >= kLanes, 1)) return load(p);
+    return (Vector)_mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+HYMATE_INLINE void store(float* p, Vector value, int count) {
+    if (__builtin_expect(count >= kLanes, 1)) return store(p, value);
+    _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)value);
+}
+#endif
+
 template <typename T>
 HYMATE_INLINE Vector load(const T* p, int count) {
     if (__builtin_expect(count >= kLanes, 1)) return load(p);

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import hymate_native
 from modeling_hymate.channel_tokens import ChannelIndex
 from modeling_hymate.inputs import sort_events
-from tests.native.test_channel_operators import assert_agrees, random_mask, rms_norm
+from modeling_hymate.running_quantities import running_quantities_reference
+from tests.native.test_channel_operators import assert_agrees, random_mask, rms_norm, running_inputs
 from tests.native.test_operators import mixer_inputs, reference_mixer
 from tests.support.agreement import assert_close, normal, with_gradients
 
@@ -116,6 +117,69 @@ def test_pooling_projection_agrees_with_float64(build, batch, length, hidden, qu
         return F.linear(normed, value_weight, value_bias) * real, scores * real
 
     assert_agrees(hymate_native.pooling_projection, reference, leaves, others, at_least=1.0)
+
+
+# ------------------------------------------------------------------------------------------ pooled states
+
+
+def pooled_inputs(*sizes, seed=0, ticks=None):
+    """Weights of a pooling projection, and the events that it pools; `sizes` as of `running_inputs`."""
+    batch, length, _, _, hidden, queries = sizes
+    _, events = running_inputs(*sizes, seed=seed, ticks=ticks)
+    weights = {
+        "norm": normal(hidden, seed=1),
+        "query_weight": 3 * normal(queries, hidden, seed=2) / hidden**0.5,
+        "value_weight": normal(hidden, hidden, seed=3) / hidden**0.5,
+        "value_bias": normal(hidden, seed=4),
+    }
+    states = {"states": normal(batch, length, hidden, seed=seed), "lengths": (events["slots"] >= 0).sum(1)}
+    return states, events, weights | {"eps": 1e-5, "bound": 10.0}
+
+
+def pooled_as_before(states, lengths, norm, query_weight, value_weight, value_bias, eps, bound, **events):
+    """The events projected, and then pooled, in float64."""
+    floats = (states, norm, query_weight, value_weight, value_bias)
+    states, norm, query_weight, value_weight, value_bias = (tensor.double() for tensor in floats)
+    normed = rms_norm(states, norm, eps)
+    scores = bound * torch.tanh(F.linear(normed, query_weight) / bound) * valid(lengths, states.shape[1])
+    parts = F.linear(normed, value_weight, value_bias)
+    return *running_quantities_reference(parts, scores, **events), scores
+
+
+@pytest.mark.parametrize("ticks", [None, 4])
+@pytest.mark.parametrize(
+    ("batch", "length", "predictions", "channels", "hidden", "queries"),
+    [(3, 150, 1, 5, 32, 4), (2, 70, 5, 3, 24, 3), (4, 33, 9, 6, 10, 1), (1, 200, 1, 1, 40, 5), (2, 1, 3, 2, 6, 6)],
+)
+def test_pooled_states_agree_with_float64(build, batch, length, predictions, channels, hidden, queries, ticks):
+    states, events, weights = pooled_inputs(batch, length, predictions, channels, hidden, queries, ticks=ticks)
+    names = ("pooled", "totals", "statistics", "scores")
+    found = dict(zip(names, hymate_native.pooled_states(**states, **events, **weights), strict=True))
+    expected = dict(zip(names, pooled_as_before(**states, **weights, **events), strict=True))
+    matters = (events["times"] <= events["prediction_times"][:, -1:]) | (events["slots"] < 0)
+    for tensors in (found, expected):
+        tensors["scores"] = tensors["scores"][matters]
+    assert_close(found, expected, at_least=1.0)
+
+
+def test_means_of_states_stay_exact_over_very_many_events(build):
+    states, events, weights = pooled_inputs(1, 60_000, 1, 1, 8, 2)
+    events["prediction_times"] = torch.ones(1, 1)
+    pooled, *_ = hymate_native.pooled_states(**states, **events, **weights)
+    parts, scores = hymate_native.pooling_projection(**states, **weights)
+    shares = scores[0].double().softmax(0)
+    expected = (parts[0].double().view(-1, 2, 4) * shares.unsqueeze(-1)).sum(0).flatten()
+    assert (pooled.flatten().double() - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_padding_is_never_pooled(build):
+    states, events, weights = pooled_inputs(3, 80, 2, 3, 8, 2)
+    clean = hymate_native.pooled_states(**states, **events, **weights)
+    masked = events["slots"] < 0
+    for tensor in (states["states"], events["values"], events["times"]):
+        tensor[masked] = torch.nan
+    dirty = hymate_native.pooled_states(**states, **events, **weights)
+    assert all(torch.equal(one, other) for one, other in zip(clean, dirty, strict=True))
 
 
 # ---------------------------------------------------------------------------------- residual Mamba layer

@@ -126,8 +126,11 @@ def channel_operators():
         "pooling_projection",
         (normal(2, 7, 6), lengths, normal(6), normal(2, 6), normal(6, 6), normal(6), 1e-5, 10.0),
     )
-    yield "arrange_events", (*events[:3], torch.rand(2, 7) < 0.7, events[3], 4)
+    projection = (torch.randn(2, 7, 6), lengths, torch.randn(6), torch.randn(2, 6), torch.randn(6, 6), torch.randn(6))
     slots = ids.masked_fill(torch.arange(7) >= lengths.unsqueeze(1), -1)
+    pooled = (torch.randn(2, 7), positive(2, 7), torch.rand(2, 7) < 0.5, slots, positive(2, 3), 4, [0.5])
+    yield "pooled_states", (*projection, 1e-5, 10.0, *pooled)
+    yield "arrange_events", (*events[:3], torch.rand(2, 7) < 0.7, events[3], 4)
     running = (normal(2, 7, 6), normal(2, 7, 2), torch.randn(2, 7), positive(2, 7), torch.rand(2, 7) < 0.5, slots)
     yield "running_quantities", (*running, positive(2, 3), 4, [0.5])
     sums = (torch.rand(2, 3, 4), torch.rand(2, 3, 4, 2), torch.randn(2, 7, 2))
