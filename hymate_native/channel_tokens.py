@@ -29,20 +29,20 @@ def _(pooled, *_):
     return torch.empty_like(pooled)
 
 
-@CustomOperator("channel_tokens_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor)")
+@CustomOperator("channel_tokens_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor)")
 def _tokens_backward(grad, *inputs):
     embedding, knots = inputs[4:6]
-    grads = torch.empty_like(embedding), torch.empty_like(knots)
+    grads = tuple(map(torch.empty_like, (grad, embedding, knots)))
     arguments = _arguments(*inputs)
     arguments.grad_out = pointer(grad)
-    arguments.grad_embedding, arguments.grad_knots = map(pointer, grads)
+    arguments.grad_pooled, arguments.grad_embedding, arguments.grad_knots = map(pointer, grads)
     library.call("tokens_backward", arguments)
     return grads
 
 
 @_tokens_backward.register_fake
 def _(grad, mask, statistics, present, channel_ids, embedding, knots, bins):
-    return torch.empty_like(embedding), torch.empty_like(knots)
+    return tuple(map(torch.empty_like, (grad, embedding, knots)))
 
 
 def _keep(ctx, inputs, output):
@@ -51,10 +51,8 @@ def _keep(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad):
-    mask, *_ = tensors = ctx.saved_tensors
-    grad = grad.contiguous()
-    grads = torch.ops.hymate.channel_tokens_backward(grad, *tensors, ctx.bins)
-    return grad.masked_fill(~mask.unsqueeze(-1), 0), *(None,) * 4, *grads, None
+    grad_pooled, *grads = torch.ops.hymate.channel_tokens_backward(grad.contiguous(), *ctx.saved_tensors, ctx.bins)
+    return grad_pooled, *(None,) * 4, *grads, None
 
 
 tokens_operator.register_autograd(_differentiate, setup_context=_keep)

@@ -105,7 +105,7 @@ TokenArguments = _structure(
     "TokenArguments",
     (ctypes.c_int64, "batch predictions channels width statistics bins variables threads"),
     (ctypes.c_void_p, "pooled mask statistic present channel_ids embedding knots out"),
-    (ctypes.c_void_p, "grad_out grad_embedding grad_knots"),
+    (ctypes.c_void_p, "grad_out grad_pooled grad_embedding grad_knots"),
 )
 EmbeddingArguments = _structure(
     "EmbeddingArguments",

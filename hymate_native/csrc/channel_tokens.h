@@ -21,7 +21,7 @@ struct TokenArguments {
     float* out;                  // (batch, predictions, channels, width)
     // Backward only. The gradient of what was pooled is that of the tokens, zero outside of the mask.
     const float* grad_out;
-    float *grad_embedding, *grad_knots;
+    float *grad_pooled, *grad_embedding, *grad_knots;
 };
 
 // Calls visit(knot, share) for the statistics of a cell: a function's lower knot, and the upper one's share.
@@ -37,14 +37,18 @@ HYMATE_INLINE void for_statistics(const TokenArguments& a, int64_t cell, int64_t
     }
 }
 
-// Calls visit(cell, variable) for the prediction times of channels begin .. end of all records: a variable's knots stay
-// in the cache while its cells are gone through.
-template <typename F>
-HYMATE_INLINE void for_cells(const TokenArguments& a, int64_t begin, int64_t end, F visit) {
-    for (int64_t column = begin; column < end; ++column) {
-        const int64_t record = column / a.channels, channel = column % a.channels;
-        for (int64_t prediction = 0; prediction < a.predictions; ++prediction)
-            visit((record * a.predictions + prediction) * a.channels + channel, a.channel_ids[column]);
+// Calls visit(cell, variable) for the cells of predictions begin .. end of all records that the mask keeps, and pad(cell)
+// for the others.
+template <typename F, typename P>
+HYMATE_INLINE void for_cells(const TokenArguments& a, int64_t begin, int64_t end, F visit, P pad) {
+    for (int64_t prediction = begin; prediction < end; ++prediction) {
+        const int64_t *ids = a.channel_ids + prediction / a.predictions * a.channels, first = prediction * a.channels;
+        for (int64_t channel = 0; channel < a.channels; ++channel) {
+            if (a.mask[first + channel])
+                visit(first + channel, ids[channel]);
+            else
+                pad(first + channel);
+        }
     }
 }
 
@@ -85,16 +89,15 @@ HYMATE_INLINE void spread_gradient(const TokenArguments& a, int64_t cell, int64_
 }
 
 inline int tokens_forward(const TokenArguments& a) {
-    share_work(a.batch * a.channels, a.threads, [&](int, int64_t begin, int64_t end) {
-        for_cells(a, begin, end, [&](int64_t cell, int64_t variable) {
-            if (!a.mask[cell]) {
-                clear_floats(a.out + cell * a.width, a.width);
-                return;
-            }
-            for_stripes(a.width, [&](auto vectors, int64_t first, int last) {
-                make_token<decltype(vectors)::value>(a, cell, variable, first, last);
-            });
-        });
+    share_work(a.batch * a.predictions, a.threads, [&](int, int64_t begin, int64_t end) {
+        for_cells(
+            a, begin, end,
+            [&](int64_t cell, int64_t variable) {
+                for_stripes(a.width, [&](auto vectors, int64_t first, int last) {
+                    make_token<decltype(vectors)::value>(a, cell, variable, first, last);
+                });
+            },
+            [&](int64_t cell) { clear_floats(a.out + cell * a.width, a.width); });
     });
     return kOk;
 }
@@ -106,14 +109,17 @@ inline int tokens_backward(const TokenArguments& a) {
     Arena arena(size * a.threads);
     if (!arena.ok()) return kOutOfMemory;
     float* sums = arena.take(0);
-    share_work(a.batch * a.channels, a.threads, [&](int thread, int64_t begin, int64_t end) {
+    share_work(a.batch * a.predictions, a.threads, [&](int thread, int64_t begin, int64_t end) {
         float *embedding = sums + thread * size, *own_knots = embedding + a.variables * width;
-        for_cells(a, begin, end, [&](int64_t cell, int64_t variable) {
-            if (!a.mask[cell]) return;
-            for_stripes(a.width, [&](auto vectors, int64_t first, int last) {
-                spread_gradient<decltype(vectors)::value>(a, cell, variable, first, last, embedding, own_knots, width);
-            });
-        });
+        for_cells(
+            a, begin, end,
+            [&](int64_t cell, int64_t variable) {
+                memcpy(a.grad_pooled + cell * a.width, a.grad_out + cell * a.width, a.width * sizeof(float));
+                for_stripes(a.width, [&](auto vectors, int64_t first, int last) {
+                    spread_gradient<decltype(vectors)::value>(a, cell, variable, first, last, embedding, own_knots, width);
+                });
+            },
+            [&](int64_t cell) { clear_floats(a.grad_pooled + cell * a.width, a.width); });
     });
     for (int64_t row = 0; row < a.variables + knots; ++row) {
         float* to = row < a.variables ? a.grad_embedding + row * a.width : a.grad_knots + (row - a.variables) * a.width;

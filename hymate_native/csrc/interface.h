@@ -104,7 +104,7 @@ constexpr InterfaceEntry kInterface[] = {
     HYMATE_SIZE(TokenArguments),
     HYMATE_FIELDS(TokenArguments, batch, predictions, channels, width, statistics, bins, variables, threads),
     HYMATE_FIELDS(TokenArguments, pooled, mask, statistic, present, channel_ids, embedding, knots, out),
-    HYMATE_FIELDS(TokenArguments, grad_out, grad_embedding, grad_knots),
+    HYMATE_FIELDS(TokenArguments, grad_out, grad_pooled, grad_embedding, grad_knots),
 
     HYMATE_SIZE(EmbeddingArguments),
     HYMATE_FIELDS(EmbeddingArguments, batch, length, width, inside, variables, threads, values, times),

@@ -189,10 +189,11 @@ struct Histories {
     template <typename M>
     void answer(int64_t record, int64_t prediction, M mean) {
         const int64_t quantities = kQuantities + kHalfLifeQuantities * r.half_lives;
-        const double now = r.prediction_times[record * r.predictions + prediction];
+        const float* asked = r.prediction_times + record * r.predictions + prediction;
+        const bool is_again = prediction > 0 && asked[0] == asked[-1];  // as padding is
         for (int64_t channel = 0; channel < r.channels; ++channel) {
             const int64_t at = (record * r.predictions + prediction) * r.channels + channel;
-            float *pooled = r.pooled + at * r.width, *totals = r.totals + at * r.queries;
+            float *statistics = r.statistics + at * quantities, *pooled = r.pooled + at * r.width, *totals = r.totals + at * r.queries;
             if (prediction > 0 && !changed[channel]) {
                 memcpy(pooled, pooled - r.channels * r.width, r.width * sizeof(float));
                 memcpy(totals, totals - r.channels * r.queries, r.queries * sizeof(float));
@@ -200,7 +201,10 @@ struct Histories {
                 mean(channel, pooled, totals);
             }
             changed[channel] = 0;
-            of(channel).describe(now, r.statistics + at * quantities);
+            if (is_again)
+                memcpy(statistics, statistics - r.channels * quantities, quantities * sizeof(float));
+            else
+                of(channel).describe(asked[0], statistics);
         }
     }
 };

@@ -325,7 +325,8 @@ void check_channel_tokens(int64_t B, int64_t P, int64_t C, int64_t H, int64_t S,
     a.batch = B, a.predictions = P, a.channels = C, a.width = H, a.statistics = S, a.bins = bins, a.variables = V;
     a.threads = threads, a.pooled = pooled.value.data(), a.mask = mask.data(), a.statistic = statistic.data();
     a.present = present.data(), a.channel_ids = ids.data(), a.embedding = embedding.value.data(), a.knots = knots.value.data();
-    a.out = out.data(), a.grad_out = grad_out.data(), a.grad_embedding = embedding.grad.data(), a.grad_knots = knots.grad.data();
+    a.out = out.data(), a.grad_out = grad_out.data(), a.grad_pooled = pooled.grad.data();
+    a.grad_embedding = embedding.grad.data(), a.grad_knots = knots.grad.data();
     failures += hymate_tokens_forward(&a) != kOk;
     failures += hymate_tokens_backward(&a) != kOk;
     Doubles y(out.size());
@@ -350,6 +351,7 @@ void check_channel_tokens(int64_t B, int64_t P, int64_t C, int64_t H, int64_t S,
     printf("tokens batch %d predictions %d channels %d width %d statistics %d bins %d threads %d\n", (int)B, (int)P, (int)C,
            (int)H, (int)S, (int)bins, (int)threads);
     report("y", compare(out, y), 2e-6);
+    check_gradient("pooled", run, pooled.exact, pooled.grad);
     check_gradient("embedding", run, embedding.exact, embedding.grad);
     check_gradient("knots", run, knots.exact, knots.grad);
 }
