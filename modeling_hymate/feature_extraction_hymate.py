@@ -18,6 +18,7 @@ CLIP_PERCENTILES = (0.1, 99.9)
 TIME_SCALE_PERCENTILE = 99
 # The classes that open what is saved here. There is no tokenizer: the feature extractor is all of the processor.
 AUTO_MAP = dict.fromkeys(("AutoFeatureExtractor", "AutoProcessor"), "feature_extraction_hymate.HyMaTEFeatureExtractor")
+FIT_AT_ONCE = 1 << 21  # events that `fit` looks at in one go
 
 
 class HyMaTEFeatureExtractor(FeatureExtractionMixin):
@@ -130,14 +131,14 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         columns: list[dict] = []
         for name in numeric_columns:
             numbers = _static_numbers(records.static[name], name)
-            low, high, _, mean, deviation = _fit_variable(numbers[~np.isnan(numbers)], allow_log=False)
+            counted = _Counted().add(numbers[~np.isnan(numbers)])
+            low, high, _, mean, deviation = _fit_variable(counted, allow_log=False)
             columns.append({"name": name, "range": [low, high], "mean": mean, "deviation": deviation})
         columns += [
             {"name": name, "categories": [str(category) for category in found]}
             for name, found in categorical_columns.items()
         ]
-        longest = float(np.percentile(records.times, TIME_SCALE_PERCENTILE)) if len(records.times) else 0.0
-        scale = 2.0 ** math.ceil(math.log2(longest)) if longest else 1.0
+        scale = _fit_time_scale(records.times)
         return cls(variables, **statistics, static_columns=columns, time_scale=scale, **kwargs)
 
     @property
@@ -491,12 +492,45 @@ def _static_numbers(column: np.ndarray, name: str) -> np.ndarray:
     return numbers
 
 
+class _Counted:
+    """Numbers as the distinct ones among them, ascending, and how often each occurs."""
+
+    def __init__(self):
+        self.values, self.counts = np.zeros(0), np.zeros(0, dtype=np.int64)
+
+    def add(self, numbers: np.ndarray) -> "_Counted":
+        values, counts = np.unique(numbers, return_counts=True)
+        both = np.concatenate([self.values, values])
+        self.values, place = np.unique(both, return_inverse=True)
+        weights = np.concatenate([self.counts, counts])
+        self.counts = np.bincount(place, weights, len(self.values)).astype(np.int64)
+        return self
+
+    def percentiles(self, percents: Sequence[float]) -> list[float]:
+        """As `np.percentile` has them, linear between neighbors."""
+        ends = np.cumsum(self.counts)
+        places = np.asarray(percents) / 100 * (ends[-1] - 1)
+        below, above = (
+            self.values[np.searchsorted(ends, rank, side="right")] for rank in (np.floor(places), np.ceil(places))
+        )
+        return (below + (above - below) * (places - np.floor(places))).tolist()
+
+    def mean(self, numbers: np.ndarray) -> float:
+        """Mean of what the distinct values became, `(distinct,)`, each as often as its value occurs."""
+        return float(np.average(numbers, weights=self.counts))
+
+
 def _fit_values(variable_ids: np.ndarray, values: np.ndarray, num_variables: int) -> dict[str, list]:
-    known = ~np.isnan(values)
-    variable_ids, values = variable_ids[known], values[known]
-    order = np.argsort(variable_ids, kind="stable")
-    groups = np.split(values[order], np.cumsum(np.bincount(variable_ids, minlength=num_variables))[:-1])
-    fitted = [_fit_variable(group) for group in groups]
+    counted = [_Counted() for _ in range(num_variables)]
+    for at in range(0, len(values), FIT_AT_ONCE):  # the arrays may be files that are larger than the memory
+        ids, numbers = variable_ids[at : at + FIT_AT_ONCE], values[at : at + FIT_AT_ONCE]
+        known = ~np.isnan(numbers)
+        ids, numbers = ids[known], numbers[known]
+        sizes = np.bincount(ids, minlength=num_variables)
+        groups = np.split(numbers[np.argsort(ids, kind="stable")], np.cumsum(sizes)[:-1])
+        for variable in np.flatnonzero(sizes):
+            counted[variable].add(groups[variable])
+    fitted = [_fit_variable(numbers) for numbers in counted]
     return {
         "value_ranges": [[low, high] for low, high, *_ in fitted],
         "value_medians": [median for _, _, median, *_ in fitted],
@@ -505,27 +539,40 @@ def _fit_values(variable_ids: np.ndarray, values: np.ndarray, num_variables: int
     }
 
 
-def _fit_variable(values: np.ndarray, allow_log: bool = True) -> tuple[float, float, float | None, float, float]:
+def _fit_variable(counted: _Counted, allow_log: bool = True) -> tuple[float, float, float | None, float, float]:
     """Low, high, median if the logarithm helps, mean and deviation of one variable's training values."""
+    values = counted.values
     if not len(values):
         return 0.0, 0.0, None, 0.0, 1.0
-    if values.min() == values.max():
+    if len(values) == 1:
         return float(values[0]), float(values[0]), None, float(values[0]), 1.0
-    low, median, high = (
-        float(bound) for bound in np.percentile(values, [CLIP_PERCENTILES[0], 50, CLIP_PERCENTILES[1]])
-    )
-    clipped = np.clip(values, low, high)
-    scaled, used_median = clipped, None
-    if allow_log and median > low:
-        logarithm = np.log1p((clipped - low) / (median - low))
-        if _skewness(clipped) > 1 and abs(_skewness(logarithm)) < _skewness(clipped) / 2:
-            scaled, used_median = logarithm, median
-    return low, high, used_median, float(scaled.mean()), float(scaled.std()) or 1.0
+    low, median, high = counted.percentiles([CLIP_PERCENTILES[0], 50, CLIP_PERCENTILES[1]])
+    scaled, used_median = np.clip(values, low, high), None
+    mean, deviation, skewness = _moments(counted, scaled)
+    if allow_log and median > low and skewness > 1:
+        logarithm = np.log1p((scaled - low) / (median - low))
+        found = _moments(counted, logarithm)
+        if abs(found[2]) < skewness / 2:
+            (mean, deviation, _), used_median = found, median
+    return low, high, used_median, mean, deviation or 1.0
 
 
-def _skewness(values: np.ndarray) -> float:
-    deviation = values.std()
-    return float((((values - values.mean()) / deviation) ** 3).mean()) if deviation > 0 else 0.0
+def _moments(counted: _Counted, numbers: np.ndarray) -> tuple[float, float, float]:
+    """Mean, standard deviation and skewness of what the distinct values became."""
+    mean = counted.mean(numbers)
+    deviation = math.sqrt(counted.mean((numbers - mean) ** 2))
+    return mean, deviation, counted.mean(((numbers - mean) / deviation) ** 3) if deviation else 0.0
+
+
+def _fit_time_scale(times: np.ndarray) -> float:
+    """The smallest power of two, in hours, that 99 % of the events do not come after; 1 where these are at 0."""
+    powers = np.exp2(np.arange(-24, 64))
+    later = np.zeros(len(powers) + 1, dtype=np.int64)  # events by the number of powers that they come after
+    for at in range(0, len(times), FIT_AT_ONCE):
+        after = np.searchsorted(powers, times[at : at + FIT_AT_ONCE])
+        later += np.bincount(after, minlength=len(later))
+    place = np.argmax(np.cumsum(later) >= TIME_SCALE_PERCENTILE / 100 * len(times))
+    return float(powers[place]) if place else 1.0
 
 
 __all__ = ["HyMaTEFeatureExtractor"]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor
 
-from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEModel
+from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEModel, feature_extraction_hymate
 from tests.support.helpers import tiny_config
 
 VARIABLES = ["heart_rate", "lactate", "diagnosis", "constant", "never_seen"]
@@ -484,3 +484,30 @@ def test_numeric_categories_and_records_at_time_zero():
     assert found["static_values"].tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
     assert extractor.time_scale == 1.0
     assert found["values"].squeeze().tolist() == pytest.approx([-1, 1], abs=1e-2)
+
+
+@pytest.mark.parametrize("at_once", [1 << 21, 7])
+def test_fit_looks_at_a_block_of_events_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr(feature_extraction_hymate, "FIT_AT_ONCE", at_once)
+    records = training_records()
+    fitted = HyMaTEFeatureExtractor.fit(records, VARIABLES)
+    values = np.asarray(records["value"])
+    for index, name in enumerate(("heart_rate", "lactate")):
+        own = values[np.array(records["variable"]) == name]
+        low, median, high = np.percentile(own, [0.1, 50, 99.9])
+        scaled = np.clip(own, low, high)
+        assert (fitted.value_medians[index] is not None) == (name == "lactate")
+        if name == "lactate":
+            scaled = np.log1p((scaled - low) / (median - low))
+        np.testing.assert_allclose(fitted.value_ranges[index], [low, high], rtol=1e-12)
+        np.testing.assert_allclose(fitted.value_means[index], scaled.mean(), rtol=1e-12)
+        np.testing.assert_allclose(fitted.value_deviations[index], scaled.std(), rtol=1e-12)
+    assert fitted.time_scale == 64.0
+
+
+@pytest.mark.parametrize(
+    ("times", "scale"), [([0.0], 1.0), ([0.0] * 200 + [9.0], 1.0), ([0.3, 0.5], 0.5), ([9.0], 16.0)]
+)
+def test_the_time_scale_holds_nearly_all_events(times, scale):
+    records = {"time": times, "variable": ["lactate"] * len(times), "value": [1.0] * len(times)}
+    assert HyMaTEFeatureExtractor.fit(records, VARIABLES).time_scale == scale
