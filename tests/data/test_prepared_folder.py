@@ -1,6 +1,8 @@
 """Reading a prepared folder: once, whole, and refusing what no writer would have written."""
 
 import json
+import mmap
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hymate_training.data import mapped as mapped_arrays
 from hymate_training.data import prepared_folder
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
@@ -174,14 +177,14 @@ def test_unknown_classes_and_infinite_targets_are_refused_on_reading(tmp_path, t
 
 def test_each_file_is_read_whole_once(synthetic_folder, monkeypatch):
     read: list[Path] = []
-    original = prepared_folder._read_parquet
+    original = prepared_folder._parquet_parts
 
-    def counted(path, schema, columns=None):
-        if columns is None:
+    def counted(path, schema):
+        if schema.names != ["record_id"]:
             read.append(path.relative_to(synthetic_folder))
-        return original(path, schema, columns)
+        return original(path, schema)
 
-    monkeypatch.setattr(prepared_folder, "_read_parquet", counted)
+    monkeypatch.setattr(prepared_folder, "_parquet_parts", counted)
     folder = PreparedFolder(synthetic_folder)
     for _ in range(2):
         for split in folder.splits:
@@ -208,3 +211,44 @@ def test_the_fingerprint_changes_with_labels_and_records(tmp_path, name, columns
     assert PreparedFolder(folder).fingerprint == before
     altered(folder / name, **columns)
     assert PreparedFolder(folder).fingerprint != before
+
+
+def test_events_lie_in_files_and_not_in_memory(synthetic_folder, monkeypatch):
+    whole = PreparedFolder(synthetic_folder).records("train")
+    monkeypatch.setattr(prepared_folder, "BLOCK", 1000)  # so that a file is read in many parts
+    folder = PreparedFolder(synthetic_folder)
+    assert len(list(folder._parts("train"))) > 10
+    for variables in (folder.info.variables, folder.info.variables[::-1]):
+        events = folder.events("train", variables)
+        for array, column in ((events.times, "time"), (events.values, "value")):
+            expected = whole[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            np.testing.assert_array_equal(array, expected)
+        names = np.array(folder.info.variables)[whole["variable"].combine_chunks().flatten().to_numpy()]
+        np.testing.assert_array_equal(np.array(variables)[events.variable_ids], names)
+        np.testing.assert_array_equal(events.lengths, [len(times) for times in whole["time"].to_pylist()])
+        assert events.record_ids == whole["record_id"].to_pylist()
+        assert events.record_ids[3:5] == list(events.record_ids)[3:5] == [events.record_ids[3], events.record_ids[4]]
+        for array in (events.times, events.variable_ids, events.values):
+            assert not array.flags.owndata
+            assert isinstance(array.base, memoryview | mmap.mmap)
+    assert sorted(path.name for path in synthetic_folder.iterdir()) == [
+        "README.md",
+        "metadata.json",
+        "records",
+        "tasks",
+    ]
+
+
+def test_a_folder_that_is_not_to_be_written_to(synthetic_folder, monkeypatch):
+    refused = []
+
+    def temporary_file(dir=None):
+        if dir is not None:
+            refused.append(dir)
+            raise PermissionError
+        return tempfile.NamedTemporaryFile()
+
+    monkeypatch.setattr(mapped_arrays, "TemporaryFile", temporary_file)
+    times = PreparedFolder(synthetic_folder).events("validation").times
+    assert refused == [synthetic_folder] * 3
+    np.testing.assert_array_equal(times, PreparedFolder(synthetic_folder).events("validation").times)

@@ -7,7 +7,7 @@ import pytest
 
 from hymate_training.data.examples import ExampleDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.fitting.batches import EpochLoader
+from hymate_training.fitting.batches import MEGA_BATCH, EpochLoader
 from hymate_training.fitting.options import LoopOptions
 from tests.support.runs import TASK
 
@@ -48,6 +48,36 @@ def test_an_epoch_draws_a_few_examples_of_each_record(synthetic_folder):
     assert len(batches) == len(batches.batches(0)) == 2  # of four records and one
     assert all(len(set(rows[batch])) <= 4 for batch in batches.batches(1))
     assert set(np.concatenate(epochs).tolist()) == set(range(len(rows)))
+
+
+def as_said(dataset, options, epoch):
+    """The batches of an epoch, in the words of the class."""
+    rng = np.random.default_rng([options.seed, epoch])
+    most, size, records = options.examples_per_record, options.batch_size, list(dataset.groups)
+    if most is not None:
+        records = [own if len(own) <= most else np.sort(rng.permutation(own)[:most]) for own in records]
+    lengths = np.array([dataset.lengths[own].max() for own in records])
+    order = rng.permutation(len(records))
+    blocks = [order[at : at + MEGA_BATCH * size] for at in range(0, len(order), MEGA_BATCH * size)]
+    order = np.concatenate([block[np.argsort(lengths[block], kind="stable")] for block in blocks])
+    chosen = [order[at : at + size] for at in range(0, len(order), size)]
+    return [np.concatenate([records[at] for at in chosen[place]]) for place in rng.permutation(len(chosen))]
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_the_order_is_as_the_class_says(synthetic_folder, most):
+    events = PreparedFolder(synthetic_folder).events("train")
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, len(events), 500)  # some records once, some several times, some never
+    dataset = ExampleDataset(events, rows, rng.uniform(1, 48, 500))
+    options = LoopOptions(batch_size=3, examples_per_record=most, seed=5)
+    for epoch in range(3):
+        expected = as_said(dataset, options, epoch)
+        found = loader(dataset, options).batches(epoch)
+        assert [batch.tolist() for batch in found] == [batch.tolist() for batch in expected]
+        shares = [loader(dataset, options, rank, 2).batches(epoch) for rank in (0, 1)]
+        for at, batch in enumerate([*expected, *expected[: len(expected) % 2]]):
+            assert shares[at % 2][at // 2].tolist() == batch.tolist()
 
 
 def test_no_examples_are_refused(synthetic_folder):

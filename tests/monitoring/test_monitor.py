@@ -16,6 +16,7 @@ from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.aggregates import (
     MISSING,
+    asked_last,
     count_like,
     counts_of,
     describe,
@@ -200,7 +201,7 @@ def test_another_hospital_is_flagged_and_other_patients_of_the_same_one_are_not(
     check_json(tmp_path / "model" / MONITORING_FILE)
 
     def month(split: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-        seen = seen_records(sets[split])
+        seen = seen_records(asked_last(sets[split]))
         seen = seen.take(np.random.default_rng(0).permutation(len(seen))[:500])
         ids, names = np.array(seen.record_ids), np.array(extractor.variables)
         events = {"time": seen.times, "variable": names[seen.variable_ids], "value": seen.values}
@@ -210,7 +211,7 @@ def test_another_hospital_is_flagged_and_other_patients_of_the_same_one_are_not(
     assert monitor(tmp_path / "model", *month("test")).shifted
     assert not monitor(tmp_path / "model", *month("validation")).shifted
 
-    seen = [seen_records(sets[split]) for split in ("train", "validation")]
+    seen = [seen_records(asked_last(sets[split])) for split in ("train", "validation")]
     parts = [describe(records, extractor.variables, records.static) for records in seen]
     described = {
         kind: {name: np.concatenate([part[kind][name] for part in parts]) for name in parts[0][kind]}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,11 +63,33 @@ def join_examples(parts: Sequence[Examples]) -> Examples:
     )
 
 
+class Visits(Sequence[np.ndarray]):
+    """The examples of each visit to a record, in their order: a sequence of arrays of their positions.
+
+    Attributes:
+        order: positions of all examples, visit after visit, `(examples,)`.
+        bounds: where each visit begins in `order`, and the end, `(visits + 1,)`.
+    """
+
+    def __init__(self, visits: np.ndarray) -> None:
+        self.order = np.argsort(visits, kind="stable")
+        ends = np.flatnonzero(np.diff(visits[self.order])) + 1
+        self.bounds = np.array([0, *ends, len(visits)] if len(visits) else [0])
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, at: Any) -> Any:
+        visit = range(len(self))[at]
+        return self.order[self.bounds[visit] : self.bounds[visit + 1]]
+
+
 class ExampleDataset(Dataset):
     """Examples of one split: a record and the time up to which it is seen.
 
-    The events of the split are held in memory once, as flat arrays (12 bytes per event). `__getitems__` hands a whole
-    batch over, which a collator turns into tensors.
+    The events of a prepared folder's split lie in mapped files: a batch reads what it needs of them, and no more is
+    in memory than some 50 bytes per example. `__getitems__` hands a whole batch over, which a collator turns into
+    tensors.
 
     Attributes:
         events: of all records of the split, their times in float32.
@@ -91,10 +114,9 @@ class ExampleDataset(Dataset):
         return self.rows
 
     @cached_property
-    def groups(self) -> list[np.ndarray]:
+    def groups(self) -> Visits:
         """Positions of the examples of each visit to a record, in their order."""
-        order = np.argsort(self.visits, kind="stable")
-        return np.split(order, np.flatnonzero(np.diff(self.visits[order])) + 1) if len(order) else []
+        return Visits(self.visits)
 
     @property
     def record_ids(self) -> np.ndarray:
@@ -300,10 +322,9 @@ def load_task(folder: PreparedFolder, task: str, split: str, variables: Sequence
     """
     events = folder.events(split, variables)
     table = folder.task(task, split)
-    position = {record_id: row for row, record_id in enumerate(events.record_ids)}
-    rows = np.array([position[record_id] for record_id in table["record_id"].to_pylist()], dtype=np.int64)
+    rows = pc.index_in(table["record_id"], value_set=pa.array(events.record_ids, pa.string())).to_numpy()
     times = table["prediction_time"].to_numpy()
-    return TaskDataset(events, rows, times, labels_array(table, folder.info.task(task)))
+    return TaskDataset(events, rows.astype(np.int64), times, labels_array(table, folder.info.task(task)))
 
 
 def load_forecast(

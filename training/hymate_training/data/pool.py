@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from hymate_training.data.mapped import Names, mapped
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import DatasetInfo, StaticColumn
 from modeling_hymate import Events
@@ -88,7 +90,7 @@ class FolderPool:
         if len(parts) == 1:
             return parts[0]
         if (split, wanted) not in self._events:
-            self._events[split, wanted] = _concatenated(parts, self.info.static_columns)
+            self._events[split, wanted] = _concatenated(parts, self.info.static_columns, self.folders[0].path)
         return self._events[split, wanted]
 
     def origins(self, split: str) -> np.ndarray:
@@ -133,19 +135,19 @@ def _joined(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _concatenated(parts: Sequence[Events], columns: Sequence[StaticColumn]) -> Events:
+def _concatenated(parts: Sequence[Events], columns: Sequence[StaticColumn], folder: Path) -> Events:
     ends = np.cumsum([0, *(len(part.times) for part in parts)])
     offsets = [part.offsets[:-1] + begin for part, begin in zip(parts, ends, strict=False)]
     return Events(
         offsets=np.concatenate([*offsets, ends[-1:]]),
-        times=np.concatenate([part.times for part in parts]),
-        variable_ids=np.concatenate([part.variable_ids for part in parts]),
-        values=np.concatenate([part.values for part in parts]),
+        times=mapped((part.times for part in parts), np.float32, folder),
+        variable_ids=mapped((part.variable_ids for part in parts), np.int32, folder),
+        values=mapped((part.values for part in parts), np.float32, folder),
         static={
             column.name: np.concatenate([part.static.get(column.name, _unknown(column, part)) for part in parts])
             for column in columns
         },
-        record_ids=[record_id for part in parts for record_id in part.record_ids],
+        record_ids=Names(pa.array(part.record_ids, pa.string()) for part in parts),  # type: ignore[arg-type]
     )
 
 

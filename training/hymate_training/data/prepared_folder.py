@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hymate_training.data.mapped import BLOCK, MappedArray, Names, blocks, mapped
 from hymate_training.data.schema import METADATA_FILE, SPLITS, DatasetInfo, record_shards, task_path
 from hymate_training.data.validation import check_no_null, check_records, check_task
-from hymate_training.files import fingerprint
 from modeling_hymate import Events
+from modeling_hymate.events import EVENT_COLUMNS
+
+BLOCK_OF_LINES = 1 << 16
 
 
 class PreparedFolder:
@@ -23,7 +27,7 @@ class PreparedFolder:
 
         folder = PreparedFolder("runs/physionet2012")
         folder.info.tasks
-        folder.events("train")                              # all records of a split, flat arrays
+        folder.events("train")                              # all records of a split, flat arrays in mapped files
         folder.task("in_hospital_mortality", "train")       # its labels, a table
 
     Attributes:
@@ -38,7 +42,7 @@ class PreparedFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.info = _read_info(self.path)
-        self._events: dict[str, Events] = {}
+        self._events: dict[tuple[str, tuple[str, ...]], Events] = {}
         self._tasks: dict[tuple[str, str], pa.Table] = {}
 
     def __repr__(self) -> str:
@@ -72,8 +76,14 @@ class PreparedFolder:
 
     def split_fingerprint(self, task: str, split: str) -> str:
         """Names the exact predictions and labels: 16 hex digits of a SHA-256, whatever the order of the rows."""
-        lines = sorted(json.dumps(list(row.values()), ensure_ascii=True) for row in self.task(task, split).to_pylist())
-        return fingerprint("\n".join(lines).encode())
+        lines = pl.concat(
+            pl.Series([json.dumps(list(row.values()), ensure_ascii=True) for row in rows.to_pylist()], dtype=pl.String)
+            for rows in self.task(task, split).to_batches(BLOCK_OF_LINES)
+        ).sort()
+        whole = hashlib.sha256()
+        for at in range(0, len(lines), BLOCK_OF_LINES):
+            whole.update(("\n" * (at > 0) + "\n".join(lines[at : at + BLOCK_OF_LINES])).encode())
+        return whole.hexdigest()[:16]
 
     @cached_property
     def record_ids(self) -> dict[str, pl.Series]:
@@ -82,8 +92,9 @@ class PreparedFolder:
         Raises:
             ValueError: naming the files of a record that is there twice, in one split or in two.
         """
+        ids_alone = pa.schema([self.info.schema.field("record_id")])
         parts = [
-            (split, path, pl.Series(_read_parquet(path, self.info.schema, ["record_id"])["record_id"]))
+            (split, path, pl.Series(_read_parquet(path, ids_alone)["record_id"]))
             for split in self.splits
             for path in self.shards(split)
         ]
@@ -95,23 +106,28 @@ class PreparedFolder:
         return {split: pl.concat([own for part, _, own in parts if part == split]) for split in self.splits}
 
     def records(self, split: str) -> pa.Table:
-        """The records of a split, one row per record, one chunk per file. They are read anew at every call.
+        """The records of a split, one row per record. They are read anew at every call.
 
         Raises:
             ValueError: naming what is missing, or the file and the record that are not as they should be.
         """
+        return pa.concat_tables([self.info.schema.empty_table(), *self._parts(split)])
+
+    def _parts(self, split: str) -> Iterator[pa.Table]:
+        """The records of a split, checked, as many at a time as hold about `BLOCK` events."""
         if split not in self.record_ids:
             raise self._unknown_split(split, self.splits)
-        tables = []
         for path in self.shards(split):
-            table = _read_parquet(path, self.info.schema)
-            check_records(table, str(path), len(self.info.variables))
-            self._check_categories(table, path)
-            tables.append(table)
-        return pa.concat_tables(tables)
+            for table in _parquet_parts(path, self.info.schema):
+                check_records(table, str(path), len(self.info.variables))
+                self._check_categories(table, path)
+                yield table
 
     def events(self, split: str, variables: Sequence[str] | None = None) -> Events:
         """All records of a split as flat arrays, in clinical units.
+
+        The arrays of events are mapped files, see `MappedArray`: however many there are, they are not in the memory of
+        the process, and the first call checks all of them.
 
         Args:
             split: name of the split.
@@ -120,11 +136,17 @@ class PreparedFolder:
         Raises:
             ValueError: as `records` does, and if the folder has variables that `variables` lacks.
         """
-        if split not in self._events:
-            self._events[split] = _flat_events(self.records(split), self.info)
-        events = self._events[split]
-        if variables is None or tuple(variables) == self.info.variables:
-            return events
+        wanted = self.info.variables if variables is None else tuple(variables)
+        if (split, wanted) not in self._events:
+            if wanted == self.info.variables:
+                events = _flat_events(self._parts(split), self.info, self.path)
+            else:
+                events = self._renumbered(self.events(split), wanted)
+            self._events[split, wanted] = events
+        return self._events[split, wanted]
+
+    def _renumbered(self, events: Events, variables: Sequence[str]) -> Events:
+        """Events whose variable ids point into `variables`."""
         position = {name: index for index, name in enumerate(variables)}
         unknown = [name for name in self.info.variables if name not in position]
         if unknown:
@@ -132,7 +154,8 @@ class PreparedFolder:
                 f"{self.path} holds variables that the model's feature extractor does not know: {unknown[:5]}"
             )
         to_known = np.array([position[name] for name in self.info.variables], dtype=np.int32)
-        return replace(events, variable_ids=to_known[events.variable_ids])
+        ids = mapped((to_known[block] for block in blocks(events.variable_ids)), np.int32, self.path)
+        return replace(events, variable_ids=ids)
 
     def task(self, name: str, split: str) -> pa.Table:
         """The labels of a task's split, one row per prediction.
@@ -181,20 +204,31 @@ def _read_info(folder: Path) -> DatasetInfo:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_parquet(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """The columns of `schema` in its types, or only some of them."""
-    if columns is not None:
-        schema = pa.schema([schema.field(name) for name in columns])
+def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, in its types."""
+    return pa.concat_tables([schema.empty_table(), *_parquet_parts(path, schema)])
+
+
+def _parquet_parts(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The columns of `schema` in its types, as many rows at a time as hold about `BLOCK` numbers in a column."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             missing = [name for name in schema.names if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; run `hymate prepare` again")
-            table = file.read(columns=schema.names).select(schema.names)
-        check_no_null(table, schema, str(path))
-        return table.cast(schema)
+            for batch in file.iter_batches(_rows_at_a_time(file.metadata), columns=schema.names):
+                table = pa.Table.from_batches([batch]).select(schema.names)
+                check_no_null(table, schema, str(path))
+                yield table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise ValueError(f"{path} is not a readable part of a prepared folder: {error}") from error
+
+
+def _rows_at_a_time(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    most = max((group.column(at).num_values for group in groups for at in range(group.num_columns)), default=0)
+    largest = max((group.num_rows for group in groups), default=0)
+    return max(1, BLOCK * largest // max(most, 1))
 
 
 def open_prepared(data: "str | Path | PreparedFolder") -> PreparedFolder:
@@ -202,20 +236,33 @@ def open_prepared(data: "str | Path | PreparedFolder") -> PreparedFolder:
     return data if isinstance(data, PreparedFolder) else PreparedFolder(data)
 
 
-def _flat_events(table: pa.Table, info: DatasetInfo) -> Events:
-    columns = {name: table[name].combine_chunks() for name in ("time", "variable", "value")}
-    offsets = columns["time"].offsets.to_numpy()
+def _flat_events(parts: Iterable[pa.Table], info: DatasetInfo, folder: Path) -> Events:
+    columns = {
+        name: MappedArray(info.schema.field(name).type.value_type.to_pandas_dtype(), folder) for name in EVENT_COLUMNS
+    }
+    lengths, names = [np.zeros(1, dtype=np.int64)], []
+    static: dict[str, list[np.ndarray]] = {column.name: [] for column in info.static_columns}
+    for table in parts:
+        lengths.append(pc.list_value_length(table["time"]).to_numpy())
+        names.append(table["record_id"])
+        for name, column in columns.items():
+            column.append(table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False))
+        for name, found in static.items():
+            found.append(_static_array(table[name]))
+    times, variable_ids, values = (columns[name].finish() for name in EVENT_COLUMNS)
     return Events(
-        offsets=(offsets - offsets[0]).astype(np.int64),
-        times=columns["time"].flatten().to_numpy(),
-        variable_ids=columns["variable"].flatten().to_numpy(),
-        values=columns["value"].flatten().to_numpy(zero_copy_only=False),
-        static={column.name: _static_array(table[column.name]) for column in info.static_columns},
-        record_ids=table["record_id"].to_pylist(),
+        offsets=np.cumsum(np.concatenate(lengths)),
+        times=times,
+        variable_ids=variable_ids,
+        values=values,
+        static={name: np.concatenate(found) for name, found in static.items()},
+        record_ids=Names(names),  # type: ignore[arg-type]  # which is as good as a list
     )
 
 
 def _static_array(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_floating(column.type):
         return column.to_numpy()  # NaN where unknown
-    return np.array(column.to_pylist(), dtype=object)
+    coded = column.combine_chunks().dictionary_encode()  # so that rows share the text of their category
+    categories = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+    return categories[coded.indices.fill_null(len(categories) - 1).to_numpy()]

@@ -6,13 +6,13 @@ what the model says of it. A bin holds `SMALLEST_GROUP` records or none, and edg
 of a patient's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from hymate_training.data.examples import ExampleDataset, last_times
+from hymate_training.data.examples import ExampleDataset, first_times, last_times
 from hymate_training.evaluation.metrics import SMALLEST_GROUP
 from hymate_training.inference.checkpoints import label_names
 from modeling_hymate import Events, HyMaTEForSequenceClassification
@@ -20,6 +20,8 @@ from modeling_hymate.events import is_missing
 
 BINS = 10
 DIGITS = 3  # significant, of edges
+MOST_RECORDS = 20_000  # looked at
+RECORDS_AT_ONCE = 500
 MAX_VARIABLES = 500  # the most frequent ones are compared
 KINDS = ("timing", "measured", "value", "static", "score")
 MISSING, OTHER = "missing", "other"
@@ -29,12 +31,39 @@ MEASURED = ("measured", "not measured")
 Column = np.ndarray  # (records,): numbers with NaN, yes or no, or names with None
 
 
+def asked_last(dataset: ExampleDataset) -> ExampleDataset:
+    """Each record of a data set's examples once, at its last event that any of them sees; of more than `MOST_RECORDS`
+    so many, the same at every call."""
+    events = dataset.events
+    until = np.full(len(events), -np.inf, dtype=np.float32)
+    np.maximum.at(until, dataset.rows, dataset.prediction_times)
+    rows = np.flatnonzero((until >= first_times(events)) & (events.lengths > 0))
+    if len(rows) > MOST_RECORDS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_RECORDS, replace=False))
+    seen = ExampleDataset(events, rows, until[rows]).lengths
+    return ExampleDataset(events, rows, events.times[events.offsets[rows] + seen - 1])
+
+
 def seen_records(dataset: ExampleDataset) -> Events:
-    """The records of a data set's examples, each up to the last time at which it is asked."""
-    last = np.full(len(dataset.events), -np.inf, dtype=np.float32)
-    np.maximum.at(last, dataset.rows, dataset.prediction_times)
-    seen = dataset.events.select(dataset.events.times <= last[dataset.events.rows])
-    return seen.take(np.flatnonzero(np.isfinite(last) & (seen.lengths > 0)))
+    """The record of each example, up to its prediction time."""
+    records = dataset.events.take(dataset.rows)
+    return records.select(records.times <= dataset.prediction_times[records.rows])
+
+
+def describe_seen(dataset: ExampleDataset, variables: list[str], names: Sequence[str]) -> dict[str, dict[str, Column]]:
+    """What `describe` says of the examples' records up to their prediction times, and of the static columns `names`.
+
+    Its memory grows with the number of records, not with that of events.
+    """
+    parts = []
+    for at in range(0, max(1, len(dataset)), RECORDS_AT_ONCE):
+        part = slice(at, at + RECORDS_AT_ONCE)
+        records = seen_records(ExampleDataset(dataset.events, dataset.rows[part], dataset.prediction_times[part]))
+        parts.append(describe(records, variables, {name: records.static[name] for name in names}))
+    return {
+        kind: {name: np.concatenate([part[kind][name] for part in parts]) for name in columns}
+        for kind, columns in parts[0].items()
+    }
 
 
 def describe(events: Events, variables: list[str], static: Mapping[str, Any]) -> dict[str, dict[str, Column]]:

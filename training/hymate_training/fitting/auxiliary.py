@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from sklearn.preprocessing import QuantileTransformer
@@ -44,16 +46,16 @@ def load_auxiliary(folder: PreparedFolder, tasks: Sequence[str], split: str, dat
                 f"auxiliary task {name!r} is {task.problem_type}; only binary and regression tasks can be auxiliary"
             )
         table = folder.task(name, split)
-        record_ids = table["record_id"].to_pylist()
-        if len(set(record_ids)) < len(record_ids):
+        if len(table["record_id"].unique()) < len(table):
             raise ValueError(f"auxiliary task {name!r} has several labels per record; only one can be learned")
         labels = table[task.label_columns[0]].to_numpy(zero_copy_only=False).astype(np.float64)
         binary.append(task.problem_type == "binary")
         if not binary[-1] and len(labels):
             normal = QuantileTransformer(n_quantiles=min(1000, len(labels)), output_distribution="normal")
             labels = np.clip(normal.fit_transform(labels[:, None])[:, 0], -3, 3)
-        found = dict(zip(record_ids, labels, strict=True))
-        columns.append([found.get(record_id, np.nan) for record_id in dataset.record_ids])
+        place = pc.index_in(pa.array(dataset.events.record_ids, pa.string()), value_set=table["record_id"])
+        of_record = np.append(labels, np.nan)[place.fill_null(len(labels)).to_numpy()]
+        columns.append(of_record[dataset.rows])
     return AuxiliaryTargets(np.array(columns, dtype=np.float32).T, np.array(binary))
 
 

@@ -36,19 +36,29 @@ class EpochLoader:
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Indices of the examples of each of this process's batches."""
         rng = np.random.default_rng([self.options.seed, epoch])
-        most, size, records = self.options.examples_per_record, self.options.batch_size, self.dataset.groups
-        if most is not None:
-            records = [own if len(own) <= most else np.sort(rng.permutation(own)[:most]) for own in records]
-        lengths = np.maximum.reduceat(
-            self.dataset.lengths[np.concatenate(records)], np.cumsum([0, *map(len, records[:-1])])
-        )
-        order = rng.permutation(len(records))
-        blocks = [order[at : at + MEGA_BATCH * size] for at in range(0, len(order), MEGA_BATCH * size)]
-        order = np.concatenate([block[np.argsort(lengths[block], kind="stable")] for block in blocks])
-        chosen = [order[at : at + size] for at in range(0, len(order), size)]
-        batches = [np.concatenate([records[at] for at in chosen[place]]) for place in rng.permutation(len(chosen))]
-        shared = [batches[at % len(batches)] for at in range(len(self) * self.world)]
-        return shared[self.rank :: self.world]
+        size, order, bounds = self.options.batch_size, *self._chosen(rng)
+        lengths = np.maximum.reduceat(self.dataset.lengths[order], bounds[:-1])
+        records = rng.permutation(len(lengths))
+        for at in range(0, len(records), MEGA_BATCH * size):
+            block = records[at : at + MEGA_BATCH * size]
+            block[:] = block[np.argsort(lengths[block], kind="stable")]
+        places = rng.permutation(math.ceil(len(records) / size))
+        own = (places[at % len(places)] * size for at in range(self.rank, len(self) * self.world, self.world))
+        return [
+            np.concatenate([order[bounds[record] : bounds[record + 1]] for record in records[at : at + size]])
+            for at in own
+        ]
+
+    def _chosen(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's examples, record after record, and where each record begins among them."""
+        groups, most = self.dataset.groups, self.options.examples_per_record
+        if most is None:
+            return groups.order, groups.bounds
+        bounds = np.cumsum([0, *np.minimum(np.diff(groups.bounds), most)])
+        order = np.empty(bounds[-1], dtype=np.int64)
+        for own, begin, end in zip(groups, bounds, bounds[1:], strict=False):
+            order[begin:end] = own if len(own) <= most else np.sort(rng.permutation(own)[:most])
+        return order, bounds
 
     def steps(self, epoch: int, batches_seen: int) -> Iterator[list[dict[str, torch.Tensor]]]:
         """The epoch's batches after the first `batches_seen`, in groups that make up one optimizer step."""
@@ -57,7 +67,7 @@ class EpochLoader:
         group = []
         loader = DataLoader(
             self.dataset,
-            batch_sampler=[batch.tolist() for batch in remaining],
+            batch_sampler=remaining,  # type: ignore[arg-type]  # arrays of indices, which the data set takes
             collate_fn=self.collator,
             generator=torch.Generator(),  # it draws a number, which must not come from the one behind dropout
         )

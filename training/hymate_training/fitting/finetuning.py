@@ -14,15 +14,13 @@ from torch import nn
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import (
     DrawnTimesDataset,
-    ExampleDataset,
     TaskDataset,
     ask_at,
-    last_times,
     load_task,
 )
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
-from hymate_training.evaluation.aggregates import describe, scores_of, seen_records, summarize
+from hymate_training.evaluation.aggregates import asked_last, describe_seen, scores_of, summarize
 from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
 from hymate_training.evaluation.metrics import METRICS, compute_metrics
 from hymate_training.files import fingerprint, write_json
@@ -238,14 +236,12 @@ def keep_aggregates(checkpoint: Path, datasets: Mapping[str, TaskDataset], task:
         batch_size: records at a time.
     """
     opened = load_checkpoint(checkpoint)
-    records, held_out = seen_records(datasets["train"]), seen_records(datasets["validation"])
-    held = {column["name"] for column in opened.extractor.static_columns} & set(records.static)
-    columns = {name: records.static[name] for name in sorted(held)}
-    counts = summarize(describe(records, opened.extractor.variables, columns))
-    asked = ExampleDataset(held_out, np.arange(len(held_out)), last_times(held_out))
-    values = predict_examples(opened.model, asked, TaskCollator(opened.extractor), batch_size).values
+    train, held_out = asked_last(datasets["train"]), asked_last(datasets["validation"])
+    held = {column["name"] for column in opened.extractor.static_columns} & set(train.events.static)
+    counts = summarize(describe_seen(train, opened.extractor.variables, sorted(held)))
+    values = predict_examples(opened.model, held_out, TaskCollator(opened.extractor), batch_size).values
     counts |= summarize({"score": scores_of(opened.model, values)})
-    write_json(checkpoint / MONITORING_FILE, {"task": task, "num_records": len(records), "counts": counts})
+    write_json(checkpoint / MONITORING_FILE, {"task": task, "num_records": len(train), "counts": counts})
 
 
 def ask_through_records(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,28 +110,37 @@ def in_batches(dataset: ExampleDataset, collator: TaskCollator, batch_size: int)
     A record with more examples than may be held at once has several passes, one span of time after the other; one
     that is longer than `max_events` has a pass for each example, since their latest events differ.
     """
-    lengths, times, limit = dataset.lengths, dataset.prediction_times, event_limit(collator)
+    limit, groups = event_limit(collator), dataset.groups
     at_once = max(1, CHANNELS_AT_ONCE // collator.feature_extractor.num_variables)
-    parts: list[tuple[int, int, int, np.ndarray]] = []  # length and number of passes, examples of each, examples
-    for examples in dataset.groups:
-        in_time = examples[np.argsort(times[examples], kind="stable")]
-        if limit is not None and lengths[examples].max() > limit:
-            pieces = (in_time[at : at + batch_size] for at in range(0, len(in_time), batch_size))
-            parts += [(limit, len(piece), 1, piece) for piece in pieces]
-        else:
-            pieces = (in_time[at : at + at_once] for at in range(0, len(in_time), at_once))
-            parts += [(int(lengths[piece].max()), 1, len(piece), piece) for piece in pieces]
-    parts.sort(key=lambda part: part[0])
-    batches: list[list[np.ndarray]] = []
-    passes = widest = 0
-    for length, own, width, part in parts:
-        passes, widest = passes + own, max(widest, width)
-        full = passes > batch_size or passes * widest > at_once or passes * length > EVENTS_AT_ONCE
-        if full or not batches:
-            batches.append([])
-            passes, widest = own, width
-        batches[-1].append(part)
-    return [np.concatenate(batch) for batch in batches]
+    sizes, begins = np.diff(groups.bounds), groups.bounds[:-1]
+    visit = np.repeat(np.arange(len(groups)), sizes)
+    order = groups.order[np.lexsort((dataset.prediction_times[groups.order], visit))]
+    lengths = dataset.lengths[order]
+    apart = np.zeros(len(groups), dtype=bool)
+    if limit is not None and len(groups):
+        apart = np.maximum.reduceat(lengths, begins) > limit
+    # parts of a visit begin where it does, and after as many examples as one may have
+    place = np.arange(len(order)) - np.repeat(begins, sizes)
+    starts = np.flatnonzero(place % np.where(apart, batch_size, at_once)[visit] == 0)
+    widths = np.diff(starts, append=len(order))
+    apart = apart[visit[starts]]
+    longest = np.maximum.reduceat(lengths, starts) if len(starts) else lengths
+    longest = np.where(apart, limit or 0, longest)
+    by_length = np.argsort(longest, kind="stable")
+    passes = np.where(apart, widths, 1)[by_length].tolist()
+    channels = np.where(apart, 1, widths)[by_length].tolist()
+    bounds, own, widest = [0], 0, 0
+    for at, length in enumerate(longest[by_length].tolist()):
+        own, widest = own + passes[at], max(widest, channels[at])
+        if at and (own > batch_size or own * widest > at_once or own * length > EVENTS_AT_ONCE):
+            bounds.append(at)
+            own, widest = passes[at], channels[at]
+    ends = starts + widths
+    return [
+        np.concatenate([order[starts[part] : ends[part]] for part in by_length[begin:end]])
+        for begin, end in pairwise([*bounds, len(by_length)])
+        if end > begin
+    ]
 
 
 @dataclass(frozen=True, eq=False)
