@@ -7,11 +7,12 @@
     python -m experiments.sepsis_onset --data runs/sepsis/data --checkpoint runs/sepsis/onset \\
         --output runs/sepsis/comparison.json --write
 
-XGBoost's features of each prediction, from the events up to its time and no later: each variable's latest value, hours
-since it, mean, minimum, maximum and number, and the static columns. The number of trees is chosen on patients held out
-of the training split. HyMaTE's epoch, the event dropout of its recipe (one of three values), and for both the
-threshold of the utility, are chosen on the validation split; nothing is chosen on the test split. Intervals are from a
-bootstrap over patients; that of the difference is paired. --write puts the tables into docs/data.md.
+XGBoost's features of each prediction are the summary features of records that are asked many times
+(`hymate_training.evaluation.summary_features.HOURLY_FEATURES`): statistics of each variable up to its time and no
+later, those of the last 6 and 24 hours, how long ago it was measured, and the static columns. Its settings and number
+of trees, HyMaTE's epoch, the event dropout of its recipe (one of three values), and for both the threshold of the
+utility, are chosen on the validation split; nothing is chosen on the test split. Intervals are from a bootstrap over
+patients; that of the difference is paired. --write puts the tables into docs/data.md.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xgboost
+import torch
 
 from experiments.data_sources import PAGE
 from experiments.pages import write_block
@@ -30,6 +31,7 @@ from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.evaluation import alarm_gains
 from hymate_training.evaluation.metrics import format_report, paired_difference, report
 from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.evaluation.trees import fit_trees
 from hymate_training.evaluation.utility import add_utility, best_threshold
 from hymate_training.files import markdown_table, write_json
 from hymate_training.inference.checkpoints import load_checkpoint
@@ -47,16 +49,17 @@ def main() -> None:
         "--checkpoint", type=Path, help="Fine-tuned model to compare with XGBoost, which runs alone without it."
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON to write.")
-    parser.add_argument("--threads", type=int, default=2, help="Threads of XGBoost (default: 2).")
+    parser.add_argument("--threads", type=int, default=2, help="Threads of each model (default: 2).")
     parser.add_argument("--write", action="store_true", help="Put the tables into docs/data.md.")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     data = PreparedFolder(args.data)
     extractor = fit_feature_extractor(data)
     datasets = [load_task(data, TASK, split, extractor.variables) for split in SPLITS]
     predictions: dict[str, list[np.ndarray]] = {}
     if args.checkpoint:
         predictions["HyMaTE"] = hymate_probabilities(args.checkpoint, datasets)
-    predictions["XGBoost"] = xgboost_probabilities(data, datasets, extractor, args.threads)
+    predictions["XGBoost"] = xgboost_probabilities(data, datasets, extractor)
     gains = [alarm_gains(data.info.extra["utility"][TASK], dataset) for dataset in datasets]
     thresholds = {name: best_threshold(gains[0], probabilities[0]) for name, probabilities in predictions.items()}
     result: dict[str, Any] = {"task": TASK, "splits": {}}
@@ -108,72 +111,12 @@ def hymate_probabilities(place: Path, datasets: list[TaskDataset]) -> list[np.nd
 
 
 def xgboost_probabilities(
-    data: PreparedFolder, datasets: list[TaskDataset], extractor: HyMaTEFeatureExtractor, threads: int
+    data: PreparedFolder, datasets: list[TaskDataset], extractor: HyMaTEFeatureExtractor
 ) -> list[np.ndarray]:
     start = time.perf_counter()
-    train = load_task(data, TASK, "train", extractor.variables)
-    features = prefix_features(train, extractor)
-    held_out = np.isin(train.rows, np.random.default_rng(0).permutation(len(train.events))[: len(train.events) // 10])
-    parts = [xgboost.DMatrix(features[rows], train.labels[rows]) for rows in (~held_out, held_out)]
-    booster = train_trees(parts[0], parts[1], threads)
-    trees = booster.best_iteration + 1
-    print(f"XGBoost, {trees} trees, {features.shape[1]} features, {time.perf_counter() - start:.0f} s")
-    matrices = (xgboost.DMatrix(prefix_features(dataset, extractor)) for dataset in datasets)
-    return [booster.predict(matrix, iteration_range=(0, trees)).astype(np.float64) for matrix in matrices]
-
-
-def train_trees(train: xgboost.DMatrix, held_out: xgboost.DMatrix, threads: int, seed: int = 0) -> xgboost.Booster:
-    """Trees on the features of hours, as many as are best on `held_out`."""
-    settings = {
-        "objective": "binary:logistic",
-        "eval_metric": "auc",
-        "eta": 0.05,
-        "max_depth": 5,
-        "min_child_weight": 10,
-        "subsample": 0.7,
-        "colsample_bytree": 0.5,
-        "nthread": threads,
-        "seed": seed,
-    }
-    return xgboost.train(
-        settings, train, 500, evals=[(held_out, "held_out")], early_stopping_rounds=30, verbose_eval=False
-    )
-
-
-def prefix_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:
-    """(predictions, features): six statistics of each variable's events up to the prediction, NaN without any."""
-    events, size = dataset.events, extractor.num_variables
-    static = extractor.encode_static(events.static, len(events))
-    features = np.full((len(dataset), 6 * size + 1 + static.shape[1]), np.nan, dtype=np.float32)
-    features[:, -1 - static.shape[1]] = dataset.prediction_times
-    features[:, features.shape[1] - static.shape[1] :] = static[dataset.rows]
-    order = np.lexsort((dataset.prediction_times, dataset.rows))
-    latest, lowest, highest = (np.full(size, np.nan) for _ in range(3))
-    seen, total, number = np.zeros(size), np.zeros(size), np.zeros(size)
-    record, at, end = -1, 0, 0
-    for row in order:
-        limit = dataset.prediction_times[row]
-        if dataset.rows[row] != record:
-            record = dataset.rows[row]
-            at, end = events.offsets[record], events.offsets[record + 1]
-            for column in (latest, lowest, highest):
-                column[:] = np.nan
-            for column in (seen, total, number):
-                column[:] = 0
-        until = at + int(np.searchsorted(events.times[at:end], limit, side="right"))
-        if until > at:
-            which, values = events.variable_ids[at:until], events.values[at:until]
-            latest[which], seen[which] = values, events.times[at:until]
-            np.fmin.at(lowest, which, values)
-            np.fmax.at(highest, which, values)
-            np.add.at(total, which, values)
-            np.add.at(number, which, 1)
-            at = until
-        known = number > 0
-        mean = np.where(known, total / np.maximum(number, 1), np.nan)
-        since = np.where(known, limit - seen, np.nan)
-        features[row, : 6 * size] = np.concatenate([latest, since, mean, lowest, highest, number])
-    return features
+    trees = fit_trees(load_task(data, TASK, "train", extractor.variables), datasets[0], extractor)
+    print(f"XGBoost, {trees.settings}, {time.perf_counter() - start:.0f} s")
+    return [trees.predict(dataset) for dataset in datasets]
 
 
 if __name__ == "__main__":

@@ -4,14 +4,11 @@ Each takes a prepared folder, a seed and the split to predict, trains on the tra
 split, and returns probabilities in the order of `load_task`.
 """
 
-from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xgboost as xgb
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
@@ -23,19 +20,14 @@ from experiments.evidence.folds import TASK
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.evaluation.summary_features import ONCE_FEATURES, summary_features
+from hymate_training.evaluation.trees import fit_trees
 from modeling_hymate import HyMaTEFeatureExtractor
 
-EARLY_HOURS = 12.0
-STATISTICS = ("first", "last", "min", "max", "mean", "deviation", "early_mean", "count")
 HOURS = 48
 GRU_EPOCHS = 25
 GRU_BATCH = 64
-# what the validation split chooses from, by log-loss
-INVERSE_PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of the logistic regression
-TREES = [
-    {"max_depth": depth, "min_child_weight": weight, "colsample_bytree": share}
-    for depth, weight, share in product((3, 4, 6), (1, 5, 20), (0.1, 0.3))
-]
+INVERSE_PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of which the validation split chooses one, by log-loss
 
 
 def _load(folder: Path, split: str) -> tuple[HyMaTEFeatureExtractor, dict[str, TaskDataset]]:
@@ -45,82 +37,16 @@ def _load(folder: Path, split: str) -> tuple[HyMaTEFeatureExtractor, dict[str, T
     return extractor, {name: load_task(prepared, TASK, name, extractor.variables) for name in splits}
 
 
-def summary_features(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> np.ndarray:
-    """`STATISTICS` of each variable's numbers, in clinical units and NaN where there is none, and static features.
-
-    The early mean is that of the record's first 12 hours. Events without a number are in the count alone.
-
-    Returns:
-        `(examples, variables * statistics + static features)`.
-    """
-    events = dataset.events.take(dataset.rows)
-    events = events.select(events.times <= np.repeat(dataset.prediction_times, events.lengths))
-    size = len(events) * extractor.num_variables
-    cells = events.rows * extractor.num_variables + events.variable_ids
-    features = np.full((size, len(STATISTICS)), np.nan)
-    features[:, -1] = np.bincount(cells, minlength=size)
-    known = ~np.isnan(events.values)
-    if known.any():
-        cells, values, times = cells[known], events.values[known].astype(np.float64), events.times[known]
-        order = np.argsort(cells, kind="stable")  # events are in time order within a record
-        cells, values, early = cells[order], values[order], times[order] <= EARLY_HOURS
-        starts = np.flatnonzero(np.diff(cells, prepend=-1))
-        ends = np.append(starts[1:], len(cells))
-        mean = np.add.reduceat(values, starts) / (ends - starts)
-        square = np.add.reduceat(values**2, starts) / (ends - starts)
-        early_counts = np.add.reduceat(early.astype(float), starts)
-        with np.errstate(invalid="ignore"):
-            early_mean = np.add.reduceat(np.where(early, values, 0), starts) / early_counts
-        smallest, largest = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-        deviation = np.sqrt(np.maximum(0, square - mean**2))
-        features[cells[starts], :-1] = np.stack(
-            [values[starts], values[ends - 1], smallest, largest, mean, deviation, early_mean], axis=1
-        )
-    static = extractor.encode_static(dataset.events.static, len(dataset.events))[dataset.rows]
-    return np.concatenate([features.reshape(len(events), -1), static], axis=1)
-
-
 def xgboost(folder: Path, seed: int, split: str = "test") -> np.ndarray:
-    """Gradient-boosted trees on `summary_features`, by the best of `TREES`, stopped early."""
+    """Gradient-boosted trees on summary features."""
     extractor, datasets = _load(folder, split)
-    return boosted_trees(datasets, extractor, seed, split)
-
-
-def boosted_trees(
-    datasets: Mapping[str, TaskDataset], extractor: HyMaTEFeatureExtractor, seed: int, split: str
-) -> np.ndarray:
-    """`xgboost` on the examples of data sets, `train`, `validation` and `split` among them."""
-    parts = {
-        name: xgb.DMatrix(summary_features(dataset, extractor), dataset.labels) for name, dataset in datasets.items()
-    }
-    fixed = {
-        "objective": "binary:logistic",
-        "eval_metric": "logloss",
-        "eta": 0.03,
-        "subsample": 0.7,
-        "reg_lambda": 5,
-        "nthread": torch.get_num_threads(),
-        "seed": seed,
-    }
-    boosters = [
-        xgb.train(
-            fixed | trees,
-            parts["train"],
-            2000,
-            evals=[(parts["validation"], "validation")],
-            early_stopping_rounds=60,
-            verbose_eval=False,
-        )
-        for trees in TREES
-    ]
-    booster = min(boosters, key=lambda candidate: candidate.best_score)
-    return booster.predict(parts[split], iteration_range=(0, booster.best_iteration + 1))
+    return fit_trees(datasets["train"], datasets["validation"], extractor, seed=seed).predict(datasets[split])
 
 
 def logistic_regression(folder: Path, seed: int, split: str = "test") -> np.ndarray:
-    """L2-penalized logistic regression on `summary_features`, imputed by the median with indicators."""
+    """L2-penalized logistic regression on the same summary features, imputed by the median with indicators."""
     extractor, datasets = _load(folder, split)
-    features = {name: summary_features(dataset, extractor) for name, dataset in datasets.items()}
+    features = {name: summary_features(dataset, extractor, ONCE_FEATURES) for name, dataset in datasets.items()}
     candidates: list[tuple[float, int, Any]] = []
     for inverse_penalty in INVERSE_PENALTIES:
         model = make_pipeline(

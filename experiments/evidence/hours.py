@@ -6,7 +6,7 @@ One fold of the cross-validation, its other stays as there: 80% train, 20% stop 
 and fine-tuned by the recipe `physionet2012` with `--prediction-times`, once for all hours. XGBoost has a model per
 hour, on the summary statistics of the events until then, the best of its settings by the log-loss of the validation
 split at that hour. Both are evaluated on the fold's stays, on which nothing was chosen here. An interrupted run goes
-on where it stopped; --write puts the table into docs/evidence.md.
+on where it stopped; --write puts the tables into docs/evidence.md.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evidence import baselines
 from experiments.evidence.folds import TASK, assign_folds, prepare_fold
 from experiments.evidence.tables import PAGE
 from experiments.evidence.units import hymate, pretrain
@@ -23,8 +22,10 @@ from experiments.pages import write_block
 from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import TaskDataset, ask_at, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.evaluation.decisions import THRESHOLDS, net_benefit
 from hymate_training.evaluation.metrics import paired_difference, report
 from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.evaluation.trees import fit_trees
 from hymate_training.files import markdown_table, write_json
 from hymate_training.inference.checkpoints import EVALUATION_FILE, load_checkpoint
 from hymate_training.inference.prediction import predict_examples
@@ -41,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, required=True, help="Download of PhysioNet 2012, sets b and c.")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="Prepared folds and unfinished runs.")
-    parser.add_argument("--write", action="store_true", help="Put the table into docs/evidence.md.")
+    parser.add_argument("--write", action="store_true", help="Put the tables into docs/evidence.md.")
     args = parser.parse_args()
     prepared = args.work / "data" / "all"
     if not prepared.is_dir():
@@ -55,10 +56,10 @@ def main() -> None:
         hymate("finetune", ["--data", str(data), "--task", TASK, "--output", str(output), *start, *options], output)
     found = compare(data, output)
     write_json(HERE / "hours.json", found)
-    text = table(found)
-    print(text)
-    if args.write:
-        write_block(PAGE, "hours", text)
+    for name, text in (("hours", table(found)), ("decisions", decision_table(found))):
+        print(text)
+        if args.write:
+            write_block(PAGE, name, text)
 
 
 def compare(data: Path, output: Path) -> list[dict[str, Any]]:
@@ -70,13 +71,14 @@ def compare(data: Path, output: Path) -> list[dict[str, Any]]:
         asked = {name: ask_at(dataset, [hour]) for name, dataset in splits.items()}
         test = asked["test"]
         ours = predict_examples(checkpoint.model, test, TaskCollator(extractor)).values[:, 1].astype(np.float64)
-        theirs = baselines.boosted_trees(asked, extractor, FOLD, "test").astype(np.float64)
+        theirs = fit_trees(asked["train"], asked["validation"], extractor, seed=FOLD).predict(test)
         samples = {"HyMaTE": _sample(test, ours), "XGBoost": _sample(test, theirs)}
         found.append(
             {
                 "hour": hour,
                 "reports": {name: report(sample) for name, sample in samples.items()},
                 "difference": paired_difference(samples["HyMaTE"], samples["XGBoost"]),
+                "net_benefit": net_benefit(samples["HyMaTE"], THRESHOLDS, samples["XGBoost"]),
             }
         )
     return found
@@ -98,6 +100,26 @@ def table(found: list[dict[str, Any]]) -> str:
         cells.append([f"{entry['hour']:g}", "difference", *difference])
     sizes = found[-1]["reports"]["HyMaTE"]
     return "\n".join([f"{sizes['n']:,} stays of fold {FOLD}; 95% intervals.", "", markdown_table(cells)])
+
+
+def decision_table(found: list[dict[str, Any]]) -> str:
+    """Decision curves of both models in Markdown: a row for each hour and threshold."""
+    titles = {
+        "treat_all": "alarm for all",
+        "model": "HyMaTE",
+        "baseline": "XGBoost",
+        "model_minus_baseline": "difference",
+    }
+    cells = [["hour", "threshold", *titles.values()]]
+    for entry in found:
+        curves = entry["net_benefit"]
+        for at, threshold in enumerate(curves["thresholds"]):
+            shown = [
+                _cell(curves[name][at], curves["confidence_intervals"][name][at], "+" if "minus" in name else "")
+                for name in titles
+            ]
+            cells.append([f"{entry['hour']:g}", f"{threshold:g}", *shown])
+    return markdown_table(cells)
 
 
 def _cell(value: float, interval: list[float], sign: str = "") -> str:

@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import xgboost
 
-from experiments.evidence import baselines
 from experiments.evidence.folds import assign_folds, prepare_fold
 from experiments.evidence.units import flags, hymate, test_probabilities, write_unit
 from experiments.icu.release import RECIPE
 from experiments.icu.sources import prepare_sources
 from experiments.icu.targets import TARGETS, Target
-from experiments.sepsis_onset import prefix_features, train_trees
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.evaluation.trees import fit_trees
 from hymate_training.fitting.loop import LAST_FOLDER
 from hymate_training.fitting.state import STATE_FOLDER
 
@@ -120,12 +117,8 @@ def encoder(cell: Cell, place: Workplace) -> Path:
 
 
 def trees(target: Target, data: Path, seed: int) -> np.ndarray:
-    """XGBoost on the same fold: on summary statistics of stays that are asked once, or on those of each hour."""
+    """XGBoost on the same fold: on summary features of stays that are asked once, or on those of each hour."""
     folder = PreparedFolder(data)
     extractor = fit_feature_extractor(folder)
     parts = {split: load_task(folder, target.task, split, extractor.variables) for split in folder.splits}
-    if parts["test"].asks_once:
-        return baselines.xgboost(data, seed)
-    matrices = {split: xgboost.DMatrix(prefix_features(part, extractor), part.labels) for split, part in parts.items()}
-    booster = train_trees(matrices["train"], matrices["validation"], torch.get_num_threads(), seed)
-    return booster.predict(matrices["test"], iteration_range=(0, booster.best_iteration + 1)).astype(np.float64)
+    return fit_trees(parts["train"], parts["validation"], extractor, seed=seed).predict(parts["test"])

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hymate_training.data.examples import ExampleDataset
 from hymate_training.evaluation.summary_features import (
     EARLY_HOURS,
-    HOURLY,
-    ONCE,
+    HOURLY_FEATURES,
+    ONCE_FEATURES,
     FeatureSet,
     SummaryFeatures,
     summary_features,
@@ -20,7 +20,7 @@ from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 SCALES = np.array([1.0, 1e5, 1e-3, 40.0])  # of each variable's numbers
 NAMES = [f"v{index}" for index in range(len(SCALES))]
-EVERYTHING = replace(HOURLY, whole=(*HOURLY.whole, "early_mean"))
+EVERYTHING = replace(HOURLY_FEATURES, whole=(*HOURLY_FEATURES.whole, "early_mean"))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_every_cell_is_that_of_a_plain_loop(extractor, seed, num_records):
         for index, name in enumerate(NAMES):
             for hours, statistics, suffix in (
                 (None, EVERYTHING.whole, ""),
-                *((hours, HOURLY.windowed, f", last {hours:g} h") for hours in HOURLY.windows),
+                *((hours, HOURLY_FEATURES.windowed, f", last {hours:g} h") for hours in HOURLY_FEATURES.windows),
             ):
                 told = expected(events, row, time, index, hours)
                 for statistic in statistics:
@@ -132,14 +132,13 @@ def test_nothing_after_the_prediction_time_is_used(extractor):
     )
 
 
-def test_records_that_are_asked_once_have_other_features_than_hours(extractor):
+def test_every_example_of_a_data_set_has_its_features(extractor):
     events = random_events(5, 6)
     once = ExampleDataset(events, np.arange(6), np.full(6, 48.0))
     hourly = ExampleDataset(events, np.repeat(np.arange(6), 2), np.tile([24.0, 48.0], 6))
-    for dataset, chosen in ((once, ONCE), (hourly, HOURLY)):
+    for chosen in (ONCE_FEATURES, HOURLY_FEATURES):
         names = SummaryFeatures(events, extractor, chosen).names
-        assert summary_features(dataset, extractor).shape == (len(dataset), len(names))
-    assert len(set(names)) == len(names)
-    np.testing.assert_array_equal(
-        summary_features(once, extractor), summary_features(hourly, extractor, ONCE)[1::2]
-    )
+        assert len(set(names)) == len(names)
+        at_the_end, both = (summary_features(dataset, extractor, chosen) for dataset in (once, hourly))
+        assert both.shape == (12, len(names))
+        np.testing.assert_array_equal(at_the_end, both[1::2])

@@ -12,8 +12,9 @@ from experiments.evidence.models import MODELS, Model
 from experiments.evidence.tables import TABLES, paired, read_results, write_page
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.collators import fit_feature_extractor
-from hymate_training.data.examples import TaskDataset, load_task
+from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.evaluation import trees
 from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig
 
@@ -70,7 +71,7 @@ def test_every_row_has_options_that_exist(name):
 
 @pytest.mark.parametrize("name", ["xgboost", "logistic_regression", "gru_d"])
 def test_baselines_learn(name, fold_folder, monkeypatch):
-    monkeypatch.setattr(baselines, "TREES", baselines.TREES[:2])
+    monkeypatch.setattr(trees, "ONCE", replace(trees.ONCE, settings=trees.ONCE.settings[:2]))
     monkeypatch.setattr(baselines, "GRU_EPOCHS", 2)
     if name == "xgboost":
         pytest.importorskip("xgboost")
@@ -79,40 +80,6 @@ def test_baselines_learn(name, fold_folder, monkeypatch):
     assert probabilities.shape == dataset.labels.shape
     assert ((probabilities > 0) & (probabilities < 1)).all()
     assert np.array_equal(probabilities, MODELS[name].baseline(fold_folder, 0))
-
-
-def test_summary_features_are_those_of_a_loop(fold_folder):
-    extractor = fit_feature_extractor(PreparedFolder(fold_folder))
-    full = load_task(PreparedFolder(fold_folder), TASK, "test", extractor.variables)
-    dataset = TaskDataset(full.events, full.rows, np.full(len(full), 24.0), full.labels)
-    features = baselines.summary_features(dataset, extractor)
-    for row in range(5):
-        record = dataset.events.take(dataset.rows[[row]])
-        seen = record.times <= 24
-        assert not seen.all()
-        for variable in range(extractor.num_variables):
-            found = dict(zip(baselines.STATISTICS, features[row, 8 * variable : 8 * variable + 8], strict=True))
-            chosen = seen & (record.variable_ids == variable)
-            values = record.values[chosen]
-            assert found.pop("count") == len(values)
-            if not len(values):
-                assert np.isnan(list(found.values())).all()
-                continue
-            early = values[record.times[chosen] <= 12]
-            expected = [values[0], values[-1], values.min(), values.max(), values.mean(), values.std()]
-            expected.append(early.mean() if len(early) else np.nan)
-            np.testing.assert_allclose(list(found.values()), expected, rtol=1e-4, atol=1e-3)
-
-
-def test_events_without_numbers_are_counted_alone(fold_folder):
-    extractor = fit_feature_extractor(PreparedFolder(fold_folder))
-    dataset = load_task(PreparedFolder(fold_folder), TASK, "test", extractor.variables)
-    values = dataset.events.values.copy()
-    values[dataset.events.variable_ids == 0] = np.nan
-    blind = TaskDataset(replace(dataset.events, values=values), dataset.rows, dataset.prediction_times, dataset.labels)
-    features, before = baselines.summary_features(blind, extractor), baselines.summary_features(dataset, extractor)
-    assert np.isnan(features[:, :7]).all()
-    np.testing.assert_array_equal(features[:, 7:], before[:, 7:])
 
 
 def test_the_grid_of_gru_d_counts_hours_since_a_measurement(fold_folder):

@@ -1,6 +1,7 @@
 """The transfer table: cells that are run once, folds of a target, and the sources of the released encoder."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from experiments.icu.targets import ARMS, TARGETS, Target
 from hymate_training.cli.main import main
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.evaluation import trees
 from hymate_training.fitting.finetuning import FinetuneOptions
 from hymate_training.fitting.pretraining import PretrainOptions
 from hymate_training.readers import READERS, synthetic
@@ -41,7 +43,7 @@ def place(tmp_path, monkeypatch) -> Workplace:
     monkeypatch.setattr(cells, "prepare_sources", prepare)
     monkeypatch.setattr(cells, "hymate", in_this_process)
     monkeypatch.setitem(TARGETS, "own", target)
-    monkeypatch.setattr(cells.baselines, "TREES", cells.baselines.TREES[:1])
+    monkeypatch.setattr(trees, "ONCE", replace(trees.ONCE, settings=trees.ONCE.settings[:1]))
     return Workplace(tmp_path / "raw", tmp_path / "work", tmp_path / "results", quick=True)
 
 

@@ -8,6 +8,7 @@ from hymate_training.evaluation.alarms import SNOOZE_HOURS
 from hymate_training.evaluation.decisions import THRESHOLDS
 from hymate_training.evaluation.evaluation import evaluate, format_evaluation
 from hymate_training.inference.prediction import BATCH_SIZE
+from hymate_training.publishing.cards import EVALUATION_FILES, write_model_card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_data(parser)
     add_split(parser)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write; plots go beside it.")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="JSON file to write; plots go beside it. One that lies in the "
+        "checkpoint's folder as evaluation*.json is part of its model card, which is then written anew.",
+    )
     parser.add_argument(
         "--at",
         type=float,
@@ -43,10 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--baseline",
-        type=Path,
         metavar="FILE",
-        help="Another model's predictions to compare with: record_id, prediction and, where records are asked many "
-        "times, prediction_time. The file's name is the model's.",
+        help="What to compare with: xgboost, for trees on summary statistics that are grown on the train split and "
+        "tuned on the validation split; or a file of another model's predictions: record_id, prediction and, where "
+        "records are asked many times, prediction_time. The file's name is the model's.",
+    )
+    parser.add_argument(
+        "--baseline-data",
+        type=Path,
+        metavar="DIR",
+        help="With --baseline xgboost: prepared folder that the checkpoint was trained on, where that is not --data.",
     )
     add_batches(parser, BATCH_SIZE)
 
@@ -63,7 +76,11 @@ def run(args: argparse.Namespace) -> str:
         thresholds=args.thresholds,
         snooze_hours=args.snooze_hours,
         baseline=args.baseline,
+        baseline_data=args.baseline_data,
         batch_size=args.batch_size,
         max_events=args.max_events,
     )
+    folder = Path(args.checkpoint)
+    if args.output.resolve() in [path.resolve() for path in folder.glob(EVALUATION_FILES)]:
+        write_model_card(folder)
     return f"{format_evaluation(evaluation.content)}\n\n{evaluation.output}"

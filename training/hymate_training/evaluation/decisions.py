@@ -108,6 +108,12 @@ def defined(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+def benefit(alarms: np.ndarray, classes: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Net benefit `(..., t)` of true and false alarms `(..., 2, t)` among positive and negative rows `(..., 2)`."""
+    odds = thresholds / (1 - thresholds)
+    return (alarms[..., 0, :] - alarms[..., 1, :] * odds) / classes.sum(axis=-1, keepdims=True)
+
+
 def net_benefit(
     sample: LabeledPredictions,
     thresholds: Sequence[float] = CURVE_THRESHOLDS,
@@ -130,21 +136,17 @@ def net_benefit(
     """
     resampler = resampler or Resampler(sample.num_records)
     chosen = check_thresholds(thresholds)
-    odds = chosen / (1 - chosen)
 
     def worth(sums: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
-        positives, negatives = (part[..., None] for part in np.moveaxis(sums(classes), -1, 0))
-        benefit = {
-            name: (counts[..., 0, :] - counts[..., 1, :] * odds) / (positives + negatives)
-            for name, counts in ((name, sums(counts)) for name, counts in alarms.items())
-        }
-        treat_all = (positives - negatives * odds) / (positives + negatives)
-        curves = {"model": benefit["model"], "treat_all": treat_all, "treat_none": np.zeros_like(treat_all)}
-        curves["model_minus_best_default"] = benefit["model"] - np.maximum(treat_all, 0)
+        rows = sums(classes)
+        found = {name: benefit(sums(counts), rows, chosen) for name, counts in alarms.items()}
+        treat_all = benefit(np.repeat(rows[..., None], len(chosen), axis=-1), rows, chosen)
+        curves = {"model": found["model"], "treat_all": treat_all, "treat_none": np.zeros_like(treat_all)}
+        curves["model_minus_best_default"] = found["model"] - np.maximum(treat_all, 0)
         if baseline is not None:
             curves |= {
-                "baseline": benefit["baseline"],
-                "model_minus_baseline": benefit["model"] - benefit["baseline"],
+                "baseline": found["baseline"],
+                "model_minus_baseline": found["model"] - found["baseline"],
             }
         return curves
 

@@ -14,7 +14,7 @@ from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.data.subgroups import subgroup_columns
 from hymate_training.evaluation.alarms import SNOOZE_HOURS, alarm_report
-from hymate_training.evaluation.baseline import read_baseline
+from hymate_training.evaluation.baseline import Baseline, check_baseline, find_baseline
 from hymate_training.evaluation.coverage import PROBLEM_TYPES as CONFORMAL_TYPES
 from hymate_training.evaluation.coverage import calibrate_sets, coverage_report
 from hymate_training.evaluation.decisions import (
@@ -27,6 +27,7 @@ from hymate_training.evaluation.decisions import (
 )
 from hymate_training.evaluation.gaps import subgroup_gaps
 from hymate_training.evaluation.metrics import (
+    format_differences,
     format_report,
     metric_titles,
     paired_difference,
@@ -74,6 +75,7 @@ def evaluate(
     thresholds: Sequence[float] = THRESHOLDS,
     snooze_hours: float = SNOOZE_HOURS,
     baseline: str | Path | None = None,
+    baseline_data: str | Path | PreparedFolder | None = None,
     batch_size: int = BATCH_SIZE,
     max_events: int | None = None,
 ) -> Evaluation:
@@ -96,8 +98,10 @@ def evaluate(
             The decision threshold is added: the one that was chosen for the utility, or else the share of positives
             in the checkpoint's own evaluation, or else in this one.
         snooze_hours: how long an alarm keeps others of its record silent, where records are asked many times.
-        baseline: another model's predictions for a binary task, as `read_baseline` takes them; what they are called
-            is the file's name.
+        baseline: for a binary task: another model's predictions, as `read_baseline` takes them, called by the file's
+            name; or `"xgboost"`, for trees on summary statistics that are grown for this.
+        baseline_data: the prepared folder on whose train split the trees are grown, and on whose validation split they
+            are tuned: that of the checkpoint's training. `data` where absent.
         batch_size: records at a time.
         max_events: keep only the latest events of longer records; as in training where absent.
 
@@ -117,8 +121,8 @@ def evaluate(
     task_info = folder.info.task(task)
     check_task(opened.model, task_info)
     check_static_columns(folder, opened.extractor)
-    if baseline is not None and task_info.problem_type != "binary":
-        raise ValueError(f"baseline: only binary tasks are compared, but {task!r} is {task_info.problem_type}")
+    if baseline is not None:
+        check_baseline(baseline, task_info)
     predictor = _Predictor(opened, folder, task_info, TaskCollator(opened.extractor, max_events), batch_size)
     dataset, sample, shares = predictor(split)
     content = report(sample, split_fingerprint=folder.split_fingerprint(task, split))
@@ -130,8 +134,11 @@ def evaluate(
         add_utility(content, alarm_gains(utility, dataset), sample, threshold)
     groups = subgroup_columns(dataset)
     if sample.problem_type == "binary":
-        other = None if baseline is None else read_baseline(baseline, dataset, sample)
-        content |= _decisions(sample, groups, thresholds, _decision_threshold(opened, task, content), other)
+        training = folder if baseline_data is None else open_prepared(baseline_data)
+        other = None if baseline is None else find_baseline(baseline, training, opened, task, dataset)
+        chosen_threshold = _decision_threshold(opened, task, content)
+        against = None if other is None else other.sample
+        content |= _decisions(sample, groups, thresholds, chosen_threshold, against)
         if not dataset.asks_once:
             content["alarms"] = alarm_report(
                 sample,
@@ -140,9 +147,8 @@ def evaluate(
                 snooze_hours=snooze_hours,
                 label_lead=folder.info.extra.get("label_leads", {}).get(task),
             )
-        if baseline is not None and other is not None:
-            differences = paired_difference(sample, other)
-            content["baselines"] = {Path(baseline).stem: report(other) | {"differences": differences}}
+        if other is not None:
+            content["baselines"] = {other.name: _baseline_report(other, sample, dataset, training, task)}
     if sample.problem_type in CONFORMAL_TYPES:
         own, fingerprint = opened.conformal(task), content["split_fingerprint"]
         if own is not None and own["split_fingerprint"] != fingerprint:
@@ -177,6 +183,19 @@ def _utility_threshold(
         "chosen_on": "validation",
         "split_fingerprint": folder.split_fingerprint(task, "validation"),
     }
+
+
+def _baseline_report(
+    baseline: Baseline, sample: LabeledPredictions, dataset: TaskDataset, training: PreparedFolder, task: str
+) -> dict[str, Any]:
+    """The metrics of a baseline, what it is, and the model's paired differences from it."""
+    content = report(baseline.sample)
+    utility = training.info.extra.get("utility", {}).get(task)
+    if utility and baseline.validation:
+        threshold = _utility_threshold(training, task, utility, *baseline.validation)
+        add_utility(content, alarm_gains(utility, dataset), baseline.sample, threshold)
+    settings = {"settings": baseline.settings} if baseline.settings else {}
+    return content | settings | {"differences": paired_difference(sample, baseline.sample)}
 
 
 def _decision_threshold(checkpoint: Checkpoint, task: str, content: Mapping[str, Any]) -> float:
@@ -279,6 +298,8 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     decisions = [f"alarm from {threshold['value']:.4g} on, chosen on the validation split"] if threshold else []
     if evaluation.get("thresholds"):
         decisions += _format_decisions(evaluation)
+    for name, found in evaluation.get("baselines", {}).items():
+        decisions += ["", format_differences(evaluation["problem_type"], found["differences"], ("model", name))]
     return "\n".join(
         [
             f"{evaluation['task']}, {evaluation['split']} split of {evaluation['source']}",

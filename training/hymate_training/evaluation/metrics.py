@@ -342,3 +342,19 @@ def format_report(report: Mapping[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{title:<{widths[0]}}  {value:>{widths[1]}}  {interval}" for title, value, interval in rows]
     return "\n".join([size, "", *lines])
+
+
+def format_differences(problem_type: str, differences: Mapping[str, Mapping[str, Any]], names: tuple[str, str]) -> str:
+    """Lays out what `paired_difference` returned of two models of these names as a plain table for a terminal."""
+    titles = metric_titles(problem_type)
+    rows = [["metric", *names, "difference", "interval"]]
+    for name, found in differences.items():
+        values = ("-" if found[key] is None else f"{found[key]:.4f}" for key in ("a", "b"))
+        difference = "-" if found["difference"] is None else f"{found['difference']:+.4f}"
+        interval = "-" if found["interval"] is None else "[{:+.4f}, {:+.4f}]".format(*found["interval"])
+        rows.append([titles[name], *values, difference, interval])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"{title:<{widths[0]}}  " + "  ".join(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        for title, *cells in rows
+    )

@@ -33,9 +33,9 @@ class FeatureSet:
 
 
 # of records that are asked once; what the published figures on PhysioNet 2012 rest on
-ONCE = FeatureSet(whole=("first", "last", "min", "max", "mean", "deviation", "early_mean", "count"))
+ONCE_FEATURES = FeatureSet(whole=("first", "last", "min", "max", "mean", "deviation", "early_mean", "count"))
 # of records that are asked many times
-HOURLY = FeatureSet(
+HOURLY_FEATURES = FeatureSet(
     whole=("first", "last", "min", "max", "mean", "deviation", "count", "hours_since_last", "change"),
     windows=(6.0, 24.0),
     windowed=("min", "max", "mean", "count", "slope"),
@@ -43,23 +43,17 @@ HOURLY = FeatureSet(
 )
 
 
-def summary_features(
-    dataset: ExampleDataset, extractor: HyMaTEFeatureExtractor, features: FeatureSet | None = None
-) -> np.ndarray:
-    """`SummaryFeatures` of every example of a data set, `(examples, features)` in float32.
-
-    Of `ONCE` where each record is asked once, else of `HOURLY`, unless `features` says otherwise.
-    """
-    chosen = features or (ONCE if dataset.asks_once else HOURLY)
-    return SummaryFeatures(dataset.events, extractor, chosen)(dataset.rows, dataset.prediction_times)
+def summary_features(dataset: ExampleDataset, extractor: HyMaTEFeatureExtractor, features: FeatureSet) -> np.ndarray:
+    """`SummaryFeatures` of every example of a data set, `(examples, features)` in float32."""
+    return SummaryFeatures(dataset.events, extractor, features)(dataset.rows, dataset.prediction_times)
 
 
 class SummaryFeatures:
     """Summary statistics of each variable at any prediction time of a split's records, and static features.
 
     In clinical units; NaN where there is no number. Nothing after the prediction time is used. Events without a number
-    are in the counts and in the hours since the last one alone. The events are sorted once; after that an example costs
-    a binary search per variable and window.
+    are in the counts and in the hours since the last one alone. The events are sorted once; after that an example
+    costs a binary search per variable and window.
 
     Args:
         events: of the records, times in float32.

@@ -21,7 +21,7 @@ from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_t
 from hymate_training.files import write_file
 from hymate_training.inference.checkpoints import RUN_FILE, read_json
 from hymate_training.publishing.card_decisions import coverage, decisions, recalibration, worst_groups
-from hymate_training.publishing.card_facts import GAPS, facts
+from hymate_training.publishing.card_facts import GAPS, HEADLINES, facts
 from hymate_training.publishing.card_text import (
     as_code,
     as_name,
@@ -468,7 +468,7 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
         calibration.insert(0, sentence)
     if sentence := coverage(evaluation):
         calibration.append(sentence)
-    figures = [_size(evaluation), _metrics_table(evaluation), _method(evaluation)]
+    figures = [_size(evaluation), _metrics_table(evaluation), _method(evaluation), *_differences(evaluation)]
     undefined = [
         f"{metric_titles(problem_type)[name]}: {as_name(reason)}"
         for name, reason in evaluation.get("undefined", {}).items()
@@ -535,6 +535,20 @@ def _metrics_table(evaluation: Mapping) -> str:
     return table(["metric", *map(as_name, reports)], rows)
 
 
+def _differences(evaluation: Mapping) -> list[str]:
+    """A sentence per baseline: the model minus it in the metrics that come first."""
+    titles, sentences = metric_titles(evaluation["problem_type"]), []
+    for name, found in (evaluation.get("baselines") or {}).items():
+        parts = [
+            f"{titles[metric]} {one['difference']:+.4f} [{one['interval'][0]:+.4f}, {one['interval'][1]:+.4f}]"
+            for metric in HEADLINES[evaluation["problem_type"]]
+            if (one := found.get("differences", {}).get(metric)) and one["interval"]
+        ]
+        if parts:
+            sentences.append(f"HyMaTE minus {as_name(name)}, on the same resamples: {', '.join(parts)}.")
+    return sentences
+
+
 def _method(evaluation: Mapping) -> str:
     bootstrap = evaluation.get("bootstrap") or {}
     method = (
@@ -543,8 +557,14 @@ def _method(evaluation: Mapping) -> str:
         if bootstrap.get("num_samples")
         else ""
     )
-    baselines = "" if evaluation.get("baselines") else "Baselines: not evaluated."
-    return " ".join(part for part in (method, baselines) if part)
+    baselines = evaluation.get("baselines") or {}
+    tuned = [
+        f"{as_name(name)} was tuned by the log-loss of the validation split: "
+        f"{', '.join(f'{as_code(key)} {value:g}' for key, value in found['settings'].items())}."
+        for name, found in baselines.items()
+        if found.get("settings")
+    ]
+    return " ".join(part for part in (method, *tuned, "" if baselines else "Baselines: not evaluated.") if part)
 
 
 def _reports_table(heading: str, reports: Mapping[str, Mapping], problem_type: str) -> str:

@@ -290,6 +290,23 @@ CONFORMAL: dict[str, Schema] = {
     "coverage": _map(_map(_list(_COVERAGE, 10)), NAME, 100),
 }
 _DIFFERENCE = _object({**dict.fromkeys(("a", "b", "difference"), _optional(NUMBER)), "interval": _optional(INTERVAL)})
+_THRESHOLD = _object(
+    {
+        "value": NUMBER,
+        "chosen_for": LABEL,
+        "chosen_on": SPLIT,
+        "split_fingerprint": FINGERPRINT,
+        "share_of_rows_with_alarm": NUMBER,
+    }
+)
+_BASELINE = _object(
+    _REPORT
+    | {
+        "differences": _map(_DIFFERENCE, {"enum": METRIC_NAMES}),
+        "settings": _map(NUMBER, LABEL, 20),
+        "threshold": _THRESHOLD,
+    }
+)
 EVALUATION = _object(
     {
         **_REPORT,
@@ -301,18 +318,10 @@ EVALUATION = _object(
         "trained_hours": _optional(INTERVAL),
         "variable_shares": _map(NUMBER, NAME, MAX_VARIABLES),
         "plots": _list(PLOT, 10),
-        "baselines": _map(_object(_REPORT | {"differences": _map(_DIFFERENCE, {"enum": METRIC_NAMES})})),
+        "baselines": _map(_BASELINE),
         **DECISIONS,
         **CONFORMAL,
-        "threshold": _object(
-            {
-                "value": NUMBER,
-                "chosen_for": LABEL,
-                "chosen_on": SPLIT,
-                "split_fingerprint": FINGERPRINT,
-                "share_of_rows_with_alarm": NUMBER,
-            }
-        ),
+        "threshold": _THRESHOLD,
     },
     ("problem_type", "n", "num_records", "metrics", "confidence_intervals"),
 )
