@@ -6,13 +6,13 @@ soon as it is measured: a section that fails or is stopped leaves the others alo
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ BUDGETS = {
     **{"limits": 30, "tests": 110, "losses": 40, "scans": 55, "mixers": 30, "models": 85, "tiles": 50},
     "finetune": 70,
 }
+TEST_PROCESSES = min(8, os.cpu_count() or 1)
 
 
 def main():
@@ -120,22 +121,36 @@ def rows_of(args: argparse.Namespace):
 
 
 def tests(args: argparse.Namespace):
-    """The cases that run in Triton's interpreter on machines without a GPU, and larger ones, on the GPU."""
-    command = [sys.executable, "-m", "pytest", "tests/support/triton_cases.py", "-q", "-p", "no:cacheprovider"]
+    """The cases that run in Triton's interpreter on machines without a GPU, and larger ones, on the GPU. Several
+    processes share them, since most of the time is the compiler's; each yields a row as soon as it ends."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     command += ["--override-ini=addopts=--import-mode=importlib", "--override-ini=filterwarnings="]
     command += ["--noconftest"]  # it imports what training needs
-    if args.dry_run:
-        command += ["-k", "state_carries_over"]
-    elif importlib.util.find_spec("xdist"):
-        command += ["-n", "8"]  # most of the time is the compiler's
     environment = {**os.environ, "HYMATE_TEST_DEVICE": "cpu" if args.dry_run else "cuda"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    print(done.stdout[-8000:], done.stderr[-2000:])
-    failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
-    yield {"tests": summary, "passed": done.returncode == 0}
-    for line in failures:
-        yield {"tests": line, "passed": False}
+    chosen = ["tests/support/triton_cases.py", *(["-k", "state_carries_over"] if args.dry_run else [])]
+    listed = subprocess.run(
+        [*command, "--collect-only", *chosen], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    cases = [line for line in listed.stdout.splitlines() if "::" in line]
+    if listed.returncode or not cases:
+        yield {"tests": (listed.stderr or listed.stdout).strip()[-300:], "passed": False}
+        return
+    parts = [cases[at::TEST_PROCESSES] for at in range(min(TEST_PROCESSES, len(cases)))]
+    pool = ThreadPoolExecutor(len(parts))
+    runs = [
+        pool.submit(
+            subprocess.run, [*command, *part], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        for part in parts
+    ]
+    for run in as_completed(runs):
+        done = run.result()
+        print(done.stdout[-8000:], done.stderr[-2000:])
+        lines = done.stdout.strip().splitlines() or [done.stderr[-300:]]
+        yield {"tests": lines[-1], "passed": done.returncode == 0}
+        for line in lines:
+            if line.startswith(("FAILED", "ERROR")):
+                yield {"tests": line, "passed": False}
 
 
 def finetune(args: argparse.Namespace):

@@ -14,6 +14,8 @@ CHUNK = 16  # steps from one kept state to the next
 SHORTEST_SEGMENT = 256  # steps; what the cuts of time cost is small beside these
 WARPS_PER_MULTIPROCESSOR = 8  # fewer leave a multiprocessor waiting for its own memory
 CONVOLUTION_TILE = {"STEPS": 32, "LANES": 64}
+MOST_WARPS = 16  # of a program; a GPU takes 32 at most
+MOST_PARTS = 2**16 - 1  # of a grid along its second and third axis
 
 
 class Tile(NamedTuple):
@@ -32,7 +34,7 @@ def padded_states(state: int) -> int:
 def forward_tiles(state: int) -> tuple[Tile, Tile]:
     """A wide tile, a channel per lane, that does the least work; and one that gives few channels to more programs."""
     states = padded_states(state)
-    warps = max(1, states // 16)
+    warps = min(MOST_WARPS, max(1, states // 16))
     per_thread = max(1, states // warps)
     return Tile(max(2, min(8, 64 // per_thread)), 32, warps), Tile(8, 8, warps)
 
@@ -41,7 +43,7 @@ def backward_tiles(state: int) -> tuple[Tile, Tile]:
     """The same for the backward pass, whose registers hold four states of eight steps; a wide tile also leaves fewer
     partial sums of the gradients of B and C."""
     states = padded_states(state)
-    narrow = Tile(8, 8, max(1, states // 16))
+    narrow = Tile(8, 8, min(MOST_WARPS, max(1, states // 16)))
     return (Tile(8, 32, max(1, states // 4)) if states <= 32 else narrow), narrow
 
 
@@ -234,8 +236,9 @@ def convolution_backward(
     weight, bias, lengths = map(_dense, (weight, bias, lengths))
     inner, kernel = weight.shape
     grid = _convolution_grid(x)
-    part_weight = torch.empty((len(x), grid[1], kernel, inner), device=x.device)
-    part_bias = None if bias is None else torch.empty((len(x), grid[1], inner), device=x.device)
+    parts = grid[1] * grid[2]
+    part_weight = torch.empty((len(x), parts, kernel, inner), device=x.device)
+    part_bias = None if bias is None else torch.empty((len(x), parts, inner), device=x.device)
     with _on(x):
         convolution_grad_kernel[grid](
             *(grad_y, x, weight, bias, lengths, grad_x, part_weight, part_bias, x.shape[1], inner),
@@ -245,9 +248,11 @@ def convolution_backward(
     return part_weight.sum((0, 1)).t().contiguous(), None if part_bias is None else part_bias.sum((0, 1))
 
 
-def _convolution_grid(x: Tensor) -> tuple[int, int]:
+def _convolution_grid(x: Tensor) -> tuple[int, int, int]:
     batch, length, inner = x.shape
-    return batch * triton.cdiv(inner, CONVOLUTION_TILE["LANES"]), triton.cdiv(length, CONVOLUTION_TILE["STEPS"])
+    parts = triton.cdiv(length, CONVOLUTION_TILE["STEPS"])
+    layers = max(1, triton.cdiv(parts, MOST_PARTS))
+    return batch * triton.cdiv(inner, CONVOLUTION_TILE["LANES"]), triton.cdiv(parts, layers), layers
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager:

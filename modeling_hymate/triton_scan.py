@@ -87,11 +87,13 @@ def _over_lanes(tile, STEPS: tl.constexpr, STATES: tl.constexpr, LANES: tl.const
 
 @triton.jit
 def place(inner, LANES: tl.constexpr):
-    """Row, segment, channels of this program, and its place among those of (row, segment)."""
+    """Row, segment, channels of this program, and its place among those of (row, segment). Segments lie along two axes
+    of the grid, of which a GPU bounds the size of each."""
     blocks = tl.cdiv(inner, LANES)
     row = tl.cast(tl.program_id(0) // blocks, tl.int64)
     channel = (tl.program_id(0) % blocks) * LANES + tl.arange(0, LANES)
-    return row, tl.program_id(1), channel, row * tl.num_programs(1) + tl.program_id(1)
+    part = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    return row, part, channel, row * (tl.num_programs(1) * tl.num_programs(2)) + part
 
 
 @triton.jit

@@ -37,6 +37,7 @@ def test_cases_under_the_interpreter(group):
     assert "skipped" not in done.stdout
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="what Triton interprets it cannot compile")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kernel", triton_signatures.KERNELS)
 def test_kernels_compile_for_a_gpu_that_is_not_there(kernel, dtype):

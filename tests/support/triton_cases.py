@@ -227,6 +227,26 @@ def test_convolution_equals_pytorch(kernel, silu, bias, dtype):
         assert_close(results(ours, inputs), results(plain, inputs), TOLERANCE[dtype])
 
 
+def test_a_record_longer_than_one_axis_of_the_grid_is_convolved(monkeypatch):
+    """As of two million events; here as if an axis took two programs."""
+    inputs = {"x": torch.randn(2, 150, 5, generator=torch.Generator().manual_seed(0)).to(DEVICE)}
+    inputs |= {"weight": torch.arange(20, device=DEVICE).view(5, 4) / 20, "bias": torch.ones(5, device=DEVICE)}
+    expected = results(triton_operators.causal_conv1d, inputs)
+    monkeypatch.setattr(triton_launch, "MOST_PARTS", 2)
+    assert triton_launch._convolution_grid(inputs["x"])[1:] == (2, 3)
+    found = results(triton_operators.causal_conv1d, inputs)
+    for name in ("output 0", "x"):
+        assert torch.equal(found[name], expected[name]), name
+    assert_close(found, expected, TOLERANCE[torch.float32])
+
+
+def test_tiles_fit_a_gpu():
+    for state in (1, 16, 64, 256, 1024):
+        for tile in (*triton_launch.forward_tiles(state), *triton_launch.backward_tiles(state)):
+            assert 1 <= tile.warps <= 32
+            assert triton_launch.CHUNK % tile.steps == 0
+
+
 def make_mixer(config) -> HyMaTEMixer:
     mixer = HyMaTEMixer(config)
     mixer.init_weights()
