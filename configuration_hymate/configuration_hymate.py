@@ -215,11 +215,6 @@ class HyMaTEConfig(PreTrainedConfig):
     def validate_labels(self):
         if self.num_labels < 1:
             raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
-        if self.num_labels == 1 and self.problem_type == "single_label_classification":
-            raise ValueError(
-                "problem_type='single_label_classification' needs at least two labels, but num_labels is 1: a binary "
-                "task has two, and a number is a 'regression'"
-            )
 
     def validate_pos_weight(self):
         if self.pos_weight is None:

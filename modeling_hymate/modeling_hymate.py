@@ -529,7 +529,6 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
     output_class = HyMaTEForSequenceClassificationOutput
 
     def __init__(self, config: HyMaTEConfig):
-        config.validate_labels()  # whose number may have been set since
         super().__init__(config)
         self.num_labels = config.num_labels
         self.hymate = HyMaTEModel(config)

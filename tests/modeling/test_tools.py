@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification, HyMaTEModel
 from tests.modeling.test_modeling import both_axes
-from tests.support.helpers import close, make_model, random_batch, tiny_config
+from tests.support.helpers import close, make_model, random_batch
 
 
 @both_axes
@@ -120,12 +120,3 @@ def test_layers_in_int8(axis):
     expected, found = model(**inputs).logits, quantized(**inputs).logits
     assert called == layers
     assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()  # rounding to 255 steps, layer upon layer
-
-
-def test_one_label_is_no_class():
-    with pytest.raises(ValueError, match="num_labels"):
-        tiny_config(num_labels=1, problem_type="single_label_classification")
-    config = tiny_config(num_labels=2, problem_type="single_label_classification")
-    config.num_labels = 1
-    with pytest.raises(ValueError, match="needs at least two labels, but num_labels is 1"):
-        HyMaTEForSequenceClassification(config)
