@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
 from .configuration_hymate import HyMaTEConfig
+from .constants import constants
 from .native import runs_natively
 from .running_quantities import HALF_LIFE_QUANTITIES, QUANTITIES
 from .scan import hymate_native
@@ -81,11 +82,11 @@ def channel_statistics(quantities: torch.Tensor, time_scale: float) -> tuple[tor
     plain = [at for name in OF_VALUES if name in place for at in place[name]]
     squared = [*place["variance"], *place["change_variance"]]
     counted = [at for name in OF_TIMES if name in place for at in place[name]]
-    order = torch.tensor([*plain, *squared, *counted], device=quantities.device)
+    order = constants([*plain, *squared, *counted], quantities, torch.int64)
     parts = quantities.index_select(-1, order).split([len(plain), len(squared), len(counted)], -1)
     hours = 2 * BOUND / math.log1p(time_scale)
     # per column: the unit of what is counted, then factor and shift of what comes of it
-    units = quantities.new_tensor([1, time_scale, time_scale, *[1] * half_lives])
+    units = constants([1, time_scale, time_scale, *[1] * half_lives], quantities)
     factors = [*[1] * len(plain), 2, 2, 1, hours, hours, *[1] * half_lives, 1]
     shifts = [*[0] * len(plain), *[-BOUND] * (2 + len(counted)), 0]
     # the square root's slope is infinite at 0, where a variable was measured once
@@ -93,10 +94,10 @@ def channel_statistics(quantities: torch.Tensor, time_scale: float) -> tuple[tor
     logarithms = (parts[2].clamp(min=0) * units).log1p()
     rate = logarithms[..., :1] - logarithms[..., 1:2]
     statistics = torch.cat([parts[0], deviations, logarithms, rate], -1)
-    statistics = torch.addcmul(quantities.new_tensor(shifts), statistics, quantities.new_tensor(factors))
+    statistics = torch.addcmul(constants(shifts, quantities), statistics, constants(factors, quantities))
     num_values = len(plain) + len(squared)
     needed = [*place["numbers"] * num_values, *place["count"] * (len(counted) + 1)]
-    present = quantities.index_select(-1, torch.tensor(needed, device=quantities.device)) > 0
+    present = quantities.index_select(-1, constants(needed, quantities, torch.int64)) > 0
     return statistics.clamp(-LIMIT, LIMIT), present
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .configuration_hymate import HyMaTEConfig
+from .constants import constants
 from .inputs import is_readable
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
@@ -42,7 +43,7 @@ def label_loss(
         labels = labels.masked_fill(~(mask if is_class else mask.unsqueeze(-1)), 0)
     if is_readable(labels):
         _check_labels(labels, problem_type, config.num_labels)
-    weight = _positive_weight(problem_type, config, logits.device)
+    weight = _positive_weight(problem_type, config, logits)
     if problem_type == "regression":
         losses = (logits - labels.float()).square().mean(-1) / config.label_deviation**2
     elif is_class:
@@ -65,13 +66,13 @@ def _problem_type(labels: torch.Tensor, config: HyMaTEConfig) -> ProblemType:
     return config.problem_type
 
 
-def _positive_weight(problem_type: ProblemType, config: HyMaTEConfig, device: torch.device) -> torch.Tensor | None:
+def _positive_weight(problem_type: ProblemType, config: HyMaTEConfig, logits: torch.Tensor) -> torch.Tensor | None:
     weight = config.pos_weight
     if weight is None:
         return None
     if not isinstance(weight, list):
         weight = [1.0, weight] if problem_type == "single_label_classification" else [weight] * config.num_labels
-    return torch.tensor(weight, dtype=torch.float32, device=device)
+    return constants(weight, logits)
 
 
 def _check_labels(labels: torch.Tensor, problem_type: ProblemType, num_labels: int):

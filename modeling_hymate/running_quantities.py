@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .constants import constants
 from .native import runs_natively
 from .scan import hymate_native
 
@@ -299,7 +300,7 @@ def summarize(
     changes = (numbers - F.pad(numbers, (1, -1))).masked_fill(begins | ~is_number, 0)
     first_at, last_at = (_places(chosen, number_cells, num_cells) for chosen in (begins, ends))
     number_time, last_time = number_times.flatten()[last_at], _extremes(cells, num_cells, times, "amax", 0)
-    rates = numbers.new_tensor(half_lives).reciprocal()
+    rates = constants(half_lives, numbers).reciprocal()
     number_weights, weights = (
         torch.exp2((when - latest[where]).clamp(max=0).unsqueeze(-1) * rates)
         for when, latest, where in ((number_times, number_time, number_cells), (times, last_time, cells))
@@ -388,7 +389,7 @@ def merge(earlier: Running, later: Running, half_lives: Sequence[float]) -> Runn
     link = (b.first - a.last).masked_fill(~both, 0)  # the change from one to the other
     last_time = torch.where(b.events > 0, b.last_time, a.last_time)
     number_time = torch.where(b.numbers > 0, b.number_time, a.number_time)
-    rates = a.events.new_tensor(half_lives).reciprocal()
+    rates = constants(half_lives, a.events).reciprocal()
 
     def fading(then, now):
         # where there was nothing, neither has `then` a meaning
@@ -457,6 +458,6 @@ def quantities(running: Running, now: torch.Tensor, half_lives: Sequence[float])
     }
     stacked = torch.where(seen.unsqueeze(-1), torch.stack([found[name] for name in QUANTITIES], -1), 0)
     decayed = r.decayed_total / r.decayed_weight.masked_fill(r.decayed_weight == 0, 1)
-    rates = r.events.new_tensor(half_lives).reciprocal()
+    rates = constants(half_lives, r.events).reciprocal()
     recent = r.recent * torch.exp2((-since_last).clamp(max=0).unsqueeze(-1) * rates)
     return torch.cat([stacked, decayed, recent], -1).float()

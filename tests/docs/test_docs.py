@@ -70,7 +70,7 @@ def test_commands_parse(page, monkeypatch):
         for command in commands(content) if language.startswith("bash") else []:
             while "=" in command[0]:
                 command = command[1:]  # noqa: PLW2901 - variables of the environment come before the command
-            if command[0] == "torchrun":
+            if command[0] in ("torchrun", "accelerate"):
                 command = ["hymate", *command[command.index("hymate_training") + 1 :]]  # noqa: PLW2901
             if command[0] == "hymate":
                 assert command[1] in COMMANDS

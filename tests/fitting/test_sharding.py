@@ -42,17 +42,22 @@ def runs(synthetic_folder, tmp_path_factory) -> Path:
     `stopped`, which is broken off in its second epoch after a saved step and resumed."""
     folder = tmp_path_factory.mktemp("sharded")
     data = ["--data", str(synthetic_folder)]
+    exact = [*data, *EXACT, *WITHOUT_DROPOUT, "--batch-size"]
     resumable = [*FINETUNE, *data, *model(), "--batch-size", "14", "--save-steps", "3", "--output"]
     stopped = str(folder / "stopped")
     listed = [
         {
-            "arguments": [*FINETUNE, *data, *EXACT, *WITHOUT_DROPOUT, "--batch-size", "7", "--output"]
-            + [str(folder / "equal"), "--gradient-accumulation-steps", "2"]
+            "arguments": [
+                *FINETUNE,
+                "--gradient-accumulation-steps",
+                "2",
+                *exact,
+                "7",
+                "--output",
+                str(folder / "equal"),
+            ]
         },
-        {
-            "arguments": [*PRETRAIN, *data, *EXACT, *WITHOUT_DROPOUT, "--batch-size", "14", "--output"]
-            + [str(folder / "large")]
-        },
+        {"arguments": [*PRETRAIN, *exact, "14", "--output", str(folder / "large")]},
         {"arguments": [*resumable, str(folder / "whole")]},
         {"arguments": [*resumable, stopped], "stop_after": 8},
         {"arguments": [*resumable, stopped, "--resume"]},
@@ -109,7 +114,7 @@ def test_sharded_training_equals_one_process(runs, synthetic_folder, tmp_path):
 
 @pytest.mark.timeout(600)
 def test_large_models_recipe_equals_one_process(runs, synthetic_folder, tmp_path):
-    """bfloat16 with checkpointed activations. Were decay rates gathered in bfloat16, too, the loss would be another."""
+    """bfloat16 with checkpointed activations. Decay rates that were gathered in bfloat16 would give another loss."""
     arguments = [*PRETRAIN, "--batch-size", "14", "--gradient-accumulation-steps", "2"]
     assert_close_runs(runs / "large", one_process(arguments, synthetic_folder, tmp_path / "run"), 1e-3)
     assert all(tensor.dtype == torch.float32 for tensor in weights(runs / "large").values())

@@ -35,6 +35,7 @@ CODE = {
     "channel_statistics.py",
     "channel_tokens.py",
     "configuration_hymate.py",
+    "constants.py",
     "dropout.py",
     "embedding.py",
     "events.py",

@@ -3,8 +3,8 @@
     accelerate launch --config_file ... tests/support/sharded.py runs.json
 
 The file lists runs, one after the other, each with the `arguments` of the command and, where it is to be broken off
-without a word, the number of steps to `stop_after`. Beside it, `plan.json` says how a model that transformers shards by
-`base_model_fsdp_plan` compares with a whole one.
+without a word, the number of steps to `stop_after`. Beside it, `plan.json` says how a model that transformers shards
+by `base_model_fsdp_plan` compares with a whole one.
 """
 
 import json

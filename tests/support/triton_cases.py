@@ -332,3 +332,39 @@ def test_what_the_kernels_refuse():
     (gradient,) = torch.autograd.grad(output, inputs["u"], create_graph=True)
     with pytest.raises(RuntimeError, match=r"no second derivative.*HYMATE_SCAN_BACKEND=reference"):
         gradient.sum().backward()
+
+
+if DEVICE == "cuda":  # what an interpreter cannot tell
+
+    @pytest.fixture
+    def step():
+        """A classifier with its batch, in padded shapes that no data decide; run once, since compiling waits."""
+        config = tiny_config(num_labels=2, num_statistic_bins=2, pos_weight=2.0)
+        model = perturbed(HyMaTEForSequenceClassification(config)).to(DEVICE)
+        batch = {name: tensor.to(DEVICE) for name, tensor in random_batch(config).items()}
+        batch |= {"labels": torch.tensor([0, 1, 1], device=DEVICE), "max_channels": config.num_variables}
+        model(**batch).loss.backward()
+        return model, batch
+
+    def test_a_training_step_never_waits_for_the_gpu(step):
+        model, batch = step
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(**batch).loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    @torch.no_grad()
+    def test_a_recorded_pass_equals_an_eager_one(step):
+        model, batch = step
+        model.eval()
+        others = random_batch(model.config, seed=1)
+        model(**batch)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = model(**batch).logits
+        for name, tensor in others.items():
+            batch[name].copy_(tensor)
+        graph.replay()
+        assert_close({"logits": logits}, {"logits": model(**batch).logits}, 1e-6)

@@ -1,8 +1,8 @@
 """Weights that several processes share out among themselves (FSDP2), and what of Accelerate's launcher can be used.
 
 `accelerate launch` says by its environment whether a model is sharded. Then every parameter, its gradient and its
-averages in the optimizer are `DTensor`s, of which a process holds a part. States and checkpoints hold whole tensors all
-the same, so that both are those of a run that is not sharded.
+averages in the optimizer are `DTensor`s, of which a process holds a part. States and checkpoints hold whole tensors
+all the same, so that both are those of a run that is not sharded.
 """
 
 import copy
@@ -90,7 +90,9 @@ def name_layers(accelerator: Accelerator, model: nn.Module) -> None:
     has, of those that keep only their inputs with gradient checkpointing."""
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
-        layers = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+        layers = {
+            type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+        }
         plugin.transformer_cls_names_to_wrap = sorted(layers)
 
 
