@@ -10,6 +10,7 @@ from hymate_native.event_order import arrange_events
 from hymate_native.fusion_attention import fusion_attention
 from hymate_native.library import is_available, runnable_builds, selected_build, unavailable_reason
 from hymate_native.mamba_mixer import mamba_mixer
+from hymate_native.occlusion import pooled_without
 from hymate_native.pooled_states import pooled_states
 from hymate_native.pooling_projection import pooling_projection
 from hymate_native.running_quantities import event_weights, running_quantities
@@ -32,6 +33,7 @@ __all__ = [
     "is_available",
     "mamba_mixer",
     "pooled_states",
+    "pooled_without",
     "pooling_projection",
     "recall_channels",
     "recall_stream",

@@ -30,7 +30,7 @@ FUNCTIONS = (
     *("attention_forward", "attention_backward", "fusion_forward", "fusion_backward"),
     *("running_forward", "running_backward", "running_shares", "tokens_forward", "tokens_backward"),
     *("embedding_forward", "embedding_backward", "projection_forward", "projection_backward", "pooled_forward"),
-    *("arrange_events", "channel_statistics", "remember_channels", "recall_channels"),
+    *("arrange_events", "channel_statistics", "remember_channels", "recall_channels", "occlusion_forward"),
 )
 
 

@@ -129,6 +129,13 @@ ProjectionArguments = _structure(
     (ctypes.c_void_p, "grad_x grad_norm grad_query_weight grad_value_weight grad_value_bias"),
 )
 PooledArguments = _structure("PooledArguments", (ProjectionArguments, "projection"), (RunningArguments, "running"))
+OcclusionArguments = _structure(
+    "OcclusionArguments",
+    (MixerArguments, "mixer"),
+    (ProjectionArguments, "projection"),
+    (RunningArguments, "running"),
+    (ctypes.c_void_p, "starts absent last_times"),
+)
 ArrangeArguments = _structure(
     "ArrangeArguments",
     (ctypes.c_int64, "batch length variables threads"),
@@ -152,7 +159,7 @@ def _interface(*structures: type[ctypes.Structure]) -> dict[str, int]:
 INTERFACE = _interface(
     *(Rows, ScanArguments, ConvolutionArguments, MixerArguments),
     *(AttentionArguments, FusionArguments, RunningArguments, MemoryArguments, StatisticArguments, TokenArguments),
-    *(EmbeddingArguments, ProjectionArguments, PooledArguments, ArrangeArguments),
+    *(EmbeddingArguments, ProjectionArguments, PooledArguments, OcclusionArguments, ArrangeArguments),
 )
 
 

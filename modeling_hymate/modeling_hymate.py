@@ -382,6 +382,12 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             found["channel_hidden_state"] = tokens.masked_fill(~mask.unsqueeze(-1), 0)
         return found
 
+    def encode_quantities(self, pooled, quantities, channel_ids, prediction_times, static_values=None) -> torch.Tensor:
+        """`pooled` and `statistics` of `running_quantities`, the variable of each channel, `(batch, channels)`, and
+        scaled prediction times, `(batch, predictions)` -> `pooler_output`, `(batch, predictions, pooler_size)`."""
+        found = self._encode_quantities(pooled, quantities, channel_ids, ())
+        return self._with_context(found["pooler_output"], prediction_times, self._static(static_values))
+
     def _encode_events(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels and records where tokens are events, at the time of the last."""
         tokens, pooled, weights = self._mix_tokens(hidden_states, events.mask, **kwargs)

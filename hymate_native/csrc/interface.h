@@ -13,6 +13,7 @@
 #include "events.h"
 #include "fusion.h"
 #include "mixer.h"
+#include "occlusion.h"
 #include "pooled_states.h"
 #include "running_quantities.h"
 
@@ -122,6 +123,9 @@ constexpr InterfaceEntry kInterface[] = {
 
     HYMATE_SIZE(PooledArguments),
     HYMATE_FIELDS(PooledArguments, projection, running),
+
+    HYMATE_SIZE(OcclusionArguments),
+    HYMATE_FIELDS(OcclusionArguments, mixer, projection, running, starts, absent, last_times),
 
     HYMATE_SIZE(ArrangeArguments),
     HYMATE_FIELDS(ArrangeArguments, batch, length, variables, threads),

@@ -5,6 +5,7 @@
 #include "channel_tokens.h"
 #include "exports.h"
 #include "fusion.h"
+#include "occlusion.h"
 #include "pooled_states.h"
 #include "running_quantities.h"
 
@@ -18,6 +19,7 @@ HYMATE_EXPORT int hymate_running_forward(const RunningArguments* r) { return run
 HYMATE_EXPORT int hymate_running_backward(const RunningArguments* r) { return running_backward(*r); }
 HYMATE_EXPORT int hymate_running_shares(const RunningArguments* r) { return running_shares(*r); }
 HYMATE_EXPORT int hymate_pooled_forward(const PooledArguments* p) { return pooled_forward(*p); }
+HYMATE_EXPORT int hymate_occlusion_forward(const OcclusionArguments* o) { return occlusion_forward(*o); }
 HYMATE_EXPORT int hymate_tokens_forward(const TokenArguments* t) { return tokens_forward(*t); }
 HYMATE_EXPORT int hymate_tokens_backward(const TokenArguments* t) { return tokens_backward(*t); }
 HYMATE_EXPORT int hymate_channel_statistics(const StatisticArguments* s) { return channel_statistics(*s); }

@@ -24,6 +24,7 @@ from hymate_training.inference.checkpoints import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.embedding import HyMaTEEmbedding
 from modeling_hymate.inputs import canonical_order
+from modeling_hymate.occlusion import logits_without, shares_work
 
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
 UNSIGNED = ("attention",)
@@ -202,6 +203,24 @@ class Explainer:
         return scores
 
     @torch.no_grad()
+    def scores_of_versions(self, events: Events, rows: np.ndarray, keep: np.ndarray) -> np.ndarray:
+        """Score of each of `rows`, which are versions of records, with some of its events.
+
+        Args:
+            events: the records.
+            rows: the record of each version, ascending, `(versions,)`.
+            keep: whether the version has the event, for those of `events.take(rows)`.
+        """
+        records, version = np.unique(rows, return_inverse=True)
+        features = self.encode(events.take(records))
+        if not shares_work(self.model, features["values"]):
+            return self.scores(events.take(rows).select(keep))
+        versions = torch.from_numpy(version)
+        absent = torch.zeros(len(rows), features["values"].shape[1], dtype=torch.bool)
+        absent[features["attention_mask"][versions]] = torch.from_numpy(~keep)
+        return self.score(logits_without(self.model, features, versions, absent)).numpy()
+
+    @torch.no_grad()
     def scores_until(self, record: Events, hours: np.ndarray) -> np.ndarray:
         """Score of one record from its events until each of the hours, `(hours,)`, all in one pass."""
         if self.model.config.attention_axis == "channel":
@@ -301,7 +320,7 @@ def check_events(events: Events) -> None:
         raise ValueError(f"record_id {events.record_ids[repeated.arg_max() or 0]!r} appears more than once")
 
 
-def _positions(events: Events, rows: np.ndarray) -> np.ndarray:
+def event_positions(events: Events, rows: np.ndarray) -> np.ndarray:
     """Where the events of `events.take(rows)` stand in `events`."""
     lengths = events.lengths[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -315,7 +334,7 @@ def _attention(explainer: Explainer, events: Events, progress: str | None) -> np
         features = explainer.encode(batch)
         weights = explainer.model(**features, output_event_weights=True).event_weights
         weights = weights.view_as(features["attention_mask"])
-        attributions[_positions(events, rows)] = weights[features["attention_mask"]].float().cpu().numpy()
+        attributions[event_positions(events, rows)] = weights[features["attention_mask"]].float().cpu().numpy()
     return attributions
 
 
@@ -356,7 +375,7 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
         found = torch.zeros_like(found).scatter(1, order, found)
         mask = features["attention_mask"]
         given_mask = torch.zeros_like(mask).scatter(1, order, mask)
-        attributions[_positions(events, rows)] = found[given_mask].cpu().numpy()
+        attributions[event_positions(events, rows)] = found[given_mask].cpu().numpy()
     return attributions
 
 
@@ -391,6 +410,12 @@ def in_model_order(features: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
     return ordered, order
 
 
+def version_chunks(events: Events, rows: np.ndarray) -> list[np.ndarray]:
+    """Positions in `rows`, the records of versions, in parts that end where enough events are together."""
+    part = np.cumsum(events.lengths[rows]) // ALTERED_AT_ONCE  # a version is as long as its record
+    return np.split(np.arange(len(rows)), np.flatnonzero(np.diff(part)) + 1)
+
+
 def _groups(events: Events, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers the groups of events that share a key within a record: group of each event, first event of each."""
     combined = events.rows * (keys.max(initial=0) + 1) + keys
@@ -411,15 +436,11 @@ def _removal_effects(
     group, first = _groups(events, keys)
     row_of_group = events.rows[first]
     effects = np.zeros(len(first))
-    # altered records are as long as the record, so chunks end where enough events are together
-    chunk_of_group = np.cumsum(events.lengths[row_of_group]) // ALTERED_AT_ONCE
-    chunks = np.split(np.arange(len(first)), np.flatnonzero(np.diff(chunk_of_group)) + 1)
     with progress_bar(progress, total=len(first), unit="removal") as bar:
-        for chunk in chunks:
+        for chunk in version_chunks(events, row_of_group):
             rows = row_of_group[chunk]
-            altered = events.take(rows)
-            keep = group[_positions(events, rows)] != np.repeat(chunk, altered.lengths)
-            effects[chunk] = scores[rows] - explainer.scores(altered.select(keep))
+            keep = group[event_positions(events, rows)] != np.repeat(chunk, events.lengths[rows])
+            effects[chunk] = scores[rows] - explainer.scores_of_versions(events, rows, keep)
             bar.update(len(chunk))
     return effects[group]
 

@@ -22,7 +22,15 @@ import torch
 from scipy.stats import rankdata
 
 from hymate_training.evaluation.resampling import percentile_interval
-from hymate_training.explanations.attribution import METHODS, Explainer, Explanation, explain, progress_bar
+from hymate_training.explanations.attribution import (
+    METHODS,
+    Explainer,
+    Explanation,
+    event_positions,
+    explain,
+    progress_bar,
+    version_chunks,
+)
 from hymate_training.explanations.markup import estimate
 from modeling_hymate import Events, HyMaTEForSequenceClassification
 
@@ -124,23 +132,34 @@ def perturbation_curves(
     rankings[RANDOM] = [rank_events(events, same, seed + 1 + index) for index in range(RANDOM_RANKINGS)]
 
     curves: dict[str, dict[str, np.ndarray]] = {"deletion": {}, "insertion": {}}
-    total = sum(len(places) for places in rankings.values()) * len(curves) * (len(FRACTIONS) - 2)
-    with progress_bar(progress, total=total, unit="curve point") as bar:
+    total = sum(len(places) for places in rankings.values()) * len(curves)
+    with progress_bar(progress, total=total, unit="curve") as bar:
         for name, repeats in rankings.items():
             for kind, by_name in curves.items():
+                start = none if kind == "insertion" else whole
+                towards = direction if kind == "insertion" else -direction
                 moved = np.zeros((len(repeats), len(events), len(FRACTIONS)))
                 moved[..., -1] = np.abs(whole - none)
                 for repeat, places in enumerate(repeats):
-                    for point, fraction in enumerate(FRACTIONS[1:-1], start=1):
-                        chosen = places < np.ceil(fraction * np.repeat(events.lengths, events.lengths) - 1e-9)
-                        left = events.select(chosen if kind == "insertion" else ~chosen)
-                        predicted = explainer.predictions(explainer.scores(left))
-                        start = none if kind == "insertion" else whole
-                        towards = direction if kind == "insertion" else -direction
-                        moved[repeat, :, point] = towards * (predicted - start)
-                        bar.update()
+                    predicted = explainer.predictions(_partial_scores(explainer, events, places, kind == "insertion"))
+                    moved[repeat, :, 1:-1] = (towards * (predicted.T - start)).T
+                    bar.update()
                 by_name[name] = moved.mean(0)
     return curves
+
+
+def _partial_scores(explainer: Explainer, events: Events, places: np.ndarray, inserts: bool) -> np.ndarray:
+    """Scores with the first events of a ranking alone, or without them, at the inner `FRACTIONS`:
+    `(records, len(FRACTIONS) - 2)`."""
+    inner = np.array(FRACTIONS[1:-1])
+    rows = np.repeat(np.arange(len(events)), len(inner))
+    scores = np.zeros(len(rows))
+    for chunk in version_chunks(events, rows):
+        lengths = events.lengths[rows[chunk]]
+        wanted = np.ceil(inner[chunk % len(inner)] * lengths - 1e-9)
+        chosen = places[event_positions(events, rows[chunk])] < np.repeat(wanted, lengths)
+        scores[chunk] = explainer.scores_of_versions(events, rows[chunk], chosen if inserts else ~chosen)
+    return scores.reshape(len(events), len(inner))
 
 
 def summarize_curves(curves: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0) -> dict[str, Any]:
