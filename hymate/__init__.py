@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from configuration_hymate import HyMaTEConfig
     from hymate_training.data.prepared_folder import PreparedFolder
+    from hymate_training.evaluation.comparison import compare
     from hymate_training.evaluation.evaluation import evaluate
     from hymate_training.explanations.attribution import explain
     from hymate_training.explanations.report import build_report
@@ -64,6 +65,7 @@ __all__ = [
     "Stream",
     "__version__",
     "build_report",
+    "compare",
     "embed",
     "evaluate",
     "explain",
@@ -94,6 +96,7 @@ _HOMES = {
     "hymate_training.monitoring.monitor": ("monitor",),
     "hymate_training.publishing.push": ("push",),
     "hymate_training.data.prepared_folder": ("PreparedFolder",),
+    "hymate_training.evaluation.comparison": ("compare",),
     "hymate_training.evaluation.evaluation": ("evaluate",),
     "hymate_training.fitting.estimator": ("HyMaTEClassifier",),
     "hymate_training.fitting.finetuning": ("FinetuneOptions", "finetune"),

@@ -15,6 +15,7 @@ COMMANDS = {
     "pretrain": "Pretrain an encoder by forecasting the next hours' values.",
     "finetune": "Fine-tune a classifier on a task.",
     "evaluate": "Evaluate a fine-tuned model on a split.",
+    "compare": "Compare two models on the same records of a split.",
     "predict": "Predict the records of a file of events.",
     "monitor": "Compare new records with those that a model was trained on.",
     "embed": "Write patient representations of the records of a file of events.",

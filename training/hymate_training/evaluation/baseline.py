@@ -115,5 +115,8 @@ def read_baseline(path: str | Path, dataset: TaskDataset) -> LabeledPredictions:
     asked = pl.DataFrame({"record_id": list(dataset.record_ids), "prediction_time": dataset.prediction_times})
     found = asked.join(frame, on=keys, how="left", maintain_order="left")["prediction"]
     if lacking := found.null_count():
-        raise ValueError(f"{path} lacks {lacking:,} of the {len(dataset):,} examples of the task")
+        first = dataset.record_ids[found.is_null().arg_max() or 0]
+        raise ValueError(
+            f"{path} lacks {lacking:,} of the {len(dataset):,} examples of the task, the first of record {first!r}"
+        )
     return labeled_yes(dataset, found.to_numpy())
