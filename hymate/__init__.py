@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hymate_training.inference.export import export
     from hymate_training.inference.meds_labels import predict_labels
     from hymate_training.inference.prediction import predict
+    from hymate_training.inference.prepared import predict_split
     from hymate_training.monitoring.monitor import monitor
     from hymate_training.publishing.push import push
     from hymate_training.serving.guard import ServeLimits
@@ -75,6 +76,7 @@ __all__ = [
     "monitor",
     "predict",
     "predict_labels",
+    "predict_split",
     "pretrain",
     "push",
     "serve",
@@ -106,6 +108,7 @@ _HOMES = {
     "hymate_training.inference.meds_labels": ("predict_labels",),
     "hymate_training.inference.embedding": ("embed",),
     "hymate_training.inference.prediction": ("predict",),
+    "hymate_training.inference.prepared": ("predict_split",),
     "hymate_training.serving.guard": ("ServeLimits",),
     "hymate_training.serving.service": ("serve",),
 }

@@ -16,7 +16,7 @@ COMMANDS = {
     "finetune": "Fine-tune a classifier on a task.",
     "evaluate": "Evaluate a fine-tuned model on a split.",
     "compare": "Compare two models on the same records of a split.",
-    "predict": "Predict the records of a file of events.",
+    "predict": "Predict the records of a file of events, or of a split.",
     "monitor": "Compare new records with those that a model was trained on.",
     "embed": "Write patient representations of the records of a file of events.",
     "serve": "Serve a fine-tuned model over HTTP.",

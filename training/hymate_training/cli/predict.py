@@ -7,13 +7,15 @@ from hymate_training.cli.arguments import add_batches, add_checkpoint, add_layou
 from hymate_training.concepts.mapping import read_map
 from hymate_training.inference.conformal import ALL
 from hymate_training.inference.meds_labels import predict_labels
-from hymate_training.inference.prediction import BATCH_SIZE, predict
+from hymate_training.inference.prediction import BATCH_SIZE, RecordPredictions, predict
+from hymate_training.inference.prepared import predict_split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_checkpoint(parser)
     add_tables(parser, required=False, several=True)
+    _add_split(parser)
     _add_labels(parser)
     add_layout(parser)
     parser.add_argument(
@@ -45,11 +47,22 @@ def run(args: argparse.Namespace) -> str:
     """Predicts; returns how much, and what is to be said about it."""
     if args.conformal_by is not None and args.conformal is None:
         raise ValueError("--conformal-by needs --conformal, the level")
-    if (args.labels is None) == (args.events is None):
-        raise ValueError("give either --events or --labels")
+    if sum(source is not None for source in (args.events, args.data, args.labels)) != 1:
+        raise ValueError("give one of --events, --data and --labels")
     if args.labels is not None:
         return _predict_labels(args)
-    result = predict(
+    result = _predict_split(args) if args.data is not None else _predict_events(args)
+    records = f"{result.frame['record_id'].n_unique()} records"
+    times = f", {result.frame.height} predictions" if "prediction_time" in result.frame.columns else ""
+    dropped = [f"dropped {count} {reason}" for reason, count in result.dropped.items()]
+    return "\n".join([f"{records}{times} -> {result.output}", *dropped, *result.remarks])
+
+
+def _predict_events(args: argparse.Namespace) -> RecordPredictions:
+    for name in ("split", "task"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} is for --data")
+    return predict(
         args.checkpoint,
         args.events,
         args.static,
@@ -67,10 +80,46 @@ def run(args: argparse.Namespace) -> str:
         conformal_by=args.conformal_by or ALL,
         overwrite=args.overwrite,
     )
-    records = f"{result.frame['record_id'].n_unique()} records"
-    times = f", {result.frame.height} predictions" if "prediction_time" in result.frame.columns else ""
-    dropped = [f"dropped {count} {reason}" for reason, count in result.dropped.items()]
-    return "\n".join([f"{records}{times} -> {result.output}", *dropped, *result.remarks])
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="In place of --events: prepared folder, of which --split is predicted.",
+    )
+    parser.add_argument(
+        "--task",
+        help="With --data: ask the records of this task at its prediction times (default: all at their end).",
+    )
+    parser.add_argument(
+        "--split",
+        help="With --data: train, validation or test. With --labels: only subjects of this split, such as held_out.",
+    )
+
+
+def _predict_split(args: argparse.Namespace) -> RecordPredictions:
+    if args.split is None:
+        raise ValueError("--data needs --split, such as test")
+    for name in ("static", "start", "columns", "layout", "time_zone", "concepts", "at"):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} is for --events; --data reads the prepared folder as it is")
+    return predict_split(
+        args.checkpoint,
+        args.data,
+        args.split,
+        args.output,
+        task=args.task,
+        every=args.every,
+        untrained_hours=args.untrained_hours,
+        max_events=args.max_events,
+        batch_size=args.batch_size,
+        ignore_unknown_variables=args.ignore_unknown_variables,
+        conformal=args.conformal,
+        conformal_by=args.conformal_by or ALL,
+        overwrite=args.overwrite,
+    )
 
 
 def _add_conformal(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +147,6 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
         "--output is then a folder, for predictions.parquet in the schema of meds-evaluation.",
     )
     parser.add_argument("--raw", type=Path, metavar="DIR", help="With --labels: the MEDS data set.")
-    parser.add_argument("--split", help="With --labels: only subjects of this split, such as held_out.")
 
 
 def _predict_labels(args: argparse.Namespace) -> str:
@@ -106,7 +154,7 @@ def _predict_labels(args: argparse.Namespace) -> str:
         raise ValueError("--labels needs --raw, the MEDS data set")
     for name in (
         *("static", "start", "columns", "layout", "time_zone", "concepts", "every", "at", "untrained_hours"),
-        *("max_events", "ignore_unknown_variables", "conformal"),
+        *("max_events", "ignore_unknown_variables", "conformal", "task"),
     ):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} is for --events; --labels reads the data set as it is")
