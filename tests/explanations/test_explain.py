@@ -140,8 +140,9 @@ def test_integrated_gradients_sum_to_the_difference_of_scores(settings, events, 
     np.testing.assert_allclose(sums, difference, atol=0.01 * np.abs(difference).max())
 
 
-def test_occlusion_is_the_prediction_without(events, extractor):
-    model = classifier()
+@pytest.mark.parametrize("layers", [1, 2])  # versions of records share work where there is one
+def test_occlusion_is_the_prediction_without(layers, events, extractor):
+    model = classifier(num_mamba_layers=layers)
     found = explain(model, extractor, events, method="occlusion", window_hours=5)
     whole = log_odds(model, extractor, events.filter(record_id="r1"))[0]
     record = events.filter(record_id="r1").with_columns(hour=(pl.col("time") / 5).floor() * 5)
