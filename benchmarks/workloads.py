@@ -91,7 +91,7 @@ def median_cpu_seconds(call: Callable[[], object], repetitions: int = REPETITION
 
 
 def _row(name: str, seconds: float, count: int) -> list[Any]:
-    return [name, seconds, f"{seconds / count * 1e6:.1f}"]
+    return [name, seconds, seconds / count * 1e6]
 
 
 def prediction_row(checkpoint: Checkpoint, folder: Path, num_records: int) -> list[Any]:

@@ -130,36 +130,37 @@ def perturbation_curves(
         rankings[method] = [rank_events(events, importance, seed)]
     same = np.zeros(len(events.times))
     rankings[RANDOM] = [rank_events(events, same, seed + 1 + index) for index in range(RANDOM_RANKINGS)]
+    orders = [name for name, repeats in rankings.items() for _ in repeats]
+    places = np.stack([places for repeats in rankings.values() for places in repeats])
+    predicted = explainer.predictions(_partial_scores(explainer, events, places, progress))
 
-    curves: dict[str, dict[str, np.ndarray]] = {"deletion": {}, "insertion": {}}
-    total = sum(len(places) for places in rankings.values()) * len(curves)
-    with progress_bar(progress, total=total, unit="curve") as bar:
-        for name, repeats in rankings.items():
-            for kind, by_name in curves.items():
-                start = none if kind == "insertion" else whole
-                towards = direction if kind == "insertion" else -direction
-                moved = np.zeros((len(repeats), len(events), len(FRACTIONS)))
-                moved[..., -1] = np.abs(whole - none)
-                for repeat, places in enumerate(repeats):
-                    predicted = explainer.predictions(_partial_scores(explainer, events, places, kind == "insertion"))
-                    moved[repeat, :, 1:-1] = (towards * (predicted.T - start)).T
-                    bar.update()
-                by_name[name] = moved.mean(0)
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for inserts, (kind, start) in enumerate({"deletion": whole, "insertion": none}.items()):
+        towards = direction if inserts else -direction
+        moved = np.zeros((len(orders), len(events), len(FRACTIONS)))
+        moved[..., -1] = np.abs(whole - none)
+        moved[..., 1:-1] = (towards * (predicted[:, inserts].T - start)).transpose(1, 2, 0)
+        curves[kind] = {name: moved[[order == name for order in orders]].mean(0) for name in rankings}
     return curves
 
 
-def _partial_scores(explainer: Explainer, events: Events, places: np.ndarray, inserts: bool) -> np.ndarray:
-    """Scores with the first events of a ranking alone, or without them, at the inner `FRACTIONS`:
-    `(records, len(FRACTIONS) - 2)`."""
+def _partial_scores(explainer: Explainer, events: Events, places: np.ndarray, progress: str | None) -> np.ndarray:
+    """Scores without the first events of rankings `places (rankings, events)`, and with these alone, at the inner
+    `FRACTIONS`: `(records, 2, rankings, len(FRACTIONS) - 2)`."""
     inner = np.array(FRACTIONS[1:-1])
-    rows = np.repeat(np.arange(len(events)), len(inner))
-    scores = np.zeros(len(rows))
-    for chunk in version_chunks(events, rows):
-        lengths = events.lengths[rows[chunk]]
-        wanted = np.ceil(inner[chunk % len(inner)] * lengths - 1e-9)
-        chosen = places[event_positions(events, rows[chunk])] < np.repeat(wanted, lengths)
-        scores[chunk] = explainer.scores_of_versions(events, rows[chunk], chosen if inserts else ~chosen)
-    return scores.reshape(len(events), len(inner))
+    shape = (len(events), 2, len(places), len(inner))
+    scores = np.zeros(np.prod(shape))
+    rows = np.repeat(np.arange(len(events)), np.prod(shape[1:]))
+    with progress_bar(progress, total=len(rows), unit="prediction") as bar:
+        for chunk in version_chunks(events, rows):
+            row, inserts, ranking, fraction = np.unravel_index(chunk, shape)
+            lengths = events.lengths[row]
+            wanted = np.ceil(inner[fraction] * lengths - 1e-9)
+            is_first = places[np.repeat(ranking, lengths), event_positions(events, row)] < np.repeat(wanted, lengths)
+            keep = is_first == np.repeat(inserts == 1, lengths)
+            scores[chunk] = explainer.scores_of_versions(events, row, keep)
+            bar.update(len(chunk))
+    return scores.reshape(shape)
 
 
 def summarize_curves(curves: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0) -> dict[str, Any]:
