@@ -68,6 +68,13 @@ def test_bins_hold_enough_records_or_none_and_count_themselves(values):
         assert len(names_of(summary)) == len(counts)
 
 
+def test_a_number_that_no_record_has_is_missing_for_all():
+    """As where no static table is given: the column then holds None alone."""
+    summary = summarize({"static": {"age": np.linspace(20, 90, 50)}})["static"]["age"]
+    counts = count_like(summary, np.full(12, None, dtype=object))
+    assert counts.tolist() == [0] * len(summary["counts"]) + [12]
+
+
 def test_rare_names_are_not_kept_and_new_ones_are_other():
     column = np.array(["f"] * 40 + ["m"] * 30 + ["x"] * 3 + [None] * 12, dtype=object)
     summary = summarize({"static": {"sex": column}})["static"]["sex"]

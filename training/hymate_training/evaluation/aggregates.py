@@ -195,7 +195,8 @@ def count_like(summary: Mapping[str, Any], column: Column) -> np.ndarray:
         known = [name for name in summary["categories"] if name != OTHER]
         counts = {name: names.count(name) for name in known}
         return np.array([*counts.values(), len(names) - sum(counts.values())])
-    found = column[~np.isnan(column)]
+    numbers = column.astype(np.float64)  # of objects, where no record has a number
+    found = numbers[~np.isnan(numbers)]
     binned = np.bincount(np.searchsorted(summary["edges"], found, "right"), minlength=len(summary["counts"]))
     return np.append(binned, len(column) - len(found)) if MISSING in summary else binned
 
