@@ -88,7 +88,8 @@ def recalibration(evaluation: Mapping[str, Any]) -> str:
 
 
 def coverage(evaluation: Mapping[str, Any]) -> str:
-    """A sentence on how often conformal sets or intervals hold the truth; empty where that was not checked."""
+    """A sentence on how often conformal sets or intervals hold the truth, or that this was not checked; empty where
+    there are none."""
     sentences = []
     for taxonomy, parts in (evaluation.get("coverage") or {}).items():
         rows = [(part, row) for part, found in parts.items() for row in found if row["level"] == SHOWN_LEVEL]
@@ -99,6 +100,12 @@ def coverage(evaluation: Mapping[str, Any]) -> str:
         if shown:
             by = "" if taxonomy == ALL else f", chosen by {as_name(taxonomy)}"
             sentences.append(f"{shown}{by}")
+    if not sentences and (levels := (evaluation.get("conformal") or {}).get("levels")):
+        shown = ", ".join(f"{level:.0%}" for level in levels)
+        return (
+            f"The checkpoint holds thresholds of conformal sets or intervals for {shown} coverage, calibrated on this "
+            "split. How many records of another split they cover was not checked."
+        )
     if not sentences:
         return ""
     return (
