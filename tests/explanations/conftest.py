@@ -1,15 +1,23 @@
 """An untrained classifier of the simulated stays, whose probabilities are calibrated by a temperature far from one."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hymate_training.data.collators import fit_feature_extractor
+from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
-from modeling_hymate import HyMaTEForSequenceClassification
+from hymate_training.evaluation.evaluation import evaluate
+from hymate_training.files import write_json
+from hymate_training.fitting.finetuning import keep_aggregates
+from hymate_training.inference.checkpoints import EVALUATION_FILE
+from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from tests.support.helpers import perturbed, tiny_config
 
 TEMPERATURE = 2.5
+TASK = "in_hospital_mortality"
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +36,25 @@ def checkpoint(synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     )
     perturbed(HyMaTEForSequenceClassification(config)).save_pretrained(folder)
     extractor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(checkpoint: Path, synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a model of many hours, with its evaluation and the aggregates of its training data. Read it only."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("evaluated") / "model"))
+    extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
+    extractor.trained_hours = [6.0, 48.0]
+    extractor.save_pretrained(folder)
+    data = PreparedFolder(synthetic_folder)
+    content = evaluate(folder, data, TASK).content
+    predicted = np.linspace(0.02, 0.98, 25)
+    content["calibration"]["curve"] = {  # so few records have none
+        "predicted": predicted.tolist(),
+        "observed": (predicted**1.1).tolist(),
+        "intervals": np.column_stack([0.9 * predicted, 0.05 + 0.95 * predicted]).tolist(),
+    }
+    write_json(folder / EVALUATION_FILE, content)
+    datasets = {split: load_task(data, TASK, split, extractor.variables) for split in ("train", "validation")}
+    keep_aggregates(folder, datasets, TASK, 64)
     return folder

@@ -108,14 +108,14 @@ def test_the_trajectory_ends_there(explainer, cohort, expected):
 
 
 def test_the_report(checkpoint, frames, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(Picture, "save", lambda picture, folder: Markup(""))
+    monkeypatch.setattr(Picture, "html", lambda picture: Markup(""))
     few = frames["events"]["record_id"].unique(maintain_order=True).head(3).to_list()
     tables = {name: frame.filter(pl.col("record_id").is_in(few)) for name, frame in frames.items()}
     report = build_report(checkpoint, tmp_path / "report", **tables, record_ids=few, window_hours=48)
     assert report.findings == []
     for record_id, probability in zip(few, expected[:3], strict=True):
         page = (report.page.parent / "patients" / f"{record_id}.html").read_text()
-        assert f'<span class="number-large">{probability:.1%}</span>' in page
+        assert f'<strong class="number">{probability:.1%}</strong>' in page
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["once", "three times"])

@@ -3,7 +3,15 @@
 import argparse
 from pathlib import Path
 
-from hymate_training.cli.arguments import add_batches, add_checkpoint, add_data, add_split, add_tables
+from hymate_training.cli.arguments import (
+    add_batches,
+    add_checkpoint,
+    add_data,
+    add_layout,
+    add_split,
+    add_tables,
+    layout_of,
+)
 from hymate_training.explanations.attribution import BATCH_SIZE
 from hymate_training.explanations.report import NUM_RECORDS, build_report
 
@@ -13,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_data(parser, required=False)
     add_split(parser)
-    add_tables(parser, required=False)
+    add_tables(parser, required=False, several=True)
+    add_layout(parser)
     parser.add_argument(
         "--output", type=Path, required=True, help="Folder of the report: new, empty, or an earlier report to replace."
     )
@@ -21,11 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-records",
         type=int,
-        default=NUM_RECORDS,
-        help=f"Number of records that are drawn for the cohort (default: {NUM_RECORDS}).",
+        help=f"Number of records that are drawn for the cohort (default: {NUM_RECORDS}, or none with --record-id).",
     )
     parser.add_argument(
-        "--record-id", nargs="+", default=[], metavar="ID", help="Also write a page about each of these records."
+        "--record-id",
+        nargs="+",
+        default=[],
+        metavar="ID",
+        help="Write a page about each of these records, and about the cohort only with --num-records or --card.",
     )
     parser.add_argument(
         "--window-hours", type=float, default=6.0, help="Width of the windows that occlusion removes (default: 6)."
@@ -60,6 +72,11 @@ def run(args: argparse.Namespace) -> str:
         batch_size=args.batch_size,
         seed=args.seed,
         card=args.card,
+        start=args.start,
+        layout=layout_of(args),
     )
     words = [f"{found['method']} {found['ranking']}. {found['areas']}" for found in report.findings]
-    return "\n".join([*words, str(report.page)])
+    pages = (
+        list(report.patients.values()) if len(report.patients) == 1 else [report.page.parent / "patients/index.html"]
+    )
+    return "\n".join([*words, *map(str, pages if report.patients else ()), str(report.page)])

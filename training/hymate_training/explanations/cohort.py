@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from hymate_training.data.collators import asked_at_last_event
 from hymate_training.data.examples import ExampleDataset, check_static_columns, last_times, load_task
@@ -26,7 +28,10 @@ class Cohort:
         title: data set and task, as the report's heading names them.
         hours: hour at which each record is asked, `(records,)`: that of its last event where the model was trained so.
         at_last_event: whether that is so.
+        question: what is asked, in a sentence; empty where that is not known.
         outcomes: outcome of each record by name, `(records,)`; None where it is not known.
+        truths: the same as numbers, 1 where it is the explained label, or the number that is predicted.
+        starts: when each record began, by the clock; None where that is not known.
         subgroups: column -> subgroup of each record, `(records,)`.
         units: variable -> unit.
         drivers: variables that drive the outcome, where it was simulated.
@@ -38,7 +43,10 @@ class Cohort:
     title: str
     hours: np.ndarray
     at_last_event: bool = True
+    question: str = ""
     outcomes: np.ndarray | None = None
+    truths: np.ndarray | None = None
+    starts: list[datetime | None] | None = None
     subgroups: dict[str, np.ndarray] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     drivers: tuple[str, ...] = ()
@@ -67,6 +75,8 @@ class Cohort:
             events=self.events.take(rows),
             hours=self.hours[rows],
             outcomes=None if self.outcomes is None else self.outcomes[rows],
+            truths=None if self.truths is None else self.truths[rows],
+            starts=None if self.starts is None else [self.starts[row] for row in rows],
             subgroups={name: column[rows] for name, column in self.subgroups.items()},
         )
 
@@ -123,7 +133,9 @@ def cohort_of_task(
         hours=last_times(events) if at_last_event else hours,
         at_last_event=at_last_event,
         title=f"{asked.name.replace('_', ' ')}, {split} split of {info.source}",
+        question=asked.description,
         outcomes=outcome_names(asked, dataset.labels[chosen], explainer.label),
+        truths=truths_of(asked, dataset.labels[chosen], explainer.label),
         # subgroups of a column are made over the whole split, so that they do not depend on what is drawn
         subgroups={name: column[chosen] for name, column in subgroup_columns(dataset).items()},
         units=dict(info.extra.get("units", {})),
@@ -131,6 +143,7 @@ def cohort_of_task(
         account={
             "Data": info.source,
             "Task": asked.description,
+            "Asked": _asked_in_words(hours, at_last_event),
             "Split": f"{split} (fingerprint {data.split_fingerprint(task, split)})",
         },
         sources=(data.path,),
@@ -167,10 +180,23 @@ def cohort_of_records(
         title,
         dataset.prediction_times,
         subgroups=subgroup_columns(dataset),
-        account={"Data": title},
+        account={"Data": title, "Asked": "each record at its last event"},
         sources=tuple(sources),
     )
     return with_events(cohort, explainer.extractor, max_events)
+
+
+def with_starts(cohort: Cohort, starts: pl.DataFrame, time_zone: str | None = None) -> Cohort:
+    """The same records, with the clock times at which they began, as `exports.read_starts` returns them.
+
+    Those that are known by UTC are given in the time zone, or by UTC where none is stated.
+    """
+    moments = starts.select("record_id", start=pl.from_epoch((pl.col("begins") * 1e6).cast(pl.Int64), time_unit="us"))
+    if time_zone is not None and starts["utc"].any():
+        local = pl.col("start").dt.replace_time_zone("UTC").dt.convert_time_zone(time_zone)
+        moments = moments.with_columns(local.dt.replace_time_zone(None))
+    known = dict(zip(moments["record_id"], moments["start"], strict=True))
+    return replace(cohort, starts=[known.get(record_id) for record_id in cohort.record_ids])
 
 
 def with_events(cohort: Cohort, extractor: HyMaTEFeatureExtractor, max_events: int | None) -> Cohort:
@@ -192,6 +218,23 @@ def outcome_names(task: TaskInfo, labels: np.ndarray, label: str) -> np.ndarray:
     if task.problem_type == "multilabel":
         return np.where(labels[:, task.label_names.index(label)] > 0, label, f"no {label}").astype(object)
     return np.array(task.label_names, dtype=object)[labels]
+
+
+def truths_of(task: TaskInfo, labels: np.ndarray, label: str) -> np.ndarray:
+    """Outcome of each record as a number: whether it is the label, or the number that is predicted."""
+    if task.problem_type == "regression":
+        return labels.astype(np.float64)
+    at = task.label_names.index(label)
+    return ((labels[:, at] > 0) if task.problem_type == "multilabel" else labels == at).astype(np.float64)
+
+
+def _asked_in_words(hours: np.ndarray, at_last_event: bool) -> str:
+    if at_last_event:
+        until = f"hour {hours[0]:g}" if np.ptp(hours) == 0 else "its prediction time"
+        return f"each record at its last event up to {until}, as in training"
+    if np.ptp(hours) == 0:
+        return f"each record at hour {hours[0]:g}"
+    return f"each record at its prediction time, hours {hours.min():g} to {hours.max():g}"
 
 
 def true_drivers(info: DatasetInfo, task: str, label: str) -> tuple[str, ...]:

@@ -5,20 +5,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from hymate_training.evaluation.metrics import SMALLEST_GROUP
+from hymate_training.evaluation.metrics import SMALLEST_GROUP, report
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.explanations.attribution import (
     Explainer,
     channel_attentions,
     explain_by_every_method,
     progress_bar,
 )
+from hymate_training.explanations.background import HEADLINES, Background, metric_in_words
 from hymate_training.explanations.cohort import Cohort
-from hymate_training.explanations.faithfulness import RANDOM, assess, findings
+from hymate_training.explanations.faithfulness import RANDOM, assess, findings, mean_with_interval
 from hymate_training.explanations.figures import capitalized, spoken
 from hymate_training.explanations.markup import estimate, render, table_html
 from hymate_training.explanations.pictures import Picture, cohort_pictures
+from hymate_training.explanations.static_columns import static_effects, static_shares
 from hymate_training.files import write_json
 
 EXPLANATION_FILE = "explanation.json"
@@ -30,8 +34,9 @@ def write_cohort_page(
     explainer: Explainer,
     cohort: Cohort,
     *,
-    links: Mapping[str, str],
+    background: Background,
     account: Mapping[str, Any],
+    num_patients: int = 0,
     window_hours: float = 6.0,
     seed: int = 0,
     progress: bool = False,
@@ -42,14 +47,15 @@ def write_cohort_page(
         folder: where to write.
         explainer: the model and the output that is explained.
         cohort: the records. Of fewer than `SMALLEST_GROUP` no pictures are made.
-        links: name of a record -> its page, for those that have one.
+        background: what is known of the model beside its weights.
         account: what the page says about model, data and settings, by heading.
+        num_patients: how many records have a page of their own.
         window_hours: width of occlusion's windows.
         seed: of random orders and resamples.
         progress: show progress bars.
 
     Returns:
-        What `faithfulness.assess` found; empty for too few records.
+        What `faithfulness.assess` found and the `performance` on these records; empty for too few records.
     """
     assessment: dict[str, Any] = {}
     shown: dict[str, Markup] = {}
@@ -61,7 +67,11 @@ def write_cohort_page(
     page = render(
         "explanation_cohort.html.j2",
         title=cohort.title,
+        question=cohort.question,
         label=explainer.label,
+        probability=explainer.predicts_probability,
+        tiles=_tiles(cohort, background, assessment) if assessment else [],
+        performance=background.in_words(),
         num_records=len(cohort),
         smallest_group=SMALLEST_GROUP,
         drivers=cohort.drivers,
@@ -69,7 +79,7 @@ def write_cohort_page(
         grouped=[name for name in shown if name.startswith("by_")],
         tables=cohort_tables(assessment) if assessment else {},
         findings=findings(assessment) if assessment else [],
-        patients=links,
+        num_patients=num_patients,
         account=account,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
@@ -87,10 +97,53 @@ def _explained(
     options: dict[str, Any] = {"window_hours": window_hours, "progress": progress}
     explanations = explain_by_every_method(explainer, cohort.events, **options)
     assessment = assess(explainer, cohort.events, explanations, drivers=cohort.drivers, seed=seed, **options)
+    shares = static_shares(static_effects(explainer, cohort.events), explanations["occlusion"].variables)
+    assessment["static_shares"] = {
+        str(name): mean_with_interval(found["share"].to_numpy(), seed)
+        for (name,), found in shares.group_by("column", maintain_order=True)
+    }
+    predictions = explanations["occlusion"].records["prediction"].to_numpy()
+    assessment["performance"] = performance_on(cohort, predictions, explainer.predicts_probability)
     attentions = channel_attentions(explainer, cohort.events, "attention between variables" if progress else None)
     variables = explainer.extractor.variables
     pictures = cohort_pictures(cohort, variables, explanations, assessment, attentions, seed)
     return assessment, list(pictures.values())
+
+
+def performance_on(cohort: Cohort, predictions: np.ndarray, probability: bool) -> dict[str, Any] | None:
+    """How well the explained output was predicted for these records: `problem_type`, `positives` of a label,
+    `metrics` and `confidence_intervals`; None where outcomes are unknown, or too few have the label or lack it."""
+    if cohort.truths is None:
+        return None
+    kind = "binary" if probability else "regression"
+    if probability and min(cohort.truths.sum(), (1 - cohort.truths).sum()) < SMALLEST_GROUP:
+        return None
+    found = report(LabeledPredictions(kind, cohort.truths, predictions))
+    names = ("problem_type", "positives", "metrics", "confidence_intervals")
+    return {name: found[name] for name in names if name in found}
+
+
+def _tiles(cohort: Cohort, background: Background, assessment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The first screen: for how many records, how well, and which explanations can be trusted."""
+    outcomes = ""
+    found = assessment["performance"]
+    if found is not None and "positives" in found:
+        outcomes = f", {found['positives']:,} of them {background.label} ({found['positives'] / len(cohort):.1%})"
+    tiles = [(f"{len(cohort):,} records", f"were explained{outcomes}")]
+    if found is not None:
+        kind, name = found["problem_type"], HEADLINES[found["problem_type"]][0]
+        value, interval = found["metrics"][name], found["confidence_intervals"][name]
+        if value is not None:
+            tiles.append((metric_in_words(kind, name, value, interval), "on these records"))
+    if known := background.performance():
+        tiles.append((known[0], background.evaluated()))
+    verdicts = assessment["verdicts"]
+    faithful = [spoken(method) for method, verdict in verdicts.items() if verdict == "faithful"]
+    named = f": {', '.join(faithful)}" if faithful else ""
+    tiles.append(
+        (f"{len(faithful)} of {len(verdicts)} methods", f"explain faithfully by both tests at the end{named}")
+    )
+    return tiles
 
 
 def cohort_tables(assessment: Mapping[str, Any]) -> dict[str, Markup]:
@@ -131,6 +184,11 @@ def cohort_tables(assessment: Mapping[str, Any]) -> dict[str, Markup]:
             "Rank correlation with the explanations of a model with random weights [95% interval]",
         ),
     }
+    if assessment["static_shares"]:
+        rows = [(spoken(name), estimate(found, 100)) for name, found in assessment["static_shares"].items()]
+        tables["static"] = table_html(
+            [("column", "mean share, % [95% interval]"), *rows], "Share of the static columns in all effects"
+        )
     if assessment["drivers"]:
         tables["drivers"] = _drivers_table(assessment["drivers"])
     return tables

@@ -1,7 +1,8 @@
-"""Figures of an explanation report; cohort figures hold aggregates only.
+"""Figures of a report's cohort page, of aggregates only, and what all figures of a report have in common.
 
 Built with matplotlib's object-oriented interface, as those of plots.py. Intervals are 95% bootstrap intervals over
-records throughout.
+records throughout. Each figure is drawn twice, for a page and for a phone: on a narrow one panels stand below each
+other, so that its letters are as large as the text around it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,19 +10,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
 from hymate_training.evaluation.plots import BLUE, COLORS, GREY, ORANGE, lettering
-from hymate_training.explanations.attribution import METHODS, UNSIGNED, Explanation
+from hymate_training.explanations.attribution import METHODS
 from hymate_training.explanations.faithfulness import RANDOM
-from hymate_training.explanations.trajectory import Trajectory
 
 TEXT, SMALL = 10, 8.5
 LINE = "#DADDE1"
@@ -31,9 +28,8 @@ METHOD_STYLES = {"attention": "-", "integrated_gradients": "--", "occlusion": "-
 MARKERS = "oDs^vPX"
 Estimate = tuple[np.ndarray, np.ndarray, np.ndarray]  # means, lower and upper ends
 
-MOVERS_SHOWN = 8
-TIMELINE_VARIABLES = 14
-MAP_VARIABLES = 40
+WIDE, NARROW = 10.5, 3.8  # inches
+MAP_VARIABLES = {False: 40, True: 14}  # by whether the figure is narrow
 
 
 def spoken(name: str) -> str:
@@ -46,11 +42,13 @@ def capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size, inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _dress(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "both"):
+def dress(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "both") -> None:
+    """Titles, labels, a quiet frame and a grid."""
     axes.set_title(title, fontsize=TEXT + 1, loc="left", fontweight="bold")
     axes.set_xlabel(x, fontsize=TEXT)
     axes.set_ylabel(y, fontsize=TEXT)
@@ -62,7 +60,11 @@ def _dress(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "b
 
 
 def shares_figure(
-    names: Sequence[str], panels: Mapping[str, Mapping[str, Estimate]], marked: Collection[str] = ()
+    names: Sequence[str],
+    panels: Mapping[str, Mapping[str, Estimate]],
+    marked: Collection[str] = (),
+    *,
+    narrow: bool = False,
 ) -> Figure:
     """Mean shares of variables with intervals: one panel per method, one color and marker per group.
 
@@ -70,11 +72,15 @@ def shares_figure(
     """
     groups = list(next(iter(panels.values())))
     height = max(3.2, 0.9 + len(names) * (0.27 + 0.05 * (len(groups) - 1)) + 0.3 * (len(groups) > 1))
-    figure = _figure(10.5, height)
     row = np.arange(len(names))
-    all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    if narrow:
+        figure = new_figure(NARROW, (height + 0.2) * len(panels))
+        all_axes = np.atleast_1d(figure.subplots(len(panels), 1))
+    else:
+        figure = new_figure(WIDE, height)
+        all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for axes, (method, by_group) in zip(all_axes, panels.items(), strict=True):
-        _dress(axes, capitalized(spoken(method)), x="mean share", grid="x")
+        dress(axes, capitalized(spoken(method)), x="mean share", grid="x")
         for at in row[1::2]:
             axes.axhspan(at - 0.5, at + 0.5, color="#F4F6F8", zorder=0)
         for index, (group, (mean, low, high)) in enumerate(by_group.items()):
@@ -95,30 +101,36 @@ def shares_figure(
         axes.set_xlim(0)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_yticks(row, [lettering(spoken(name)) + (" ◆" if name in marked else "") for name in names])
-    all_axes[0].set_ylim(len(names) - 0.5, -0.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
     if len(groups) > 1:
-        handles, labels = all_axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=min(len(groups), 6), fontsize=TEXT, frameon=False
-        )
+        _legend(figure, all_axes[0], narrow)
     return figure
 
 
-def curves_figure(summary: Mapping[str, Any], unit: str, scale: float) -> Figure:
+def _legend(figure: Figure, axes: Axes, narrow: bool) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels))
+    columns = max(1, (42 if narrow else 110) // (longest + 6))
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(len(labels), columns), fontsize=TEXT, frameon=False
+    )
+
+
+def curves_figure(summary: Mapping[str, Any], unit: str, scale: float, *, narrow: bool = False) -> Figure:
     """Deletion and insertion curves, as `faithfulness.summarize_curves` gives them; `unit` of `scale` predictions."""
-    figure = _figure(10.5, 4.2)
-    axes_pair = figure.subplots(1, 2, sharey=True)
+    figure = new_figure(NARROW, 7.2) if narrow else new_figure(WIDE, 4.2)
+    axes_pair = figure.subplots(2, 1, sharey=True) if narrow else figure.subplots(1, 2, sharey=True)
     for axes, kind, x in zip(
         axes_pair,
         ("deletion", "insertion"),
         ("events removed, most important first", "events handed over, most important first"),
         strict=True,
     ):
-        _dress(
+        dress(
             axes,
             capitalized(kind),
             x=x,
-            y=f"movement of the prediction\n({lettering(unit)})" if kind == "deletion" else "",
+            y=f"movement of the prediction\n({lettering(unit)})" if kind == "deletion" or narrow else "",
         )
         for name, found in summary[kind].items():
             curve = {key: scale * np.array(values) for key, values in found["curve"].items()}
@@ -134,43 +146,44 @@ def curves_figure(summary: Mapping[str, Any], unit: str, scale: float) -> Figure
             )
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlim(0, 1)
-    handles, labels = axes_pair[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=TEXT, frameon=False)
+    _legend(figure, axes_pair[0], narrow)
     return figure
 
 
-def hours_figure(starts: Sequence[float], width: float, by_method: Mapping[str, Estimate]) -> Figure:
+def hours_figure(
+    starts: Sequence[float], width: float, by_method: Mapping[str, Estimate], *, narrow: bool = False
+) -> Figure:
     """Mean share of each window of hours, one line per method."""
-    figure = _figure(10.5, 3.4)
+    figure = new_figure(NARROW, 3.6) if narrow else new_figure(WIDE, 3.4)
     axes = figure.add_subplot()
-    _dress(axes, x="hours since the record's start", y="mean share of the window")
+    dress(axes, x="hours since the record's start", y="mean share of the window")
     middle = np.array(starts) + width / 2
     for method, (mean, low, high) in by_method.items():
         color = METHOD_COLORS[method]
         axes.fill_between(middle, low, high, color=color, alpha=0.13, linewidth=0)
         axes.plot(middle, mean, METHOD_STYLES[method], marker="o", markersize=4, color=color, label=spoken(method))
     axes.set_xlim(starts[0], starts[-1] + width)
-    axes.set_xticks([*starts, starts[-1] + width][:: max(1, len(starts) // 12)])
+    axes.set_xticks([*starts, starts[-1] + width][:: max(1, len(starts) // (4 if narrow else 12))])
     axes.set_ylim(0)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.legend(loc="outside upper center", fontsize=TEXT, frameon=False, ncols=len(by_method))
+    _legend(figure, axes, narrow)
     return figure
 
 
-def responses_figure(responses: pl.DataFrame, units: Mapping[str, str]) -> Figure:
+def responses_figure(responses: pl.DataFrame, units: Mapping[str, str], *, narrow: bool = False) -> Figure:
     """Mean attribution of an event by its value, one panel per variable.
 
     `responses`: `variable`, `value` (median of the bin), `attribution`, `low`, `high`; one row per bin.
     """
     names = responses["variable"].unique(maintain_order=True).to_list()
-    columns = min(3, len(names))
+    columns = 1 if narrow else min(3, len(names))
     rows = -(-len(names) // columns)
-    figure = _figure(10.5, 2.7 * rows)
+    figure = new_figure(NARROW if narrow else WIDE, (2.3 if narrow else 2.7) * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         found = responses.filter(pl.col("variable") == name)
         value, mean = found["value"].to_numpy(), found["attribution"].to_numpy()
-        _dress(axes, lettering(spoken(name)), x=lettering(units.get(name, "")))
+        dress(axes, lettering(spoken(name)), x=lettering(units.get(name, "")))
         axes.axhline(0, color=GREY, linewidth=1)
         axes.fill_between(value, found["low"], found["high"], color=ORANGE, alpha=0.15, linewidth=0)
         axes.plot(value, mean, "o-", color=ORANGE, markersize=5)
@@ -191,10 +204,11 @@ def cluster_order(matrix: np.ndarray) -> np.ndarray:
     return leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))
 
 
-def attention_map_figure(attentions: pl.DataFrame) -> Figure:
-    """Clustered heat map of `attribution.channel_attentions`: how much each variable attends to each other one."""
+def attention_map_figure(attentions: pl.DataFrame, *, narrow: bool = False) -> Figure:
+    """Clustered heat map of `attribution.channel_attentions`: how much each variable attends to each other one, of
+    those that most records hold."""
     seen = attentions.group_by("variable").agg(pl.col("records").max()).sort("records", "variable", descending=True)
-    names = sorted(seen["variable"].head(MAP_VARIABLES))
+    names = sorted(seen["variable"].head(MAP_VARIABLES[narrow]))
     position = {name: index for index, name in enumerate(names)}
     shown = attentions.filter(pl.col("variable").is_in(names) & pl.col("attended").is_in(names))
     matrix = np.ones((len(names), len(names)))
@@ -203,7 +217,7 @@ def attention_map_figure(attentions: pl.DataFrame) -> Figure:
     order = cluster_order(matrix)
     labels = [lettering(spoken(names[index])) for index in order]
     side = 2.6 + 0.2 * len(names)
-    figure = _figure(max(6.5, side + 1.6), max(5.0, side))
+    figure = new_figure(NARROW, 4.8) if narrow else new_figure(max(6.5, side + 1.6), max(5.0, side))
     axes = figure.add_subplot()
     logarithms = np.log2(np.maximum(matrix[np.ix_(order, order)], 1e-3))
     limit = max(0.5, float(np.quantile(np.abs(logarithms), 0.99)))
@@ -214,115 +228,9 @@ def attention_map_figure(attentions: pl.DataFrame) -> Figure:
     axes.set_ylabel("attends", fontsize=TEXT)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, shrink=0.7)
+    bar = figure.colorbar(image, ax=axes, **({"location": "bottom", "aspect": 30} if narrow else {"shrink": 0.7}))
     ticks = np.arange(-np.floor(limit), np.floor(limit) + 1).tolist()
     bar.set_ticks(ticks, labels=[f"{2.0**tick:g}x" for tick in ticks])
     bar.set_label("times as much as an even spread", fontsize=TEXT)
     bar.outline.set_visible(False)
-    return figure
-
-
-def timeline_figure(explanation: Explanation, units: Mapping[str, str]) -> Figure:
-    """One record: the values of its most important variables over time, events shaded by their attribution."""
-    sizes = explanation.variables.with_columns(pl.col("attribution").abs())
-    names = sizes.sort("attribution", "variable", descending=[True, False])["variable"].head(TIMELINE_VARIABLES)
-    events = explanation.events
-    limit = max(float(events["attribution"].abs().max()), 1e-12)  # type: ignore[arg-type]
-    if explanation.method in UNSIGNED:
-        norm: Normalize = Normalize(0, limit)
-        cmap = colormaps["Blues"]
-    else:
-        norm, cmap = TwoSlopeNorm(0, -limit, limit), colormaps["RdBu_r"]
-    figure = _figure(10.5, 0.9 + 0.72 * len(names))
-    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False).ravel()
-    for axes, name in zip(panels, names, strict=True):
-        found = events.filter(pl.col("variable") == name)
-        _dress(axes, grid="x")
-        has_value = found["value"].is_not_null().any()
-        value = found["value"].fill_null(0.0).to_numpy() if has_value else np.zeros(found.height)
-        attribution = found["attribution"].to_numpy()
-        axes.plot(found["time"], value, color="#C3C8CE", linewidth=1, zorder=1)
-        axes.scatter(
-            found["time"],
-            value,
-            c=attribution,
-            cmap=cmap,
-            norm=norm,
-            s=16 + 60 * np.abs(attribution) / limit,
-            edgecolors=TEXT_GREY,
-            linewidths=0.5,
-            zorder=2,
-            clip_on=False,
-        )
-        axes.set_ylabel(
-            f"{lettering(spoken(name))}\n{lettering(units.get(name, ''))}".strip(),
-            rotation=0,
-            ha="right",
-            va="center",
-            fontsize=SMALL,
-        )
-        axes.margins(y=0.25)
-        axes.tick_params(labelsize=SMALL)
-        axes.yaxis.set_major_locator(_two_ticks(value) if has_value else _two_ticks(np.zeros(0)))
-        axes.spines["bottom"].set_visible(False)
-    panels[-1].set_xlabel("hours since the record's start", fontsize=TEXT)
-    panels[-1].set_xlim(0, max(float(events["time"].max()), 1.0) * 1.01)  # type: ignore[arg-type]
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=panels, shrink=min(1.0, 3.2 / len(names) + 0.2), aspect=25)
-    bar.set_label(
-        "share of the attention"
-        if explanation.method in UNSIGNED
-        else f"attribution: raises (+), lowers (-) {lettering(spoken(explanation.label))}",
-        fontsize=TEXT,
-    )
-    bar.ax.tick_params(labelsize=SMALL)
-    return figure
-
-
-def _two_ticks(values: np.ndarray) -> FixedLocator:
-    return FixedLocator(sorted({float(values.min()), float(values.max())}) if len(values) else [])
-
-
-def trajectory_figure(trajectory: Trajectory, label: str, probability: bool) -> Figure:
-    """One record: the prediction while events arrive, gray and dashed where the model was not trained to answer, with
-    numbers at the events that moved it most."""
-    figure = _figure(10.5, 3.6)
-    axes = figure.add_subplot()
-    predictions = trajectory.predictions
-    _dress(
-        axes,
-        x="hours since the record's start",
-        y=f"predicted probability of\n{lettering(spoken(label))}"
-        if probability
-        else f"predicted {lettering(spoken(label))}",
-    )
-    times, values = predictions["time"].to_numpy(), predictions["prediction"].to_numpy()
-    trained = predictions["trained"].to_numpy()
-    if not trained.all():
-        axes.step(times, values, where="post", color=GREY, linewidth=1.2, linestyle="--")
-    # a step belongs to the time at which it begins
-    shown = np.where(trained | np.concatenate([[False], trained[:-1]]), values, np.nan)
-    axes.step(times, shown, where="post", color=BLUE, linewidth=1.8)
-    axes.plot(times[trained][-1:], values[trained][-1:], "o", color=BLUE, markersize=4)
-    placed: dict[float, int] = {}
-    for number, mover in enumerate(trajectory.movers.head(MOVERS_SHOWN).iter_rows(named=True), start=1):
-        at = int(np.searchsorted(times, mover["time"] - 1e-6))
-        stacked = placed.get(at, 0)
-        placed[at] = stacked + 1
-        raises = mover["change"] > 0
-        color = GREY if not trained[at] else ORANGE if raises else BLUE
-        axes.plot(times[at], values[at], "o", color=color, markersize=5, zorder=3)
-        axes.annotate(
-            f"{number}{'▲' if raises else '▼'}",
-            (times[at], values[at]),
-            xytext=(0, 8 + 12 * stacked),
-            textcoords="offset points",
-            ha="center",
-            fontsize=TEXT,
-            color=TEXT_GREY if not trained[at] else "#9A3F00" if raises else "#004F80",
-        )
-    if probability:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        top = float(values.max())
-        axes.set_ylim(0, min(1.05, max(0.1, 1.3 * top)))
-    axes.set_xlim(0, max(float(times.max()), 1.0) * 1.01)
     return figure

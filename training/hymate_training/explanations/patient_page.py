@@ -1,7 +1,10 @@
-"""Pages about single records: the prediction over time, what it rests on, and all events."""
+"""Pages about single records: what was predicted and beside what, the risk over time, what it rests on."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,6 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from hymate_training.explanations import figures
 from hymate_training.explanations.attribution import (
     METHODS,
     Explainer,
@@ -17,97 +19,268 @@ from hymate_training.explanations.attribution import (
     explain_by_every_method,
     progress_bar,
 )
+from hymate_training.explanations.background import LEVEL, Background
 from hymate_training.explanations.cohort import Cohort
-from hymate_training.explanations.figures import MOVERS_SHOWN, TIMELINE_VARIABLES, capitalized, spoken
+from hymate_training.explanations.figures import capitalized, spoken
 from hymate_training.explanations.markup import render, table_html
+from hymate_training.explanations.patient_figures import (
+    HOURS,
+    TIMELINE_VARIABLES,
+    shown_movers,
+    timeline_figure,
+    trajectory_figure,
+)
 from hymate_training.explanations.pictures import Picture
+from hymate_training.explanations.static_columns import static_effects, static_shares
 from hymate_training.explanations.trajectory import Trajectory, risk_trajectory
 from hymate_training.inference.hours import HOW_TO_TRAIN, said_of_training
 
-TIMELINE_TEXTS = {
-    "attention": "The darker and larger a point, the larger its share of the model's attention. Shares sum to one.",
-    "integrated_gradients": "Red points raise the score, blue ones lower it, compared with events that say nothing of "
-    "what was measured.",
-    "occlusion": "Red points raise the score, blue ones lower it: the score falls, or rises, by this much when they "
-    "are removed. A variable's events within the same hours are removed together and share the effect.",
-}
+SHOWN_BY = "occlusion"  # the method of the figure and of the table; all are in the last table
+GROUNDS_SHOWN = 8
+NAMES_SHOWN = 24
+OFTEN_MEASURED = 0.5  # of the training records
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One record, explained.
+
+    Attributes:
+        cohort: of this record alone.
+        explanations: method -> its explanation.
+        trajectory: the prediction while events arrive.
+        statics: as `static_effects` returns them.
+        background: what the prediction is set beside.
+        probability: whether that is a probability.
+    """
+
+    cohort: Cohort
+    explanations: Mapping[str, Explanation]
+    trajectory: Trajectory
+    statics: pl.DataFrame
+    background: Background
+    probability: bool
+
+    @property
+    def record_id(self) -> str:
+        return self.cohort.record_ids[0]
+
+    @property
+    def label(self) -> str:
+        return self.background.label
+
+    @property
+    def prediction(self) -> float:
+        return float(self.explanations[SHOWN_BY].records["prediction"][0])
+
+    @property
+    def hour(self) -> float:
+        """The hour at which the record is asked."""
+        return float(self.cohort.hours[0])
+
+    @property
+    def started(self) -> datetime | None:
+        """When the record began, by the clock; None where that is not known."""
+        return None if self.cohort.starts is None else self.cohort.starts[0]
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        return self.cohort.units
+
+    def shown(self, prediction: float) -> str:
+        """A prediction in words."""
+        if self.probability:
+            return f"{prediction:.1%}"
+        return f"{prediction:.4g} {self.units.get(self.label, '')}".strip()
+
+    def moment(self, hour: float) -> str:
+        """A time as the page gives it: by the clock where that is known, and in hours."""
+        if self.started is None:
+            return f"hour {hour:.1f}"
+        return f"{self.started + timedelta(hours=hour):%Y-%m-%d %H:%M} (hour {hour:.1f})"
 
 
 def page_names(record_ids: Sequence[str]) -> list[str]:
     """File names for records, whatever their ids hold, which differ on any file system; the same for the same ids."""
-    names: list[str] = []
+    names = ["index"]  # which the list of the pages has
     for position, record_id in enumerate(record_ids):
         name = re.sub(r"[^A-Za-z0-9_-]", "_", record_id)[:80]
         taken = name.lower() in {other.lower() for other in names}
         names.append(f"{name}_{position}" if taken else name)
-    return names
+    return names[1:]
 
 
 def write_patient_pages(
     folder: Path,
     explainer: Explainer,
     patients: Cohort,
+    background: Background,
     findings: Sequence[Mapping[str, str]] = (),
     *,
     window_hours: float = 6.0,
     progress: bool = False,
 ) -> None:
-    """Writes a page for each of the records, its figures beside it.
+    """Writes a page for each of the records, and a list of them, highest predictions first.
 
     Args:
         folder: where to write; made where there is a record.
         explainer: the model and the output that is explained.
         patients: the records.
+        background: what their predictions are set beside.
         findings: what was found about the methods over a cohort, as `faithfulness.findings` says it.
         window_hours: width of occlusion's windows.
         progress: show a progress bar.
     """
+    if not len(patients):
+        return
+    folder.mkdir(parents=True)
+    listed = []
     names = page_names(patients.record_ids)
     for row, name in enumerate(progress_bar("patients" if progress else None, names, unit="page")):
-        patient = patients.take(np.array([row]))
-        pictures = folder / f"{name}_figures"
-        pictures.mkdir(parents=True)
-        page = patient_page(pictures, explainer, patient, findings, window_hours)
+        patient = explained_patient(explainer, patients.take(np.array([row])), background, window_hours=window_hours)
+        page = patient_page(patient, explainer, findings, window_hours)
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
+        listed.append((patient, name))
+    listed.sort(key=lambda found: -found[0].prediction)
+    page = render(
+        "explanation_patients.html.j2",
+        title=patients.title,
+        question=patients.question,
+        label=background.label,
+        base_rate=None if background.base_rate is None else f"{background.base_rate:.1%}",
+        performance=background.in_words(),
+        patients=[
+            (patient.record_id, f"{name}.html", patient.shown(patient.prediction), patient.moment(patient.hour))
+            for patient, name in listed
+        ],
+    )
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def explained_patient(
+    explainer: Explainer, cohort: Cohort, background: Background, *, window_hours: float = 6.0
+) -> Patient:
+    """Explains the one record of a cohort by every method."""
+    return Patient(
+        cohort,
+        explain_by_every_method(explainer, cohort.events, window_hours=window_hours),
+        risk_trajectory(explainer, cohort.events),
+        static_effects(explainer, cohort.events),
+        background,
+        explainer.predicts_probability,
+    )
 
 
 def patient_page(
-    folder: Path, explainer: Explainer, patient: Cohort, findings: Sequence[Mapping[str, str]], window_hours: float
+    patient: Patient, explainer: Explainer, findings: Sequence[Mapping[str, str]], window_hours: float
 ) -> str:
-    """The page of one record as HTML; writes its figures into `folder` as well."""
-    probability = explainer.predicts_probability
-    explanations = explain_by_every_method(explainer, patient.events, window_hours=window_hours)
-    trajectory = risk_trajectory(explainer, patient.events)
-    untrained = untrained_sentence(trajectory, explainer.extractor.trained_hours)
-    pictures = patient_pictures(explanations, trajectory, patient.units, probability)
-    prediction = explanations["attention"].records["prediction"][0]
-    static = {key: column[0] for key, column in patient.events.static.items()}
+    """The page of one record as HTML."""
+    cohort, extractor = patient.cohort, explainer.extractor
+    grounds = grounds_of(patient, explainer, window_hours)
+    moved = shown_movers(patient.trajectory)
     return render(
         "explanation_patient.html.j2",
-        record_id=patient.record_ids[0],
-        title=patient.title,
-        label=f"predicted probability of {explainer.label}" if probability else f"predicted {explainer.label}",
-        prediction=f"{prediction:.1%}" if probability else f"{prediction:.4g}",
-        outcome=None if patient.outcomes is None else patient.outcomes[0],
-        facts={spoken(key): describe(value, patient.units.get(key, "")) for key, value in static.items()},
+        record_id=patient.record_id,
+        title=cohort.title,
+        question=cohort.question,
+        label=patient.label,
+        asked=f"Answered at {patient.moment(patient.hour)}"
+        + (", the time of its last event" if cohort.at_last_event else ""),
+        tiles=tiles(patient),
+        decision=decision_sentence(patient),
+        outcome=None if cohort.outcomes is None else cohort.outcomes[0],
+        facts=static_facts(patient),
+        static_share=_static_share(patient),
         findings=findings,
-        untrained=untrained,
-        figures={key: picture.save(folder) for key, picture in pictures.items()},
-        tables=patient_tables(explanations, trajectory, probability),
-        methods=[
-            {"name": method, "spoken": words, "text": TIMELINE_TEXTS[method]} for method, words in METHODS.items()
-        ],
+        untrained=untrained_sentence(patient.trajectory, extractor.trained_hours),
+        how_to_train=f"To follow patients, {HOW_TO_TRAIN.replace('`', '')}.",
+        has_intervals=bool(np.isfinite(patient.background.intervals(np.array([patient.prediction]))).all()),
+        probability=patient.probability,
+        figures={picture.name: picture.html() for picture in patient_pictures(patient)},
+        grounds=_grounds_table(patient, grounds),
+        movers=_movers_table(patient, moved) if moved.height else None,
+        unmeasured=unmeasured(patient, extractor.variables),
+        events=_events_table(patient),
     )
 
 
-def untrained_sentence(trajectory: Trajectory, trained_hours: list[float] | None) -> str | None:
-    """What the gray part of a trajectory means; None where there is none."""
-    if trajectory.predictions["trained"].all():
-        return None
-    return (
-        f"Gray and dashed: the model {said_of_training(trained_hours)}, and what it says at other times means little. "
-        f"To follow patients, {HOW_TO_TRAIN.replace('`', '')}."
-    )
+# ----------------------------------------------------------------------------------------------- beside the prediction
+
+
+def tiles(patient: Patient) -> list[tuple[str, str]]:
+    """The prediction and what it is set beside: a number and what it is, each."""
+    prediction, background = patient.prediction, patient.background
+    what = f"predicted probability of {patient.label}" if patient.probability else f"predicted {patient.label}"
+    found = [(patient.shown(prediction), what)]
+    middle, low, high = background.intervals(np.array([prediction]))[0]
+    if np.isfinite(low) and patient.probability:
+        found.append(
+            (
+                f"{low:.0%} to {high:.0%}",
+                f"95% interval: {middle:.0%} of validation records with such a prediction had the outcome "
+                f"{patient.label}",
+            )
+        )
+    elif np.isfinite(low):
+        found.append(
+            (f"{patient.shown(low)} to {patient.shown(high)}", f"holds the true number for {LEVEL:.0%} of records")
+        )
+    if (base_rate := background.base_rate) is not None:
+        evaluation = background.evaluation
+        size = f"{evaluation['positives']:,} of {evaluation['n']:,} on the validation split"
+        found.append((f"{base_rate:.1%}", f"base rate of {patient.label}: {size}"))
+    if (rank := background.rank(prediction)) is not None:
+        found.append((_place(*rank), "of the validation records have a lower prediction"))
+    return found
+
+
+def _place(low: float, high: float) -> str:
+    if high > 1 - 1e-9:
+        return f"over {low:.0%}"
+    return f"under {high:.0%}" if low < 1e-9 else f"{low:.0%} to {high:.0%}"
+
+
+def decision_sentence(patient: Patient) -> str | None:
+    """On which side of the evaluation's threshold the prediction is, and which labels cannot be excluded."""
+    prediction, background = patient.prediction, patient.background
+    said = []
+    if (threshold := background.threshold) is not None:
+        side = "at or above" if prediction >= threshold else "below"
+        said.append(f"This is {side} the threshold of the evaluation, {threshold:.1%}.")
+    if (held := background.prediction_set(prediction)) is not None:
+        labels = " and ".join(held) or "no label"
+        said.append(f"A set of labels that holds the true one for {LEVEL:.0%} of records: {labels}.")
+    return " ".join(said) or None
+
+
+def static_facts(patient: Patient) -> list[tuple[str, str, str]]:
+    """Each static column in words, its value, and its effect."""
+    score = float(patient.explanations[SHOWN_BY].records["score"][0])
+    effects = dict(zip(patient.statics["column"], patient.statics["attribution"], strict=True))
+    return [
+        (
+            spoken(name),
+            describe(column[0], patient.units.get(name, "")),
+            _change(patient, score, effects[name]) if name in effects else "",
+        )
+        for name, column in patient.cohort.events.static.items()
+    ]
+
+
+def _static_share(patient: Patient) -> str | None:
+    shares = static_shares(patient.statics, patient.explanations[SHOWN_BY].variables)
+    return f"{shares['share'].sum():.0%}" if shares.height else None
+
+
+def _change(patient: Patient, score: float, attribution: float) -> str:
+    """By how much the prediction is moved by what moves the score so, with its direction."""
+    change = patient.prediction - float(_predicted(patient, score - attribution))
+    arrow = "▲" if attribution > 0 else "▼" if attribution < 0 else "·"
+    return f"{arrow} {100 * change:+.1f}" if patient.probability else f"{arrow} {change:+.3g}"
+
+
+def _predicted(patient: Patient, score: float) -> float:
+    return float(np.exp(-np.logaddexp(0, -score))) if patient.probability else score
 
 
 def describe(value: Any, unit: str) -> str:
@@ -117,93 +290,200 @@ def describe(value: Any, unit: str) -> str:
     return f"{value:g} {unit}".strip() if isinstance(value, int | float | np.number) else str(value)
 
 
-def patient_pictures(
-    explanations: Mapping[str, Explanation],
-    trajectory: Trajectory,
-    units: Mapping[str, str],
-    probability: bool,
-) -> dict[str, Picture]:
-    """The figures of one record's page by name."""
-    predictions = trajectory.predictions["prediction"].to_numpy()
-    label = next(iter(explanations.values())).label
-    pictures = [
-        Picture(
-            "trajectory",
-            figures.trajectory_figure(trajectory, label, probability),
-            f"The prediction ({spoken(label)}) at successive times: from {predictions[0]:.3g} to "
-            f"{predictions[-1]:.3g}, lowest {predictions.min():.3g}, highest {predictions.max():.3g}.",
-            [
-                ("hour", "prediction", "trained to answer then"),
-                *(
-                    (f"{row['time']:.2f}", row["prediction"], "yes" if row["trained"] else "no")
-                    for row in trajectory.predictions.iter_rows(named=True)
-                ),
-            ],
+def untrained_sentence(trajectory: Trajectory, trained_hours: list[float] | None) -> str | None:
+    """What the gray part of a trajectory means; None where there is none."""
+    if trajectory.predictions["trained"].all():
+        return None
+    return (
+        f"Gray and dashed: the model {said_of_training(trained_hours)}, and what it says at other times means little."
+    )
+
+
+def unmeasured(patient: Patient, variables: Sequence[str]) -> dict[str, str]:
+    """Which variables have no event, those that most training records have first: `often`, `seldom`, in words."""
+    seen = set(patient.explanations[SHOWN_BY].events["variable"])
+    absent = {name: patient.background.measured_share(name) or 0.0 for name in variables if name not in seen}
+    ranked = sorted(absent, key=lambda name: (-absent[name], name))
+    often = [f"{spoken(name)} ({absent[name]:.0%})" for name in ranked if absent[name] >= OFTEN_MEASURED]
+    seldom = [spoken(name) for name in ranked if absent[name] < OFTEN_MEASURED]
+    return {"often": _listed(often), "seldom": _listed(seldom)}
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+# ---------------------------------------------------------------------------------------------------- what it rests on
+
+
+def grounds_of(patient: Patient, explainer: Explainer, window_hours: float) -> pl.DataFrame:
+    """What moves the prediction most: a variable's events within a window of hours, removed together.
+
+    Returns:
+        `variable`, `first` and `last` (hours), `low` and `high` (values, null: none), `events`, `attribution`; the
+        largest first.
+    """
+    hour = (pl.col("time") / window_hours).floor()
+    return (
+        patient.explanations[SHOWN_BY]
+        .events.group_by("variable", hour.alias("window"), maintain_order=True)
+        .agg(
+            first=pl.col("time").min(),
+            last=pl.col("time").max(),
+            low=pl.col("value").min(),
+            high=pl.col("value").max(),
+            events=pl.len(),
+            attribution=pl.col("attribution").sum(),
         )
+        .sort(pl.col("attribution").abs(), descending=True, maintain_order=True)
+        .head(GROUNDS_SHOWN)
+    )
+
+
+def _grounds_table(patient: Patient, grounds: pl.DataFrame) -> Markup:
+    score = float(patient.explanations[SHOWN_BY].records["score"][0])
+    rows = [
+        (
+            _with_usual(
+                patient, row["variable"], _values(row["low"], row["high"], row["events"], _unit(patient, row))
+            ),
+            _span(patient, row["first"], row["last"]),
+            _change(patient, score, row["attribution"]),
+        )
+        for row in grounds.iter_rows(named=True)
     ]
-    for method, explanation in explanations.items():
-        ranked = explanation.variables.sort(
-            pl.col("attribution").abs(), "variable", descending=[True, False]
-        ).with_columns(total=pl.col("attribution"))
-        leading = ", ".join(
-            f"{spoken(row['variable'])} {row['attribution']:{'+.2f' if explanation.signed else '.1%'}}"
-            for row in ranked.head(5).iter_rows(named=True)
-        )
-        pictures.append(
-            Picture(
-                f"timeline_{method}",
-                figures.timeline_figure(explanation, units),
-                f"Values over time of the {min(ranked.height, TIMELINE_VARIABLES)} variables with the largest "
-                f"attributions by {spoken(method)}, events shaded by their attribution. Largest: {leading}.",
-                [
-                    ("variable", "unit", "events", "attribution"),
-                    *(
-                        (spoken(row["variable"]), units.get(row["variable"], ""), row["events"], row["attribution"])
-                        for row in ranked.iter_rows(named=True)
-                    ),
-                ],
-            )
-        )
-    return {picture.name: picture for picture in pictures}
+    caption = f"With and without these measurements, {_change_title(patient)}"
+    return table_html([("measurement", _when_title(patient), "moves it by"), *rows], caption)
 
 
-def patient_tables(
-    explanations: Mapping[str, Explanation], trajectory: Trajectory, probability: bool
-) -> dict[str, Markup]:
-    """The tables of one record's page: the events that moved the prediction most, and all events."""
-    movers = [
+def _change_title(patient: Patient) -> str:
+    return "percentage points" if patient.probability else f"in units of {patient.label}"
+
+
+def _when_title(patient: Patient) -> str:
+    return "when" if patient.started is not None else "hours"
+
+
+def _unit(patient: Patient, row: Mapping[str, Any]) -> str:
+    return patient.units.get(row["variable"], "")
+
+
+def _values(low: float | None, high: float | None, events: int, unit: str) -> str:
+    if low is None or high is None:
+        return "recorded" if events == 1 else f"recorded {events} times"
+    if low == high:
+        return f"{low:.4g} {unit}".strip() + (f" ({events} times)" if events > 1 else "")
+    return f"{low:.4g} to {high:.4g} {unit}".strip() + f" ({events} times)"
+
+
+def _with_usual(patient: Patient, variable: str, values: str) -> str:
+    usual = patient.background.usual(variable)
+    return f"{spoken(variable)} {values}" + ("" if usual is None else f"; usual {usual[0]:g} to {usual[1]:g}")
+
+
+def _span(patient: Patient, first: float, last: float) -> str:
+    begins, ends = _when(patient, first), _when(patient, last)
+    if begins == ends:
+        return begins
+    day = begins[: begins.find(" ") + 1]  # of a time by the clock
+    return f"{begins} to {ends.removeprefix(day)}"
+
+
+def _when(patient: Patient, hour: float) -> str:
+    """A time as a table gives it, by the clock where that is known."""
+    if patient.started is None:
+        return f"{hour:.1f}"
+    return f"{patient.started + timedelta(hours=hour):%m-%d %H:%M}"
+
+
+def _movers_table(patient: Patient, movers: pl.DataFrame) -> Markup:
+    rows = [
         (
             str(number),
-            f"{row['time']:.2f}",
-            spoken(row["variable"]),
-            row["value"],
-            f"{'▲' if row['change'] > 0 else '▼'} {(100 if probability else 1) * row['change']:+.2f}",
+            f"{spoken(row['variable'])} {_values(row['value'], row['value'], 1, _unit(patient, row))}",
+            _when(patient, row["time"]),
+            f"{'▲' if row['change'] > 0 else '▼'} {(100 if patient.probability else 1) * row['change']:+.2f}",
         )
-        for number, row in enumerate(trajectory.movers.head(MOVERS_SHOWN).iter_rows(named=True), start=1)
+        for number, row in enumerate(movers.iter_rows(named=True), start=1)
     ]
-    frames = [explanation.events for explanation in explanations.values()]
+    caption = f"Events that moved it most when they arrived, {_change_title(patient)}"
+    return table_html([("number", "event", _when_title(patient), "moved it by"), *rows], caption)
+
+
+def _events_table(patient: Patient) -> Markup:
+    frames = [explanation.events for explanation in patient.explanations.values()]
     columns = [frame["attribution"].to_list() for frame in frames]
     events = [
-        (f"{row['time']:.2f}", spoken(row["variable"]), row["value"], *attributions)
+        (
+            f"{row['time']:.2f}",
+            f"{spoken(row['variable'])} {patient.units.get(row['variable'], '')}".strip(),
+            row["value"],
+            *attributions,
+        )
         for row, *attributions in zip(frames[0].iter_rows(named=True), *columns, strict=True)
     ]
-    return {
-        "movers": table_html(
+    head = ("hour", "variable", "value", *(capitalized(spoken(method)) for method in METHODS))
+    return table_html([head, *events], "All events and their attributions", folded=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def patient_pictures(patient: Patient) -> list[Picture]:
+    """The figures of one record's page."""
+    predictions = patient.trajectory.predictions["prediction"].to_numpy()
+    intervals = patient.background.intervals(predictions)[:, 1:]
+    x = HOURS if patient.started is None else f"hours since {patient.started:%Y-%m-%d %H:%M}"
+    options: dict[str, Any] = {"intervals": intervals, "base_rate": patient.background.base_rate, "x": x}
+    explanation = patient.explanations[SHOWN_BY]
+    ranked = explanation.variables.sort(pl.col("attribution").abs(), "variable", descending=[True, False])
+    leading = ", ".join(
+        f"{spoken(row['variable'])} {row['attribution']:+.2f}" for row in ranked.head(5).iter_rows(named=True)
+    )
+    return [
+        Picture(
+            "trajectory",
+            partial(trajectory_figure, patient.trajectory, patient.label, patient.probability, **options),
+            f"The prediction ({spoken(patient.label)}) at successive times: from {predictions[0]:.3g} to "
+            f"{predictions[-1]:.3g}, lowest {predictions.min():.3g}, highest {predictions.max():.3g}.",
             [
-                (
-                    "number",
-                    "hour",
-                    "variable",
-                    "value",
-                    f"change of the prediction{' in percentage points' if probability else ''}",
+                ("hour", "prediction", "interval", "trained to answer then"),
+                *(
+                    (
+                        f"{row['time']:.2f}",
+                        patient.shown(row["prediction"]),
+                        _interval(patient, *ends) if row["trained"] else "",
+                        "yes" if row["trained"] else "no",
+                    )
+                    for row, ends in zip(
+                        patient.trajectory.predictions.iter_rows(named=True), intervals.tolist(), strict=True
+                    )
                 ),
-                *movers,
             ],
-            "Events that moved the prediction most when they arrived",
         ),
-        "events": table_html(
-            [("hour", "variable", "value", *(capitalized(spoken(method)) for method in explanations)), *events],
-            "All events and their attributions",
-            folded=True,
+        Picture(
+            "timeline",
+            partial(timeline_figure, explanation, patient.units, x=x),
+            f"Values over time of the {min(ranked.height, TIMELINE_VARIABLES)} variables with the largest effects, "
+            f"events colored by theirs. Largest: {leading}.",
+            [
+                ("variable", "unit", "events", "effect on the log-odds" if patient.probability else "effect"),
+                *(
+                    (
+                        spoken(row["variable"]),
+                        patient.units.get(row["variable"], ""),
+                        row["events"],
+                        row["attribution"],
+                    )
+                    for row in ranked.iter_rows(named=True)
+                ),
+            ],
         ),
-    }
+    ]
+
+
+def _interval(patient: Patient, low: float, high: float) -> str:
+    if not np.isfinite(low):
+        return ""
+    return f"{low:.0%} to {high:.0%}" if patient.probability else f"{patient.shown(low)} to {patient.shown(high)}"

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +35,51 @@ RESPONSE_BINS = 6
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, its text for those who do not see it, and its numbers: the first row is the head."""
+    """A figure, its text for those who do not see it, and its numbers: the first row is the head.
+
+    `draw` makes the figure, with `narrow=True` for a phone.
+    """
 
     name: str
-    figure: Figure
+    draw: Callable[..., Figure]
     text: str
     table: list[tuple]
 
+    def html(self) -> Markup:
+        """The HTML that shows the figure, drawn for wide and for narrow screens, and holds its numbers."""
+        return self._shown(self._drawn(self.draw(narrow=False), "svg"))
+
     def save(self, folder: Path) -> Markup:
         """Writes `{name}.png` and `{name}.svg` into `folder`; returns the HTML that shows the figure."""
+        figure = self.draw(narrow=False)
+        drawn = {kind: self._drawn(figure, kind) for kind in ("svg", "png")}
+        for kind, content in drawn.items():
+            (folder / f"{self.name}.{kind}").write_bytes(content)
+        return self._shown(drawn["svg"])
+
+    def _shown(self, wide: bytes) -> Markup:
+        narrow = self._drawn(self.draw(narrow=True), "svg")
+        shown = (("wide", wide), ("narrow", narrow))
+        images = [
+            Markup('<img class="{}" src="{}" alt="{}">').format(name, _address(svg), self.text) for name, svg in shown
+        ]
+        table = table_html(self.table, "The figure's numbers", folded=True)
+        return Markup("<figure>\n{}\n{}\n</figure>").format(Markup("\n").join(images), table)
+
+    def _drawn(self, figure: Figure, kind: str) -> bytes:
+        drawn = io.BytesIO()
         # without dates and random identifiers, so that the same numbers give the same files
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         with rc_context({"svg.hashsalt": self.name, "svg.fonttype": "path"}):
-            if (engine := self.figure.get_layout_engine()) is not None:
-                engine.execute(self.figure)  # once, not once per file
-                self.figure.set_layout_engine(None)
-            drawn = io.BytesIO()
-            self.figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-        self.figure.savefig(folder / f"{self.name}.png", dpi=150, metadata={"Software": None})
-        (folder / f"{self.name}.svg").write_bytes(drawn.getvalue())
-        source = f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
-        return Markup('<figure>\n<img src="{}" alt="{}">\n{}\n</figure>').format(
-            source, self.text, table_html(self.table, "The figure's numbers", folded=True)
-        )
+            if (engine := figure.get_layout_engine()) is not None:
+                engine.execute(figure)  # once, not once per file
+                figure.set_layout_engine(None)
+            figure.savefig(drawn, format=kind, dpi=150, metadata=metadata)
+        return drawn.getvalue()
+
+
+def _address(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 # -------------------------------------------------------------------------------------------------------- cohort page
@@ -103,7 +127,7 @@ def _variables_picture(
 ) -> Picture:
     return Picture(
         "variables",
-        figures.shares_figure(names, {method: {"all": found} for method, found in everyone.items()}, drivers),
+        partial(figures.shares_figure, names, {method: {"all": found} for method, found in everyone.items()}, drivers),
         f"Mean share of the {len(names)} variables with the largest shares, by method. "
         + " ".join(
             f"{capitalized(spoken(method))}: "
@@ -140,7 +164,7 @@ def _grouped_picture(
     panels = {method: {group: by_method[method] for group, by_method in found.items()} for method in methods}
     return Picture(
         f"by_{''.join(letter if letter.isalnum() else '_' for letter in column)}",
-        figures.shares_figure(names, panels),
+        partial(figures.shares_figure, names, panels),
         f"Mean shares of the {len(names)} leading variables by {spoken(column)} ({', '.join(found)} records), one "
         "panel per method. The table below holds every number.",
         [
@@ -177,7 +201,7 @@ def _hours_picture(explanations: Mapping[str, Explanation], seed: int) -> Pictur
         found[method] = means_with_intervals(shares, seed)
     return Picture(
         "hours",
-        figures.hours_figure(starts.tolist(), width, found),
+        partial(figures.hours_figure, starts.tolist(), width, found),
         f"Mean share of each {width:g} hours of the record, one line per method. "
         + " ".join(
             f"{capitalized(spoken(method))} is largest from hour {starts[int(mean.argmax())]:g} on ({mean.max():.1%})."
@@ -235,7 +259,7 @@ def _responses_picture(responses: pl.DataFrame, units: Mapping[str, str]) -> Pic
         trends.append(f"{spoken(str(name))} {direction}")
     return Picture(
         "responses",
-        figures.responses_figure(responses, units),
+        partial(figures.responses_figure, responses, units),
         "Mean attribution of an event by integrated gradients against its value, one panel per variable. From the "
         f"lowest to the highest values the attribution of {', '.join(trends)}.",
         [
@@ -264,7 +288,7 @@ def _curves_picture(assessment: Mapping[str, Any]) -> Picture:
         parts.append(f"Area under the {kind} curve, {unit}: {', '.join(areas)}.")
     return Picture(
         "curves",
-        figures.curves_figure(summary, unit, scale),
+        partial(figures.curves_figure, summary, unit, scale),
         "Deletion and insertion curves of each method against a random order. " + " ".join(parts),
         [
             ("events", "test", *(spoken(name) if name != RANDOM else "random order" for name in summary["deletion"])),
@@ -293,7 +317,7 @@ def _map_picture(attentions: pl.DataFrame) -> Picture | None:
     )
     return Picture(
         "attention_map",
-        figures.attention_map_figure(shown),
+        partial(figures.attention_map_figure, shown),
         "Heat map of the self-attention between variables, as multiples of an even spread, clustered. Strongest: "
         + ", ".join(
             f"{spoken(row['variable'])} to {spoken(row['attended'])} ({row['ratio']:.1f} times)"
