@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from huggingface_hub import DatasetCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,6 +94,15 @@ def prepared(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("frame")
     frame.prepare(output=folder / "out", **write_all(folder, "parquet"))
     return folder / "out"
+
+
+def test_the_license_is_what_the_card_says(tmp_path):
+    events = write(tmp_path, "events", make_events(), "csv")
+    assert frame.prepare(events, tmp_path / "other").license == "other"
+    assert frame.prepare(events, tmp_path / "open", license="cc-by-4.0").license == "cc-by-4.0"
+    assert DatasetCard.load(tmp_path / "open" / "README.md").data.license == "cc-by-4.0"
+    with pytest.raises(ValueError, match=r"--license must be an identifier of the Hub.*'CC BY 4.0'"):
+        frame.prepare(events, tmp_path / "wrong", license="CC BY 4.0")
 
 
 def test_events_and_static_columns(prepared):

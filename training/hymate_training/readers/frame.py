@@ -61,6 +61,7 @@ MAX_CATEGORIES = 100
 RECORDS_PER_SHARD = 20_000
 DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
 DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,49}")
 SAME = {"m": "male", "f": "female", "y": "yes", "true": "yes", "n": "no", "false": "no"}  # abbreviation -> word
 PROBLEM_OF = {name: problem for problem, names in LABEL_COLUMNS.items() for name in names}
 
@@ -106,6 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("TRAIN", "VALIDATION", "TEST"),
         help="Shares of the patients, unless the static table holds a split (default: 0.8 0.1 0.1).",
     )
+    parser.add_argument(
+        "--license",
+        default="other",
+        help="License of the data by its identifier on the Hub, such as cc-by-4.0, for the data set's card (default: "
+        "other, with which it can only be pushed as private).",
+    )
 
 
 def prepare(
@@ -119,6 +126,7 @@ def prepare(
     static: str | Path | None = None,
     labels: Sequence[str] = (),
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    license: str = "other",
     seed: int = 0,
     overwrite: bool = False,
 ) -> DatasetInfo:
@@ -134,6 +142,7 @@ def prepare(
         static: table of static columns.
         labels: tables of labels, as FILE or NAME=FILE.
         fractions: of the patients in train, validation and test, unless the static table holds a split.
+        license: of the data, by its identifier on the Hub.
         seed: of the shuffling of patients.
         overwrite: replace an existing prepared folder.
 
@@ -142,6 +151,8 @@ def prepare(
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"--fractions must be three numbers from 0 on that sum to 1, train above 0; got {fractions}")
+    if not LICENSE.fullmatch(license):
+        raise ValueError(f"--license must be an identifier of the Hub, such as cc-by-4.0, got {license!r}")
     paths = [Path(path) for path in ([events] if isinstance(events, str | Path) else events)]
     laid_out = (Layout() if layout is None else Layout.read(layout)).with_columns(columns, time_zone)
     with PreparedFolderWriter(output, overwrite=overwrite) as writer:
@@ -167,7 +178,7 @@ def prepare(
             tasks=tuple(tasks),
             dropped={reason: count for reason, count in dropped.items() if count},
             split_description=split_description,
-            license="other",
+            license=license,
             citation="Not published.",
             seed=None if group == "given_split" else seed,
             extra=_described(variables, laid_out),
