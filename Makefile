@@ -2,19 +2,20 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
 VENV := .venv
 CONSTRAINTS := constraints.txt
+EXTRAS := dev
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO := runs/demo
 STRESS_SECONDS ?= 7200
 
-.PHONY: install demo test test-floor common-tests stress audit lint lint-workflows format bench gpu-check evidence release \
-	docs wheel wheels sanitize aarch64 clean
+.PHONY: install demo test test-floor test-space common-tests stress audit lint lint-workflows format bench gpu-check evidence \
+	release docs wheel wheels sanitize aarch64 clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg setup.py pyproject.toml $(CONSTRAINTS) $(wildcard hymate_native/csrc/*)
 	$(BIN)/python --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint $(CONSTRAINTS) setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[$(EXTRAS)]"
 	touch $@
 
 # Pretraining, fine-tuning and evaluation on simulated stays, from nothing to metrics, a report and a page about one
@@ -39,9 +40,15 @@ test: install
 test-floor: build/constraints-floor.txt
 	$(MAKE) test VENV=.venv-floor CONSTRAINTS=$<
 
-build/constraints-floor.txt: constraints-floor.txt constraints.txt
+# The page of a Space in a browser, in an environment of its own: Gradio wants an older Pillow than everything else.
+test-space: build/constraints-space.txt
+	$(MAKE) install VENV=.venv-space CONSTRAINTS=$< EXTRAS=dev,space
+	.venv-space/$(notdir $(BIN))/python -m pip install --quiet --constraint $< playwright
+	OMP_NUM_THREADS=1 .venv-space/$(notdir $(BIN))/python -m pytest tests/publishing/test_space_page.py
+
+build/constraints-%.txt: constraints-%.txt constraints.txt
 	mkdir -p build
-	awk -F == '!pinned[$$1]++' $^ > $@
+	awk -F == '!pinned[tolower($$1)]++' $^ > $@
 
 # transformers' own tests of models, configurations and feature extractors, from the source distribution of the version
 # that is pinned. They stay in build/.

@@ -23,7 +23,7 @@ from hymate_training.files import write_file, write_json, writing_folder
 from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE, load_checkpoint
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.publishing.privacy import NOTES_FILE
-from hymate_training.publishing.push import plan_push
+from hymate_training.publishing.push import plan_push, write_without_code
 from hymate_training.readers import READERS
 
 RESULTS = Path(__file__).with_name("results")
@@ -72,7 +72,7 @@ def release(folder: Path, place: Path) -> None:
     """Writes what `hymate push` would upload, except the code; `place` holds either the old files or the new ones."""
     plan = plan_push(folder)
     with writing_folder(place) as incoming:
-        plan.write(incoming)
+        write_without_code(plan, incoming)
 
 
 if __name__ == "__main__":

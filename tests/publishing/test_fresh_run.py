@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hymate_training.cli.main import main
-from hymate_training.publishing.push import Plan, endpoint_code, package_code, plan_push
+from hymate_training.publishing.hub import Plan
+from hymate_training.publishing.push import endpoint_code, package_code, plan_push
 from tests.support import remote_client
 
 TASK = "in_hospital_mortality"
@@ -33,8 +34,8 @@ def runs(synthetic_folder, tmp_path_factory) -> dict[str, Path]:
 def write_upload(plan: Plan, folder: Path) -> Path:
     """What a visitor of the Hub would download."""
     folder.mkdir(parents=True)
-    for name, content in plan.uploaded.items():
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    for name in plan.uploaded:
+        (folder / name).write_bytes(plan.read(name))
     return folder
 
 

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from tests.support.helpers import tiny_config
 from tests.support.hub_client import ClientError
@@ -87,6 +88,12 @@ def push_checkpoint(cache: Path, path: Path, repo: str, private: bool = False, d
     return push(repo, checkpoint=path, private=private, dry_run=dry_run).commit
 
 
+def push_with(cache: Path, path: Path, repo: str, options: dict) -> str | None:
+    from hymate_training.publishing.push import push  # noqa: PLC0415
+
+    return push(repo, checkpoint=path, **options).commit
+
+
 def create_tag(cache: Path, repo: str, tag: str):
     from huggingface_hub import HfApi  # noqa: PLC0415
 
@@ -137,6 +144,41 @@ def test_command_pushes_everything_in_one_commit(hub, client, folder):
     assert repo.commits[-1].oid in commit
     assert not repo.private
     assert client(logits_of, REPO) == client(logits_of, str(folder))
+
+
+def test_the_card_names_what_the_model_comes_from(hub, client, folder):
+    client(push_with, folder, REPO, {"base_model": "org/encoder", "datasets": ["org/stays", "org/more"]})
+    card = ModelCard(hub.repo(REPO).files()["README.md"].decode())
+    assert card.data.base_model == "org/encoder"
+    assert card.data.datasets == ["org/stays", "org/more"]
+    plain = ModelCard.load(folder / "README.md")
+    added = {"base_model", "datasets"}
+    assert {key: value for key, value in card.data.to_dict().items() if key not in added} == plain.data.to_dict()
+    assert card.text == plain.text.replace('place = "checkpoint"  # the folder of this card', f'place = "{REPO}"')
+    with pytest.raises(ClientError, match="ORG/NAME, got 'stays'"):
+        client(push_with, folder, REPO, {"datasets": ["stays"]})
+
+
+@pytest.mark.parametrize("gated", ["manual", "auto"])
+def test_a_gated_model_asks_before_any_file_is_there(hub, client, folder, gated):
+    client(push_with, folder, REPO, {"gated": gated})
+    assert hub.repo(REPO).gated == gated
+    made, closed, filled = (
+        next(at for at, (_, route) in enumerate(hub.requests) if part in route)
+        for part in ("/repos/create", f"{REPO}/settings", f"{REPO}/commit/")
+    )
+    assert made < closed < filled
+    header = ModelCard(hub.repo(REPO).files()["README.md"].decode()).data.to_dict()
+    assert "not a medical device" in header["extra_gated_prompt"]
+    assert "I will not try to identify patients" in header["extra_gated_fields"]
+    with pytest.raises(ClientError, match="--gated is for public models"):
+        client(push_with, folder, REPO, {"gated": gated, "private": True})
+
+
+def test_a_gate_that_cannot_be_set_stops_the_upload(hub, client, folder):
+    with hub.fault("PUT", "/settings", status=500), pytest.raises(ClientError, match="the upload to org/model failed"):
+        client(push_with, folder, REPO, {"gated": "manual"})
+    assert not hub.repos
 
 
 def test_commands_take_a_checkpoint_by_its_name(hub, client, folder):
@@ -219,10 +261,27 @@ def test_upload_that_breaks_off_shows_nothing(hub, client, folder, method, patte
     ):
         client(push_checkpoint, folder, REPO)
     assert fault.met
-    for repo in hub.repos.values():
-        assert set(repo.files()) == {".gitattributes"}
+    assert not hub.repos  # the one that was made is removed again
     client(push_checkpoint, folder, REPO)
     assert set(hub.repo(REPO).files()) == {path.name for path in folder.iterdir()} | ADDED
+
+
+def test_an_upload_that_fails_leaves_an_older_repository_alone(hub, client, folder):
+    client(push_checkpoint, folder, REPO)
+    before = hub.repo(REPO).files()
+    with hub.fault("POST", "/commit/", status=503), pytest.raises(ClientError, match="failed"):
+        client(push_checkpoint, folder, REPO)
+    assert hub.repo(REPO).files() == before
+
+
+def test_a_repository_that_cannot_be_removed_is_named(hub, client, folder):
+    with (
+        hub.fault("POST", "/commit/", status=503),
+        hub.fault("DELETE", "/repos/delete", status=403),
+        pytest.raises(ClientError, match=r"The empty repository org/model.*delete it in its settings"),
+    ):
+        client(push_checkpoint, folder, REPO)
+    assert set(hub.repo(REPO).files()) == {".gitattributes"}
 
 
 def test_card_with_wrong_metadata_is_refused_before_the_upload(hub, client, folder, tmp_path):
@@ -231,7 +290,7 @@ def test_card_with_wrong_metadata_is_refused_before_the_upload(hub, client, fold
     card.write_text(card.read_text().replace("license: apache-2.0", "license: free-as-in-beer"))
     with pytest.raises(ClientError, match=r"(?s)ValueError: .*license"):
         client(push_checkpoint, spoiled, REPO)
-    assert len(hub.repo(REPO).commits) == 1
+    assert not hub.repos
     assert not hub.blobs
 
 

@@ -28,11 +28,6 @@ def edit_json(path: Path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def content_of(plan: push.Plan, name: str) -> bytes:
-    content = plan.uploaded[name]
-    return content if isinstance(content, bytes) else content.read_bytes()
-
-
 # ---------------------------------------------------------------------------------------------------- what is uploaded
 
 
@@ -70,19 +65,17 @@ def test_code_comes_from_the_package_as_save_pretrained_copies_it(checkpoint):
     (checkpoint / "events.py").unlink()
     plan = push.plan_push(checkpoint)
     for name, code in copied.items():
-        assert content_of(plan, name) == code
+        assert plan.read(name) == code
 
 
 def test_what_is_written_for_a_repository_of_code_is_pushed_the_same(checkpoint, tmp_path):
     plan = push.plan_push(checkpoint)
     kept = tmp_path / "model_cards" / "checkpoint"
     kept.mkdir(parents=True)
-    plan.write(kept)
+    push.write_without_code(plan, kept)
     assert not list(kept.glob("*.py"))
     again = push.plan_push(kept)
-    assert {name: content_of(again, name) for name in again.uploaded} == {
-        name: content_of(plan, name) for name in plan.uploaded
-    }
+    assert {name: again.read(name) for name in again.uploaded} == {name: plan.read(name) for name in plan.uploaded}
     assert again.left == ()
 
 
@@ -103,13 +96,13 @@ def test_every_plot_of_an_evaluation_may_go(checkpoint, problem_type):
     (checkpoint / "README.md").unlink()  # which does not know of it
     plan = push.plan_push(checkpoint)
     assert {path.name for path in written} <= set(plan.uploaded)
-    assert b"evaluation_test_" in content_of(plan, "README.md")
+    assert b"evaluation_test_" in plan.read("README.md")
 
 
 def test_small_groups_are_taken_out_of_what_is_published(checkpoint):
     evaluation = json.loads((checkpoint / "evaluation.json").read_text())
     assert evaluation["subgroups"]["Sex"]["unknown"]["num_records"] < SMALLEST_GROUP
-    published = json.loads(content_of(push.plan_push(checkpoint), "evaluation.json"))
+    published = json.loads(push.plan_push(checkpoint).read("evaluation.json"))
     groups = published["subgroups"]["Sex"]
     assert groups["unknown"] == {"num_records": None}
     assert "positives" not in groups["f"]  # the total less these would give the hidden ones away
@@ -121,7 +114,7 @@ def test_small_groups_are_taken_out_of_what_is_published(checkpoint):
 
 
 def test_folders_of_the_machine_are_taken_out_of_what_is_published(checkpoint):
-    published = json.loads(content_of(push.plan_push(checkpoint), "training_run.json"))
+    published = json.loads(push.plan_push(checkpoint).read("training_run.json"))
     assert "/home/someone" in (checkpoint / "training_run.json").read_text()
     assert published["command"] == "hymate finetune --data prepared --task mortality --output runs/a"
 
@@ -135,13 +128,13 @@ def test_plots_of_few_positives_stay(checkpoint):
     assert {name for name in plan.left if name.endswith(".png")} == set(
         json.loads((checkpoint / "evaluation.json").read_text())["plots"]
     )
-    assert b"![" not in content_of(plan, "README.md")
+    assert b"![" not in plan.read("README.md")
 
 
 def test_card_is_rendered_where_there_is_none(checkpoint):
-    card = content_of(push.plan_push(checkpoint), "README.md")
+    card = push.plan_push(checkpoint).read("README.md")
     (checkpoint / "README.md").unlink()
-    assert content_of(push.plan_push(checkpoint), "README.md") == card
+    assert push.plan_push(checkpoint).read("README.md") == card
 
 
 def test_license_and_place_of_a_card_may_be_edited_and_notes_added(checkpoint):
@@ -150,11 +143,11 @@ def test_license_and_place_of_a_card_may_be_edited_and_notes_added(checkpoint):
         "Trained at a hospital; see https://doi.org/10.13026/c2wm1r. Ask us: a@b.org\n"
     )
     card.unlink()
-    text = content_of(push.plan_push(checkpoint), "README.md").decode()
+    text = push.plan_push(checkpoint).read("README.md").decode()
     assert "## Notes\n\nTrained at a hospital" in text
     edited = text.replace("license: apache-2.0", "license: other\nlicense_name: ours\nlanguage: en")
     card.write_text(edited.replace('place = "checkpoint"', 'place = "elsewhere"'))
-    assert b"license_name: ours" in content_of(push.plan_push(checkpoint), "README.md")
+    assert b"license_name: ours" in push.plan_push(checkpoint).read("README.md")
 
 
 def test_what_readers_say_of_their_sources_may_go():
@@ -322,7 +315,7 @@ def test_what_json_hides_is_not_published(checkpoint):
     """A key that comes twice is read once; what is uploaded is what was read."""
     path = checkpoint / "training_run.json"
     path.write_text(path.read_text().replace('"seed": 7', '"seed": 132539, "seed": 7'))
-    assert b"132539" not in content_of(push.plan_push(checkpoint), "training_run.json")
+    assert b"132539" not in push.plan_push(checkpoint).read("training_run.json")
 
 
 def test_other_encodings_stop_the_push(checkpoint):

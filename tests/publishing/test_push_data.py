@@ -63,10 +63,21 @@ def test_private_data_set_asks_for_a_token(hub, client, folder):
     assert client(load, REPO, TASK, "test") == PreparedFolder(folder).task(TASK, "test").to_pylist()
 
 
+def push_gated(cache: Path, path: Path, repo: str) -> str | None:
+    return push.push(repo, data=path, gated="manual").commit
+
+
+def test_gated_data_set_loads_as_an_open_one(hub, client, folder):
+    client(push_gated, folder, REPO)
+    assert hub.repo(REPO, "datasets").gated == "manual"
+    assert "extra_gated_prompt" in hub.repo(REPO, "datasets").files()["README.md"].decode()
+    assert client(load, REPO, TASK, "test") == PreparedFolder(folder).task(TASK, "test").to_pylist()
+
+
 def test_upload_that_breaks_off_shows_nothing(hub, client, folder):
     with hub.fault("PUT", "/lfs/", status=500), pytest.raises(ClientError, match="the upload to org/stays failed"):
         client(push_folder, folder, REPO)
-    assert set(hub.repo(REPO, "datasets").files()) == {".gitattributes"}
+    assert not hub.repos
     client(push_folder, folder, REPO)
     assert "metadata.json" in hub.repo(REPO, "datasets").files()
 

@@ -4,8 +4,9 @@
         hub.repo("org/name").files()                    # what a visitor sees
         with hub.fault("PUT", "/lfs/", status=500): ... # what goes wrong on the way
 
-Models and data sets, public and private, with commits, branches and tags. Large files (weights, plots, Parquet) take
-the way of Git LFS. A commit is atomic here as it is there; that the client sends one commit is what tests count.
+Models, data sets and Spaces, public, private and gated, with commits, branches and tags. Large files (weights, plots,
+Parquet) take the way of Git LFS. A commit is atomic here as it is there; that the client sends one commit is what
+tests count.
 """
 
 import base64
@@ -36,9 +37,11 @@ class Commit:
 
 @dataclass
 class Repo:
-    kind: str  # models or datasets
+    kind: str  # models, datasets or spaces
     name: str
     private: bool
+    gated: str | bool = False
+    sdk: str | None = None
     commits: list[Commit] = field(default_factory=list)
     refs: dict[str, str] = field(default_factory=dict)
     tags: set[str] = field(default_factory=set)
@@ -124,10 +127,11 @@ def card_session(url: str) -> Callable:
 
 def validate_card(content: str, kind: str) -> list[str]:
     """What is wrong with a card's metadata, as the Hub tells it: huggingface_hub's own parser, and the Hub's lists."""
-    from huggingface_hub import DatasetCard, ModelCard  # noqa: PLC0415 - only this needs more than the standard library
+    # only this needs more than the standard library
+    from huggingface_hub import DatasetCard, ModelCard, SpaceCard  # noqa: PLC0415
 
     try:
-        data = (DatasetCard if kind == "dataset" else ModelCard)(content).data.to_dict()
+        data = {"dataset": DatasetCard, "space": SpaceCard}.get(kind, ModelCard)(content).data.to_dict()
     except Exception as error:  # whatever the parser raises, the card is at fault
         return [f"{type(error).__name__}: {error}"]
     errors = []
@@ -138,7 +142,14 @@ def validate_card(content: str, kind: str) -> list[str]:
         errors.append('"license_name" is required where "license" is "other"')
     if (task := data.get("pipeline_tag")) is not None and task not in PIPELINE_TAGS:
         errors.append(f'"pipeline_tag" must be one of the Hub\'s tasks, not {task!r}')
-    for key in ("tags", "datasets", "metrics"):
+    asked = data.get("extra_gated_fields", {})
+    if not all(how in ("text", "checkbox", "country", "date_picker") for how in asked.values()):
+        errors.append('"extra_gated_fields" must say how each is answered')
+    if kind == "space" and (data.get("sdk") != "gradio" or not {"colorFrom", "colorTo", "emoji"} <= set(data)):
+        errors.append('a Space names its "sdk", an emoji and two colors')
+    if len(data.get("short_description", "")) > 60:
+        errors.append('"short_description" is longer than 60 characters')
+    for key in ("tags", "datasets", "metrics", "models"):
         found = data.get(key, [])
         if not isinstance(found, list) or not all(isinstance(item, str) and item for item in found):
             errors.append(f'"{key}" must be a list of strings')
@@ -259,9 +270,23 @@ class _Handler(BaseHTTPRequestHandler):
         if (kind, name) in self.hub.repos:
             return self._answer(409, {"error": "You already created this repo", "url": f"{self.hub.url}/{name}"})
         private = content.get("visibility") == "private" or bool(content.get("private"))
-        self.hub.repos[kind, name] = Repo(kind, name, private)
+        if kind == "spaces" and not content.get("sdk"):
+            return self._answer(400, {"error": "a Space needs an SDK"})
+        self.hub.repos[kind, name] = Repo(kind, name, private, sdk=content.get("sdk"))
         prefix = "" if kind == "models" else f"{kind}/"
         return self._answer(200, {"url": f"{self.hub.url}/{prefix}{name}", "name": name, "id": "0"})
+
+    def delete_repo(self):
+        content = json.loads(self.body)
+        kind, name = f"{content.get('type') or 'model'}s", f"{content.get('organization') or OWNER}/{content['name']}"
+        if self._repo(kind, name, write=True):
+            del self.hub.repos[kind, name]
+            return self._answer(200, {})
+
+    def settings(self, kind: str, name: str):
+        if repo := self._repo(kind, name, write=True):
+            repo.gated = json.loads(self.body)["gated"]
+            return self._answer(200, {})
 
     def validate_yaml(self):
         content = json.loads(self.body)
@@ -274,7 +299,14 @@ class _Handler(BaseHTTPRequestHandler):
             about = {"_id": "0", "id": name, "modelId": name, "author": OWNER, "sha": commit.oid, "tags": []}
             return self._answer(
                 200,
-                {**about, "private": repo.private, "siblings": siblings, "lastModified": EPOCH, "createdAt": EPOCH},
+                {
+                    **about,
+                    "private": repo.private,
+                    "gated": repo.gated,
+                    "siblings": siblings,
+                    "lastModified": EPOCH,
+                    "createdAt": EPOCH,
+                },
                 {"X-Repo-Commit": commit.oid},
             )
 
@@ -413,14 +445,16 @@ def _entry(commit: Commit, path: str) -> dict:
     return entry
 
 
-API = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
-PLAIN = r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)"
+API = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
+PLAIN = r"/(?:(?P<kind>datasets|spaces)/)?(?P<name>[^/]+/[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.who),
     ("POST", r"/api/repos/create", _Handler.create_repo),
+    ("DELETE", r"/api/repos/delete", _Handler.delete_repo),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
     ("GET", API, _Handler.repo_info),
     ("GET", API + r"/revision/(?P<revision>.+)", _Handler.repo_info),
+    ("PUT", API + r"/settings", _Handler.settings),
     ("GET", API + r"/refs", _Handler.refs),
     ("POST", API + r"/(?P<what>branch|tag)/(?P<ref>.+)", _Handler.create_ref),
     ("GET", API + r"/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),

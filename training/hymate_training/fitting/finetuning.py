@@ -49,6 +49,7 @@ from hymate_training.inference.checkpoints import (
     WEIGHTS_FILE,
     Checkpoint,
     checkpoint_folder,
+    checkpoint_name,
     load_checkpoint,
     load_extractor,
     load_model,
@@ -195,7 +196,7 @@ def finetune(
         account = describe_run(accelerator, model, options, progress) | {
             "command": command,
             "kind": "finetune",
-            "checkpoint": None if checkpoint is None else Path(checkpoint).name,
+            "checkpoint": None if checkpoint is None else checkpoint_name(checkpoint),
             "task": asdict(task_info),
             "temperature": temperature,
             "transfer": transfer and asdict(transfer),

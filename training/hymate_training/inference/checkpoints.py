@@ -109,6 +109,11 @@ def checkpoint_folder(checkpoint: str | Path) -> Path:
     return folder
 
 
+def checkpoint_name(checkpoint: str | Path) -> str:
+    """What a checkpoint is called elsewhere: its name on the Hub, or the last part of its folder."""
+    return str(checkpoint) if _is_hub_name(checkpoint) else Path(checkpoint).name
+
+
 def load_extractor(folder: Path) -> HyMaTEFeatureExtractor:
     """The feature extractor of a checkpoint, checked against its model's configuration.
 

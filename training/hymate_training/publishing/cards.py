@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import write_file
-from hymate_training.inference.checkpoints import RUN_FILE, read_json
+from hymate_training.inference.checkpoints import HUB_NAME, RUN_FILE, read_json
 from hymate_training.publishing.card_decisions import coverage, decisions, recalibration, worst_groups
 from hymate_training.publishing.card_facts import GAPS, HEADLINES, facts
 from hymate_training.publishing.card_text import (
@@ -118,7 +118,7 @@ def model_card(folder: str | Path) -> ModelCard:
         resources.files("hymate_training.publishing").joinpath("templates", TEMPLATE).read_text(encoding="utf-8")
     )
     text = template.render(
-        card_data=_card_data(title, problem_type, evaluations).to_yaml(),
+        card_data=_card_data(title, problem_type, evaluations, run.get("checkpoint")).to_yaml(),
         title=as_name(title),
         size=f", with {run['parameters']:,} parameters" if run.get("parameters") else "",
         purpose=_purpose(task, config),
@@ -166,11 +166,15 @@ def card_difference(text: str, rendered: str) -> int | None:
     return own[len(expected)][0] if len(own) > len(expected) else len(text.splitlines()) + 1
 
 
-def _card_data(title: str, problem_type: str | None, evaluations: Sequence[Mapping]) -> ModelCardData:
+def _card_data(
+    title: str, problem_type: str | None, evaluations: Sequence[Mapping], start: str | None
+) -> ModelCardData:
+    """The header; `start` is the checkpoint from which the training started, named in it where that is on the Hub."""
     results = [result for evaluation in evaluations for result in _eval_results(evaluation)]
     return ModelCardData(
         license=LICENSE,
         library_name="transformers",
+        base_model=start if start and HUB_NAME.fullmatch(start) else None,
         pipeline_tag=PIPELINE_TAGS.get(problem_type, "tabular-classification"),
         tags=["hymate", "mamba", "electronic-health-records", "clinical-time-series", "custom_code"],
         metrics=sorted({result.metric_type for result in results}) or None,

@@ -1,19 +1,20 @@
-"""A checkpoint or a prepared folder to the Hugging Face Hub, and nothing else.
+"""A checkpoint, a prepared folder or a Space to the Hugging Face Hub, and nothing else.
 
 Of a checkpoint goes what is allowed: the files of the list below, each checked by `privacy`, and the code of the
-installed package, never that of the folder. A data set is made of patients, so there its license decides.
+installed package, never that of the folder. A data set is made of patients, so there its license decides. A Space is
+code of the installed package and the name of a checkpoint that is on the Hub already.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 import configuration_hymate
@@ -30,11 +31,12 @@ from hymate_training.inference.checkpoints import (
     read_json,
 )
 from hymate_training.publishing import privacy
-from hymate_training.publishing.cards import PLACE, card_difference, model_card
+from hymate_training.publishing.cards import card_difference, model_card
+from hymate_training.publishing.hub import ADDRESSES, CARD, REQUIREMENTS, Gate, Plan, upload
 from hymate_training.publishing.privacy import Refused
+from hymate_training.publishing.spaces import plan_space
 from modeling_hymate import HyMaTEForSequenceClassification
 
-CARD = "README.md"
 REQUIRED = (CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE)
 # what of a checkpoint's folder goes, besides its card
 UPLOADED = re.compile(
@@ -61,40 +63,18 @@ PREPARED = re.compile(
     rf"|tasks/(?P<task>[^/]+)/({'|'.join(SPLITS)})\.parquet"
 )
 HANDLER = "handler.py"  # what an Inference Endpoint calls
-REQUIREMENTS = ("torch>=2.7", "transformers>=5.11", "safetensors>=0.4.3", "huggingface_hub>=1.20", "numpy>=1.26")
 UNKNOWN_LICENSES = {"other", "unknown"}  # of the Hub's identifiers
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What of a folder would be uploaded.
-
-    Attributes:
-        folder: a checkpoint or a prepared folder.
-        kind: `"model"` or `"dataset"`, as the Hub calls repositories.
-        uploaded: path in the repository -> the file to upload, or its content where that is made for it.
-        left: what stays, by path inside the folder.
-    """
-
-    folder: Path
-    kind: str
-    uploaded: Mapping[str, Path | bytes]
-    left: tuple[str, ...]
-
-    def describe(self, destination: str) -> str:
-        """What is uploaded to a destination and what stays, for a person to look at."""
-        width = max(map(len, self.uploaded))
-        lines = [f"  {name:<{width}}  {_size(content):>12,} bytes" for name, content in self.uploaded.items()]
-        shown = [f"{self.folder} -> {destination}", *lines]
-        if self.left:
-            shown.append(f"not uploaded: {', '.join(self.left)}")
-        return "\n".join(shown)
-
-    def write(self, folder: Path) -> None:
-        """Writes what would be uploaded into a folder, without the code, which a repository of code has already."""
-        for name, content in self.uploaded.items():
-            if name not in package_code() | endpoint_code():
-                (folder / name).write_bytes(_bytes(content))
+# what a gated repository asks of those who want its files
+GATE: dict[str, Any] = {
+    "extra_gated_heading": "Ask for access",
+    "extra_gated_prompt": "This is for research on retrospective data. It is not a medical device.",
+    "extra_gated_fields": {
+        "Affiliation": "text",
+        "Purpose": "text",
+        "I will not use it to diagnose, treat or triage patients": "checkbox",
+        "I will not try to identify patients": "checkbox",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -117,40 +97,66 @@ def push(
     *,
     checkpoint: str | Path | None = None,
     data: PreparedFolder | str | Path | None = None,
+    space: bool = False,
     private: bool = False,
+    gated: Gate | None = None,
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
     acknowledge_credentialed: bool = False,
     dry_run: bool = False,
 ) -> Push:
-    """Pushes a checkpoint as a model, or a prepared folder as a data set, to the Hugging Face Hub in one commit.
+    """Pushes a checkpoint as a model, a prepared folder as a data set, or a Space, to the Hugging Face Hub.
 
         push("org/mortality", checkpoint="runs/mortality", private=True)
+        push("org/try-mortality", space=True, checkpoint="org/mortality", private=True)
 
     Args:
-        repo: the repository, ORG/NAME; it is made if need be.
-        checkpoint: folder of a model; see `plan_push` for what of it goes.
+        repo: the repository, ORG/NAME; it is made if need be, and removed again if the upload fails. All files appear
+            in one commit.
+        checkpoint: folder of a model; see `plan_push` for what of it goes. Of a Space, its name on the Hub.
         data: a prepared folder; see `plan_data_push`.
+        space: push a page on which to try the checkpoint of that name; see `plan_space`.
         private: only you and your organization may see the repository.
+        gated: anyone sees the card, and has to ask for the files: `"manual"`, you look at each request, or `"auto"`,
+            who answers the card's questions is let in.
+        base_model: of a checkpoint, name on the Hub of the model from which its training started; by default what its
+            run was given by name.
+        datasets: of a checkpoint, names on the Hub of the data sets that it was trained on.
         acknowledge_credentialed: of data that only credentialed users may see: you have checked that everyone with
             access to the repository has signed the source's data use agreement, and that it lets you keep the data
             on the Hub.
         dry_run: decide what would be uploaded, and stop.
 
     Raises:
-        ValueError: unless exactly one of `checkpoint` and `data` is given; if it may not be pushed; if the Hub
-            refuses, the connection breaks, or `private` is asked of a public repository.
+        ValueError: unless exactly one of `checkpoint` and `data` is given; for an option of something else, and for a
+            name that is not ORG/NAME; if what is given may not be pushed; if the Hub refuses, the connection breaks,
+            or `private` is asked of a public repository.
     """
-    validate_repo_id(repo)
-    if "/" not in repo:
-        raise ValueError(f"the repository must have the form ORG/NAME, got {repo!r}")
-    if checkpoint is not None and data is None:
-        plan = plan_push(checkpoint)
-    elif data is not None and checkpoint is None:
-        plan = plan_data_push(data, private, acknowledge_credentialed)
-    else:
+    for name in (repo, *([] if base_model is None else [base_model]), *datasets):
+        validate_repo_id(name)
+        if "/" not in name:
+            raise ValueError(f"the repository must have the form ORG/NAME, got {name!r}")
+    if (checkpoint is None) == (data is None):
         raise ValueError("give either checkpoint or data")
+    if gated and (private or space):
+        raise ValueError(
+            f"--gated is for public models and data sets: leave out --{'private' if private else 'gated'}"
+        )
+    if (base_model or datasets) and (data is not None or space):
+        raise ValueError("--base-model and --dataset go with a checkpoint's folder, whose card names them")
+    if data is not None:
+        if space:
+            raise ValueError("a Space shows a checkpoint, not data: give --checkpoint")
+        plan = plan_data_push(data, private, acknowledge_credentialed)
+    elif space:
+        plan = plan_space(str(checkpoint), private)
+    else:
+        plan = plan_push(str(checkpoint)).naming(repo)
+    header = {"base_model": base_model, "datasets": list(datasets), **(GATE if gated else {})}
+    plan = plan.with_header({name: value for name, value in header.items() if value})
     api = HfApi()
-    destination = f"{api.endpoint}/{'datasets/' if plan.kind == 'dataset' else ''}{repo}"
-    return Push(plan, destination, None if dry_run else upload(api, plan, repo, private))
+    destination = f"{api.endpoint}/{ADDRESSES[plan.kind]}{repo}"
+    return Push(plan, destination, None if dry_run else upload(api, plan, repo, private, gated))
 
 
 def plan_push(folder: str | Path) -> Plan:
@@ -275,6 +281,13 @@ def endpoint_code() -> dict[str, Path | bytes]:
     return {HANDLER: Path(__file__).with_name(HANDLER), "requirements.txt": needs.encode()}
 
 
+def write_without_code(plan: Plan, folder: Path) -> None:
+    """Writes what would be uploaded into a folder, without the code, which a repository of code has already."""
+    for name in plan.uploaded:
+        if name not in package_code() | endpoint_code():
+            (folder / name).write_bytes(plan.read(name))
+
+
 def plan_data_push(data: PreparedFolder | str | Path, private: bool, acknowledged: bool = False) -> Plan:
     """Decides what of a prepared folder is uploaded.
 
@@ -320,60 +333,3 @@ def _files(folder: Path) -> Iterator[str]:
         linked = [name for name in folders if Path(parent, name).is_symlink()]  # which are not walked
         for name in (*names, *linked):
             yield Path(parent, name).relative_to(folder).as_posix()
-
-
-def _bytes(content: Path | bytes) -> bytes:
-    return content.read_bytes() if isinstance(content, Path) else content
-
-
-def _size(content: Path | bytes) -> int:
-    return content.stat().st_size if isinstance(content, Path) else len(content)
-
-
-# ----------------------------------------------------------------------------------------------------------- the Hub
-
-
-def upload(api: HfApi, plan: Plan, repo: str, private: bool) -> str:
-    """Uploads in one commit, so that the repository never shows half of it; returns the commit's address.
-
-    Raises:
-        ValueError: if the Hub refuses, the connection breaks, or `private` is asked of a public repository.
-    """
-    kind = plan.kind
-    try:
-        try:
-            exists_publicly = not api.repo_info(repo, repo_type=kind).private
-        except RepositoryNotFoundError:
-            exists_publicly = False
-            api.create_repo(repo, private=private, exist_ok=True, repo_type=kind)
-        if private and exists_publicly:
-            raise ValueError(f"{repo} exists and is public: make it private in its settings, or choose another one")
-        operations = [CommitOperationAdd(name, _located(name, plan, repo)) for name in plan.uploaded]
-        message = "Upload a HyMaTE checkpoint" if kind == "model" else "Upload a prepared data set"
-        return str(api.create_commit(repo, operations, commit_message=message, repo_type=kind).commit_url)
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in {401, 403}:
-            raise ValueError(
-                f"the Hub does not let you write to {repo}: log in with `hf auth login`, or set HF_TOKEN to a token "
-                "that may write there"
-            ) from error
-        raise ValueError(_broken(repo, error)) from error
-    except (HTTPError, OSError, RuntimeError) as error:
-        raise ValueError(_broken(repo, error)) from error
-
-
-def _located(name: str, plan: Plan, repo: str) -> Path | bytes:
-    """A file as it is, but a model's card, whose example names the repository."""
-    content = plan.uploaded[name]
-    if name != CARD or plan.kind != "model":
-        return content
-    return PLACE.sub(f"place = {json.dumps(repo)}", _bytes(content).decode()).encode()
-
-
-def _broken(repo: str, error: Exception) -> str:
-    cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error  # what a thread met
-    lines = str(cause).strip().splitlines()
-    return (
-        f"the upload to {repo} failed ({type(cause).__name__}: {lines[0] if lines else 'no message'}). Files appear "
-        "there all at once or not at all; run the command again"
-    )

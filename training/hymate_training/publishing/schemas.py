@@ -422,6 +422,14 @@ FAITHFULNESS = _object(
     },
     ("title", "num_records", "findings"),
 )
+# what a Space is told: which checkpoint to show, and as of which commit
+SPACE = _object(
+    {
+        "checkpoint": {"type": "string", "pattern": r"^[\w.-]{1,96}/[\w.-]{1,96}$"},
+        "revision": {"type": "string", "pattern": "^[0-9a-f]{40}$"},
+    },
+    ("checkpoint", "revision"),
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ checking
