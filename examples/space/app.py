@@ -1,7 +1,7 @@
 """The page that `hymate push --space` puts on the Hub, on this machine.
 
 pip install -e ".[train,space]"
-python examples/space/app.py --checkpoint model_cards/hymate-physionet2012-mortality
+python examples/space/app.py model_cards/hymate-physionet2012-mortality
 """
 
 from hymate_training.publishing.space.app import main

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from hymate_training.cli.main import main
 from hymate_training.evaluation.metrics import SMALLEST_GROUP, report
 from hymate_training.evaluation.plots import save_plots
 from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.inference.checkpoints import checkpoint_name
 from hymate_training.publishing import push
 from hymate_training.publishing.schemas import text_problem
 from hymate_training.readers import READERS
@@ -148,6 +150,15 @@ def test_license_and_place_of_a_card_may_be_edited_and_notes_added(checkpoint):
     edited = text.replace("license: apache-2.0", "license: other\nlicense_name: ours\nlanguage: en")
     card.write_text(edited.replace('place = "checkpoint"', 'place = "elsewhere"'))
     assert b"license_name: ours" in push.plan_push(checkpoint).read("README.md")
+
+
+@pytest.mark.parametrize(("given", "named"), [("org/encoder", "org/encoder"), ("runs/encoder", None)])
+def test_a_model_that_started_from_one_of_the_hub_names_it(checkpoint, monkeypatch, given, named):
+    monkeypatch.chdir(checkpoint.parent)
+    Path("runs").mkdir()
+    edit_json(checkpoint / "training_run.json", checkpoint=checkpoint_name(given))
+    (checkpoint / "README.md").unlink()
+    assert ModelCard(push.plan_push(checkpoint).read("README.md").decode()).data.base_model == named
 
 
 def test_what_readers_say_of_their_sources_may_go():

@@ -7,21 +7,22 @@ template `templates/model_card.md.j2`.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import write_file
-from hymate_training.inference.checkpoints import HUB_NAME, RUN_FILE, read_json
+from hymate_training.inference.checkpoints import RUN_FILE, read_json
 from hymate_training.publishing.card_decisions import coverage, decisions, recalibration, worst_groups
 from hymate_training.publishing.card_facts import GAPS, HEADLINES, facts
+from hymate_training.publishing.card_header import card_data
 from hymate_training.publishing.card_text import (
     as_code,
     as_name,
@@ -29,7 +30,6 @@ from hymate_training.publishing.card_text import (
     count_text,
     estimate_text,
     fenced,
-    interval_text,
     level_text,
     number_text,
     table,
@@ -50,7 +50,6 @@ EVALUATION_FILES = "evaluation*.json"
 # the line of the card's example that names the model; a push puts the repository's name there
 PLACE = re.compile(r'^place = ".*"  # the folder of this card$', re.MULTILINE)
 HEADER_EDIT = re.compile(r"(license|license_name|license_link|language|base_model): (?!\S*\d{5})[\w./:-]{1,100}")
-LICENSE = "apache-2.0"  # of the code and, unless you say otherwise in your repository, of the weights
 SHOWN_SUBGROUP_METRICS = {
     "binary": ("auroc", "auprc", "expected_calibration_error"),
     "multiclass": ("accuracy", "auroc_macro"),
@@ -59,18 +58,6 @@ SHOWN_SUBGROUP_METRICS = {
 }
 SHOWN_SHARES = 10
 LISTED_VARIABLES = 200
-PIPELINE_TAGS = {"regression": "tabular-regression", None: "feature-extraction"}
-# our names of metrics -> those of the metrics on the Hub, where there is one
-HUB_METRICS = {
-    "auroc": "roc_auc",
-    "auroc_macro": "roc_auc",
-    "auroc_micro": "roc_auc",
-    "auprc": "average_precision",
-    "auprc_macro": "average_precision",
-    "brier": "brier_score",
-    "r2": "r_squared",
-    "spearman": "spearmanr",
-}
 OUTPUTS = {
     "binary": "probabilities of {labels}",
     "multiclass": "probabilities of {labels}, which sum to one",
@@ -118,7 +105,7 @@ def model_card(folder: str | Path) -> ModelCard:
         resources.files("hymate_training.publishing").joinpath("templates", TEMPLATE).read_text(encoding="utf-8")
     )
     text = template.render(
-        card_data=_card_data(title, problem_type, evaluations, run.get("checkpoint")).to_yaml(),
+        card_data=card_data(title, problem_type, evaluations, run.get("checkpoint")).to_yaml(),
         title=as_name(title),
         size=f", with {run['parameters']:,} parameters" if run.get("parameters") else "",
         purpose=_purpose(task, config),
@@ -164,49 +151,6 @@ def card_difference(text: str, rendered: str) -> int | None:
     if len(own) == len(expected):
         return None
     return own[len(expected)][0] if len(own) > len(expected) else len(text.splitlines()) + 1
-
-
-def _card_data(
-    title: str, problem_type: str | None, evaluations: Sequence[Mapping], start: str | None
-) -> ModelCardData:
-    """The header; `start` is the checkpoint from which the training started, named in it where that is on the Hub."""
-    results = [result for evaluation in evaluations for result in _eval_results(evaluation)]
-    return ModelCardData(
-        license=LICENSE,
-        library_name="transformers",
-        base_model=start if start and HUB_NAME.fullmatch(start) else None,
-        pipeline_tag=PIPELINE_TAGS.get(problem_type, "tabular-classification"),
-        tags=["hymate", "mamba", "electronic-health-records", "clinical-time-series", "custom_code"],
-        metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=title,
-        eval_results=results or None,
-    )
-
-
-def _eval_results(evaluation: Mapping) -> Iterable[EvalResult]:
-    source = str(evaluation.get("source", "unknown data"))
-    for name, value in evaluation["metrics"].items():
-        if value is None:
-            continue
-        interval = evaluation["confidence_intervals"].get(name)
-        bootstrap = evaluation.get("bootstrap", {})
-        shown = metric_titles(evaluation["problem_type"])[name]
-        yield EvalResult(
-            task_type="tabular-regression" if evaluation["problem_type"] == "regression" else "tabular-classification",
-            task_name=evaluation.get("task"),
-            dataset_type=re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-"),
-            dataset_name=source,
-            dataset_config=evaluation.get("task"),
-            dataset_split=evaluation.get("split"),
-            dataset_args={"fingerprint": evaluation["split_fingerprint"]}
-            if evaluation.get("split_fingerprint")
-            else None,
-            metric_type=HUB_METRICS.get(name, name),
-            metric_name=shown
-            if interval is None
-            else f"{shown} ({level_text(bootstrap)} interval {interval_text(interval)})",
-            metric_value=_rounded(value),
-        )
 
 
 # -------------------------------------------------------------------------------------------------------- sections
@@ -590,10 +534,6 @@ def _reports_table(heading: str, reports: Mapping[str, Mapping], problem_type: s
         positives = [count_text(report["positives"])] if counted else []
         rows.append([as_name(group), f"{report['n']:,}", *positives, *(estimate_text(report, name) for name in names)])
     return table(head, rows)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def _significant(value: float) -> float:

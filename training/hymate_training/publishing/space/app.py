@@ -220,9 +220,9 @@ def main(arguments: list[str] | None = None) -> None:
     settings = json.loads(SETTINGS.read_text(encoding="utf-8")) if SETTINGS.is_file() else {}
     parser = argparse.ArgumentParser(description="A page on which to try a checkpoint.")
     parser.add_argument(
-        "--checkpoint",
+        "checkpoint",
+        nargs="?" if settings else None,
         default=settings.get("checkpoint"),
-        required=not settings,
         help="Folder of a fine-tuned model, or its name on the Hub.",
     )
     parser.add_argument("--host", help="Address to listen at (default: this machine alone).")
