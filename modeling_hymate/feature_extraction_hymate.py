@@ -387,26 +387,20 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             features.append(missing[:, None])
         return np.concatenate(features, axis=1).astype(np.float32)
 
-    def shares_outside(self, events: Events) -> dict[str, float]:
-        """Of each variable and numeric static column with any number in `events`: the share of its numbers that lie
-        outside the range that they are clipped to."""
-        numbers = {name: events.values[events.variable_ids == index] for index, name in enumerate(self.variables)}
-        ranges = dict(zip(self.variables, self.value_ranges, strict=True))
+    def count_outside(self, events: Events) -> dict[str, tuple[int, int]]:
+        """Of each variable and numeric static column with any number in `events`: how many of its numbers lie outside
+        the range that they are clipped to, and how many numbers it has."""
+        low, high, *_ = self._tables
+        ids, values = events.variable_ids, events.values
+        known = np.bincount(ids[~np.isnan(values)], minlength=self.num_variables)
+        outside = np.bincount(ids[(values < low[ids]) | (values > high[ids])], minlength=self.num_variables)
+        counts = dict(zip(self.variables, zip(outside.tolist(), known.tolist(), strict=True), strict=True))
         for column in self.static_columns:
             if "range" in column:
-                name = column["name"]
-                numbers[name], ranges[name] = _static_numbers(events.static[name], name), column["range"]
-        known = {name: found[~np.isnan(found)] for name, found in numbers.items()}
-        return {
-            name: float(np.mean((found < ranges[name][0]) | (found > ranges[name][1])))
-            for name, found in known.items()
-            if len(found)
-        }
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the folder opens with `AutoFeatureExtractor` and with `AutoProcessor`."""
-        self.auto_map = dict(AUTO_MAP)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+                numbers = _static_numbers(events.static[column["name"]], column["name"])
+                beyond = (numbers < column["range"][0]) | (numbers > column["range"][1])
+                counts[column["name"]] = int(beyond.sum()), int((~np.isnan(numbers)).sum())
+        return {name: both for name, both in counts.items() if both[1]}
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "_tables"}

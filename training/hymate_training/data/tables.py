@@ -46,7 +46,7 @@ def read_frame(
     text_columns = [columns.get(name, name) for name in TEXT_COLUMNS]
     try:
         parquet = _is_parquet(path)
-        frame = pl.read_parquet(_parquet_files(path)) if parquet else _read_csv(path, unknown, text_columns)
+        frame = pl.read_parquet(parquet_files(path)) if parquet else _read_csv(path, unknown, text_columns)
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeError) as error:
         hint = "; save it as UTF-8" if "utf-8" in str(error).lower() else ""
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}{hint}") from error
@@ -149,7 +149,8 @@ def _is_parquet(path: Path) -> bool:
     return path.name.lower().endswith(".parquet")
 
 
-def _parquet_files(path: Path) -> list[Path]:
+def parquet_files(path: Path) -> list[Path]:
+    """A Parquet file itself, or the files of a folder by name."""
     if path.is_file():
         return [path]
     files = [file for file in sorted(path.rglob("*.parquet")) if not file.name.startswith((".", "_"))]

@@ -1,13 +1,17 @@
 """Predictions: over a data set, in its order; and of a model's own answer to new records, as a table."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
@@ -21,6 +25,7 @@ from hymate_training.data.tables import UNKNOWN, read_frame
 from hymate_training.files import writing_file
 from hymate_training.inference.checkpoints import EXPORT_FILE, Checkpoint, label_names, load_checkpoint, read_json
 from hymate_training.inference.conformal import ALL, SET_COLUMN, conformal_columns, kept_thresholds
+from hymate_training.inference.findings import Findings
 from hymate_training.inference.hours import (
     UNTRAINED,
     is_untrained,
@@ -28,14 +33,20 @@ from hymate_training.inference.hours import (
     refuse_untrained,
     regular_hours,
 )
-from hymate_training.inference.records import Records, count_remarks, read_records
+from hymate_training.inference.parts import (
+    EVENTS_PER_PART,
+    Part,
+    add_static,
+    count_events,
+    is_plain,
+    split_records,
+)
+from hymate_training.inference.records import Records, read_records
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
 BATCH_SIZE = 64
 EVENTS_AT_ONCE = 1 << 20  # of a batch with its padding
 CHANNELS_AT_ONCE = 1 << 24  # variables of all predictions of a batch, likewise
-STRANGE_SHARE = 0.2  # of a variable's values outside a range that holds 99.8 % of the training records'
-STRANGE_TIME = 1.5  # times what 99 % of the training records' events come before
 NO_EVENTS = "no events by then: predicted from static columns alone"
 OWN_COLUMNS = ("record_id", "prediction_time", "prediction", SET_COLUMN, "remarks")  # of the output, beside the labels
 
@@ -148,24 +159,38 @@ class RecordPredictions:
     """What a model says of new records.
 
     Attributes:
-        frame: one row per record, or per record and prediction time: `record_id`, `prediction_time` (hours) where
-            records are asked at times, one column per label, where one class is chosen `prediction`, the columns of
-            `conformal_columns` where they are asked for, and `remarks`, what the model did not know, null where there
-            is nothing to say.
         output: the file it was written to, if any.
-        num_ignored_events: events of unknown variables that were dropped.
-        unknown_columns: static columns that are unknown for all records, and so taken as missing.
+        findings: what the model did not know, counted.
         remarks: what is to be said of all rows, in sentences: the remarks of rows with their number, what no record
             has, and what is so unlike the training records that it looks like a mistake.
-        dropped: what of a hospital's files was dropped before, by reason.
     """
 
-    frame: pl.DataFrame
     output: Path | None
-    num_ignored_events: int
-    unknown_columns: list[str]
+    findings: Findings
     remarks: list[str]
-    dropped: dict[str, int] = field(default_factory=dict)
+    parts: list[pl.DataFrame]
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """One row per record, or per record and prediction time: `record_id`, `prediction_time` (hours) where records
+        are asked at times, one column per label, where one class is chosen `prediction`, with conformal sets or
+        intervals these, and `remarks`, what the model did not know, null where there is nothing to say."""
+        return pl.concat(self.parts) if self.parts else read_frame(str(self.output))
+
+    @property
+    def num_ignored_events(self) -> int:
+        """Number of events of unknown variables that were dropped."""
+        return self.findings.ignored.total()
+
+    @property
+    def unknown_columns(self) -> list[str]:
+        """Static columns that are unknown for all records, and so taken as missing."""
+        return self.findings.unknown_columns
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """What of a hospital's files was dropped before, by reason."""
+        return self.findings.dropped
 
 
 def predict(
@@ -233,38 +258,119 @@ def predict(
     if every is not None and at is not None:
         raise ValueError("give every or at (--every, --at), not both")
     opened = load_checkpoint(checkpoint)
-    extractor = opened.extractor
     thresholds = None if conformal is None else kept_thresholds(opened, conformal, conformal_by)
+    questions = Questions(
+        every, at, untrained_hours, max_events, batch_size, ignore_unknown_variables, thresholds, conformal_by
+    )
+    if output is not None and at is None and start is None and concepts is None and in_parts(opened, events, layout):
+        findings = predict_parts(opened, events, static, output, questions)
+        return RecordPredictions(output, findings, findings.sentences(opened.extractor), [])
     dropped: dict[str, int] = {}
     if isinstance(events, list):
         events, static, dropped = read_export(opened, events, static, start, layout, concepts)
-    ignore = ignore_unknown_variables or extractor.unknown_variables == "ignore"
-    records = read_records(extractor, events, static, ignore_unknown_variables=ignore)
-    dataset, hours = asked_examples(records.events, every, at)
-    if hours is not None and not untrained_hours:
-        refuse_untrained(hours, list(dataset.record_ids), extractor.trained_hours)
-    collator = TaskCollator(extractor, max_events)
-    predicted = predict_examples(opened.model, dataset, collator, batch_size, progress="predict")
-    remarks, sets = _remarks(records, dataset, hours, extractor), {}
-    if thresholds is not None:
-        sets = conformal_columns(opened, dataset, predicted.values, thresholds, conformal_by)
-    frame = prediction_frame(list(dataset.record_ids), predicted.values, opened.model, hours, remarks, sets)
+    frame, findings = predict_tables(opened, events, static, questions, dropped)
     if output is not None:
         write_frame(frame, output)
-    unasked = len(records.events) - len(np.unique(dataset.rows))
-    return RecordPredictions(
-        frame=frame,
-        output=output,
-        num_ignored_events=records.events.ignored.total(),
-        unknown_columns=records.unknown_columns,
-        remarks=[
-            *count_remarks(remarks, len(remarks), "predictions"),
-            *([f"{unasked} records have no prediction time in the table, and so no prediction"] if unasked else []),
-            *records.about_all(),
-            *unlike_training(extractor, records.events),
-        ],
-        dropped=dropped,
-    )
+    return RecordPredictions(output, findings, findings.sentences(opened.extractor), [frame])
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of records, and how: arguments of `predict` that hold for each of them."""
+
+    every: float | None = None
+    at: Any = None
+    untrained_hours: bool = False
+    max_events: int | None = None
+    batch_size: int = BATCH_SIZE
+    ignore_unknown_variables: bool = False
+    thresholds: Any = None
+    conformal_by: str = ALL
+
+
+def predict_tables(
+    checkpoint: Checkpoint,
+    events: Any,
+    static: Any,
+    questions: Questions,
+    dropped: dict[str, int],
+    *,
+    is_part: bool = False,
+) -> tuple[pl.DataFrame, Findings]:
+    """Predicts the records of tables that are in memory as a whole, or that are a part of larger ones.
+
+    Returns:
+        The predictions, and what is to be said about the records.
+    """
+    extractor = checkpoint.extractor
+    ignore = questions.ignore_unknown_variables or extractor.unknown_variables == "ignore"
+    records = read_records(extractor, events, static, ignore_unknown_variables=ignore, is_part=is_part)
+    dataset, hours = asked_examples(records.events, questions.every, questions.at)
+    if hours is not None and not questions.untrained_hours:
+        refuse_untrained(hours, list(dataset.record_ids), extractor.trained_hours)
+    collator = TaskCollator(extractor, questions.max_events)
+    progress = None if is_part else "predict"
+    predicted = predict_examples(checkpoint.model, dataset, collator, questions.batch_size, progress=progress)
+    remarks, sets = _remarks(records, dataset, hours, extractor), {}
+    if questions.thresholds is not None:
+        sets = conformal_columns(checkpoint, dataset, predicted.values, questions.thresholds, questions.conformal_by)
+    frame = prediction_frame(list(dataset.record_ids), predicted.values, checkpoint.model, hours, remarks, sets)
+    return frame, Findings.of(extractor, records, remarks, len(np.unique(dataset.rows)), dropped)
+
+
+def in_parts(checkpoint: Checkpoint, events: Any, layout: Layout | None) -> bool:
+    """Whether a table of events is so large that it is read in parts, and says in each what it says in the whole."""
+    source = events[0] if isinstance(events, list) and len(events) == 1 else events
+    if not isinstance(source, str | Path) or layout not in (None, Layout()):
+        return False
+    return reads_plainly(checkpoint) and is_plain(source) and count_events(source) > EVENTS_PER_PART
+
+
+def reads_plainly(checkpoint: Checkpoint) -> bool:
+    """Whether tables for a model need no layout or map of concepts of its training data."""
+    known = checkpoint.path / EXPORT_FILE
+    export = read_json(known) if known.is_file() else {}
+    return "concepts" not in export and Layout(**export.get("layout", {})) == Layout()
+
+
+def predict_parts(checkpoint: Checkpoint, events: Any, static: Any, output: Path, questions: Questions) -> Findings:
+    """Predicts the records of a table of events that is read and written in parts, see `split_records`."""
+    source = events[0] if isinstance(events, list) else events
+    beside = output.parent if output.parent.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".predict-") as scratch:
+        found = []
+        parts = split_records(source, Path(scratch), EVENTS_PER_PART)
+        with writing_parts(output) as write:
+            for part in tqdm(add_static(parts, static, Path(scratch)), desc="predict", unit="part", disable=None):
+                frame, findings = predict_part(checkpoint, part, source, isinstance(events, list), questions)
+                write(frame)
+                found.append(findings)
+            joined = Findings.join(found)
+            refuse_all_unknown(joined, checkpoint.extractor, source)
+    return joined
+
+
+def predict_part(
+    checkpoint: Checkpoint, part: Part, source: str | Path, is_export: bool, questions: Questions
+) -> tuple[pl.DataFrame, Findings]:
+    """Predicts one part of a table of events."""
+    try:
+        table: Any = part.events
+        dropped: dict[str, int] = {}
+        if is_export:
+            table, _, dropped = read_export(checkpoint, [part.events])
+        static = None if part.static is None else pl.read_parquet(part.static)
+        if static is not None and not static.height:
+            static = None
+        return predict_tables(checkpoint, table, static, questions, dropped, is_part=True)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(part.events), f"{source}, part {part.events.stem}")) from error
+
+
+def refuse_all_unknown(findings: Findings, extractor: HyMaTEFeatureExtractor, source: str | Path) -> None:
+    """Raises ValueError where no event of any part is of a variable that the model knows."""
+    if len(findings.absent_variables) == extractor.num_variables:
+        raise ValueError(f"{source}: none of its variables is known; one is {next(iter(findings.ignored))!r}")
 
 
 def asked_examples(events: Events, every: float | None, at: Any) -> tuple[ExampleDataset, np.ndarray | None]:
@@ -291,22 +397,6 @@ def _remarks(
         [*records.remarks[row], *(text for holds, text in said if holds[example])]
         for example, row in enumerate(dataset.rows)
     ]
-
-
-def unlike_training(extractor: HyMaTEFeatureExtractor, events: Events) -> list[str]:
-    """What in the records is so far from the training records that it looks like other units or a longer stay."""
-    found = [
-        f"{share:.0%} of the values of {name} lie outside the range of the training records, and are clipped to it: "
-        "are its units the same?"
-        for name, share in extractor.shares_outside(events).items()
-        if share >= STRANGE_SHARE
-    ]
-    latest = float(events.times.max(initial=0))
-    if latest > STRANGE_TIME * extractor.time_scale:
-        found.append(
-            f"events reach {latest:g} hours; hardly any of the training records' come after {extractor.time_scale:g}"
-        )
-    return found
 
 
 def read_export(
@@ -393,6 +483,26 @@ def _format_of(path: Path) -> str:
 
 def write_frame(frame: pl.DataFrame, path: Path) -> None:
     """Writes CSV or Parquet, by the name's ending."""
-    write = frame.write_parquet if _format_of(path) == ".parquet" else frame.write_csv
-    with writing_file(path) as incoming:
-        write(incoming)
+    with writing_parts(path) as write:
+        write(frame)
+
+
+@contextmanager
+def writing_parts(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Writes frames of one kind after each other as CSV or Parquet, by the name's ending; whole or not at all."""
+    parquet = _format_of(path) == ".parquet"
+    writers: list[Any] = []
+    with writing_file(path) as incoming, ExitStack() as stack:
+        file = stack.enter_context(incoming.open("wb"))
+
+        def write(frame: pl.DataFrame) -> None:
+            if not parquet:
+                frame.write_csv(file, include_header=not writers)
+                writers.append(None)
+                return
+            table = frame.to_arrow()
+            if not writers:
+                writers.append(stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd")))
+            writers[0].write_table(table)
+
+        yield write

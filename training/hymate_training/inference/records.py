@@ -42,27 +42,40 @@ class Records:
 
     def about_all(self) -> list[str]:
         """What concerns all records at once, in sentences."""
-        said = []
-        if ignored := self.events.ignored:
-            said.append(f"dropped {ignored.total()} events of unknown variables: {_some(list(ignored))}")
-        if self.absent_variables:
-            said.append(
-                f"no record has an event of {len(self.absent_variables)} variables: {_some(self.absent_variables)}"
-            )
-        if self.unknown_columns:
-            said.append(f"unknown for all of them, so taken as missing: {', '.join(self.unknown_columns)}")
-        return said
+        return say_of_all(self.events.ignored, self.absent_variables, self.unknown_columns)
+
+
+def say_of_all(ignored: Counter, absent_variables: Sequence[str], unknown_columns: Sequence[str]) -> list[str]:
+    """What concerns all records at once, in sentences; arguments as the attributes of `Records` and `Events`."""
+    said = []
+    if ignored:
+        said.append(f"dropped {ignored.total()} events of unknown variables: {_some(list(ignored))}")
+    if absent_variables:
+        said.append(f"no record has an event of {len(absent_variables)} variables: {_some(absent_variables)}")
+    if unknown_columns:
+        said.append(f"unknown for all of them, so taken as missing: {', '.join(unknown_columns)}")
+    return said
 
 
 def count_remarks(remarks: Iterable[Sequence[str]], total: int, unit: str) -> list[str]:
     """How many of `total` have each remark, the most frequent first."""
-    found = Counter(text for texts in remarks for text in texts).most_common()
+    return say_counts(Counter(text for texts in remarks for text in texts), total, unit)
+
+
+def say_counts(counts: Counter, total: int, unit: str) -> list[str]:
+    """How many of `total` have each remark, the most frequent first."""
+    found = counts.most_common()
     shown = [f"{text}: {count} of {total} {unit}" for text, count in found[:KINDS_SHOWN]]
     return [*shown, *([f"and {len(found) - KINDS_SHOWN} other remarks"] if len(found) > KINDS_SHOWN else [])]
 
 
 def read_records(
-    extractor: HyMaTEFeatureExtractor, events: Any, static: Any = None, *, ignore_unknown_variables: bool = False
+    extractor: HyMaTEFeatureExtractor,
+    events: Any,
+    static: Any = None,
+    *,
+    ignore_unknown_variables: bool = False,
+    is_part: bool = False,
 ) -> Records:
     """Reads records from a table of events and, where it is given, one of static columns.
 
@@ -72,6 +85,7 @@ def read_records(
             static columns may stand there, too.
         static: the same, with one row per record: `record_id` and the static columns. Its records need no events.
         ignore_unknown_variables: drop and count events of variables that the model does not know.
+        is_part: the table is a part of a larger one, and may well hold no event of a known variable.
 
     Raises:
         ValueError: for a file that cannot be read or lacks a column, for bad records, and for unknown variables
@@ -80,7 +94,7 @@ def read_records(
     frame, name = read_table(events, "events", ("record_id", *EVENT_COLUMNS))
     refuse(name, frame["variable"].is_null(), "variable is missing")
     unknown = ~frame["variable"].is_in(extractor.variables)
-    if unknown.all():
+    if unknown.all() and not (is_part and ignore_unknown_variables):
         raise ValueError(f"{name}: none of its variables is known; the first is {frame['variable'][0]!r}")
     if unknown.any() and not ignore_unknown_variables:
         row = int(unknown.arg_max() or 0)
