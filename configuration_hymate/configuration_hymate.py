@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import field
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -67,6 +68,11 @@ class HyMaTEConfig(PreTrainedConfig):
         label_mean (`float`, defaults to 0.0): Mean of a regression's labels in the training data.
         label_deviation (`float`, defaults to 1.0): Their standard deviation. The model regresses standardized labels
             and returns them in their own unit.
+        time_bins (`list[float]` or `None`, defaults to `None`): Hours after the prediction time at which the bins of a
+            `"time_to_event"` model end, ascending; it has a hazard for each.
+        horizons (`list[float]` or `None`, defaults to `None`): Hours within which a `"time_to_event"` model says the
+            risk of the event; one per label.
+        event (`str` or `None`, defaults to `None`): What the event of a `"time_to_event"` model is called.
         temperature (`float`, defaults to 1.0): What a classifier's logits are divided by before they become
             probabilities, fitted on validation data so that these are calibrated (arXiv 1706.04599).
 
@@ -128,7 +134,13 @@ class HyMaTEConfig(PreTrainedConfig):
     pos_weight: float | int | list[float | int] | None = None
     label_mean: float | int = 0.0
     label_deviation: float | int = 1.0
+    time_bins: list[float | int] | None = None
+    horizons: list[float | int] | None = None
+    event: str | None = None
     temperature: float | int = 1.0
+    problem_type: (
+        Literal["regression", "single_label_classification", "multi_label_classification", "time_to_event"] | None
+    ) = None
 
     def __post_init__(self, **kwargs):
         if self.intermediate_size == "auto":
@@ -153,6 +165,16 @@ class HyMaTEConfig(PreTrainedConfig):
     def pooler_size(self) -> int:
         """Width of `pooler_output`: the pooled events and, where there are static features, the demographics."""
         return self.hidden_size * (2 if self.num_static_features else 1)
+
+    @property
+    def num_logits(self) -> int:
+        """Width of a label head's logits: one per label, or one per bin of time."""
+        return self.num_labels if self.time_bins is None else len(self.time_bins)
+
+    @property
+    def names_an_answer(self) -> bool:
+        """Whether one label is the answer: the most probable one, or the only one there is."""
+        return self.problem_type not in ("regression", "time_to_event") or self.num_labels == 1
 
     def validate_sizes(self):
         positive = (
@@ -216,9 +238,27 @@ class HyMaTEConfig(PreTrainedConfig):
         if self.num_labels < 1:
             raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
 
+    def validate_time_bins(self):
+        if self.problem_type != "time_to_event":
+            if self.time_bins is not None or self.horizons is not None:
+                raise ValueError(
+                    f"time_bins and horizons belong to problem_type 'time_to_event', not {self.problem_type!r}"
+                )
+            return
+        bins, horizons = self.time_bins or [], self.horizons or []
+        if not bins or not all(start < end < math.inf for start, end in pairwise([0, *bins])):
+            raise ValueError(f"time_bins must be ascending hours above 0, got {self.time_bins}")
+        if not all(0 < hours <= bins[-1] for hours in horizons) or len(horizons) != self.num_labels:
+            raise ValueError(
+                f"horizons must be one number of hours per label ({self.num_labels}), above 0 and at most the end of "
+                f"time_bins ({bins[-1]:g}), got {self.horizons}"
+            )
+
     def validate_pos_weight(self):
         if self.pos_weight is None:
             return
+        if self.problem_type == "time_to_event":
+            raise ValueError("pos_weight applies to classification, but problem_type is 'time_to_event'")
         if self.problem_type == "regression" or (self.problem_type is None and self.num_labels == 1):
             raise ValueError(
                 f"pos_weight applies to classification, but problem_type is {self.problem_type!r} with "

@@ -1,7 +1,9 @@
-"""Dropout of whole features."""
+"""Dropout of whole features, and before a head."""
 
 import torch
 from torch import nn
+
+from .configuration_hymate import HyMaTEConfig
 
 
 class FeatureDropout(nn.Dropout):
@@ -20,3 +22,8 @@ class FeatureDropout(nn.Dropout):
         if not self.training or self.p == 0:
             return None
         return nn.functional.dropout(states.new_ones(states.shape[0], states.shape[-1]), self.p)
+
+
+def head_dropout(config: HyMaTEConfig) -> nn.Dropout:
+    """Dropout before a head."""
+    return nn.Dropout(config.hidden_dropout if config.classifier_dropout is None else config.classifier_dropout)

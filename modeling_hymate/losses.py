@@ -1,5 +1,6 @@
-"""Losses of the labels of records."""
+"""Labels of records: the loss of each problem type, and what its logits say."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -7,9 +8,10 @@ import torch.nn.functional as F
 
 from .configuration_hymate import HyMaTEConfig
 from .constants import constants
+from .hazards import check_horizons, event_risk, hazard_loss
 from .inputs import is_readable
 
-ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification", "time_to_event"]
 
 
 def is_regression(config: HyMaTEConfig) -> bool:
@@ -33,7 +35,8 @@ def label_loss(
     """
     problem_type = _problem_type(labels, config)
     is_class = problem_type == "single_label_classification"
-    expected = tuple(logits.shape[:-1] if is_class else logits.shape)
+    own = {"single_label_classification": (), "time_to_event": (2,)}.get(problem_type, logits.shape[-1:])
+    expected = (*logits.shape[:-1], *own)
     if config.num_labels == 1 and not is_class and labels.dim() == logits.dim() - 1:
         labels = labels.unsqueeze(-1)
     if tuple(labels.shape) != expected:
@@ -50,12 +53,31 @@ def label_loss(
         losses = F.cross_entropy(logits.flatten(0, -2), labels.long().flatten(), reduction="none").view(expected)
         # Averaged over records, not over their weights, so that the size of a batch does not change its gradient.
         losses = losses if weight is None else losses * weight[labels.long()]
+    elif problem_type == "time_to_event":
+        losses = hazard_loss(logits, labels, config.time_bins)
     else:
         losses = F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weight, reduction="none")
         losses = losses.mean(-1)
     if mask is None:
         return losses.mean()
     return losses.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+
+
+def label_predictions(logits: torch.Tensor, config: HyMaTEConfig, horizons: Sequence[float] | None) -> torch.Tensor:
+    """As `HyMaTEForSequenceClassification.predictions`, of logits in float32."""
+    if config.time_bins is not None:
+        hours = config.horizons if horizons is None else horizons
+        check_horizons(hours, config.time_bins)
+        return event_risk(logits, config.time_bins, hours)
+    if horizons is not None:
+        raise ValueError(
+            f"horizons are for time-to-event models, and this one's problem type is {config.problem_type}"
+        )
+    if is_regression(config):
+        return logits
+    calibrated = logits / config.temperature
+    multilabel = config.problem_type == "multi_label_classification"
+    return calibrated.sigmoid() if multilabel else calibrated.softmax(-1)
 
 
 def _problem_type(labels: torch.Tensor, config: HyMaTEConfig) -> ProblemType:
@@ -79,6 +101,11 @@ def _check_labels(labels: torch.Tensor, problem_type: ProblemType, num_labels: i
     labels = labels.double()
     if problem_type == "regression":
         bad, rule = ~labels.isfinite(), "finite numbers"
+    elif problem_type == "time_to_event":
+        hours, observed = labels[..., :1], labels[..., 1:]
+        known = (hours >= 0) & hours.isfinite() & ((observed == 0) | ((observed == 1) & (hours > 0)))
+        bad = ~known.expand_as(labels)
+        rule = "hours from 0 on and 1 or 0 for an event that was observed, after hour 0, or was not"
     elif problem_type == "single_label_classification":
         bad = (labels < 0) | (labels >= num_labels) | (labels != labels.floor())
         rule = f"whole numbers in [0, {num_labels})"

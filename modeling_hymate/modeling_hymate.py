@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from .attention import HyMaTEAttention, HyMaTEAttentionLayer, HyMaTEFusionAttent
 from .channel_statistics import HyMaTEChannelStatistics, split_quantities
 from .channel_tokens import HyMaTEChannelTokens
 from .configuration_hymate import HyMaTEConfig
+from .dropout import head_dropout
 from .embedding import HyMaTEEmbedding, HyMaTEPredictionTimeEmbedding, HyMaTEStaticEmbedding
 from .forecast import HyMaTEForecastHead, forecast_loss
 from .inputs import (
@@ -28,7 +30,7 @@ from .inputs import (
     refuse_unknown,
     sort_predictions,
 )
-from .losses import is_regression, label_loss
+from .losses import is_regression, label_loss, label_predictions
 from .mamba import HyMaTEMambaLayer, HyMaTEMixer
 from .native_layers import native_layers
 from .outputs import (
@@ -527,9 +529,9 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
     """HyMaTE with a linear head for a label of a record at a time: binary, multiclass, multilabel or a number.
 
     `config.problem_type` chooses the loss: cross-entropy (`"single_label_classification"`, binary tasks have two
-    labels), binary cross-entropy of each label (`"multi_label_classification"`) or squared error (`"regression"`).
-    Where it is `None` it follows from the labels as in transformers: one output is a regression, integer labels name a
-    class, floating labels are multilabel.
+    labels), binary cross-entropy of each label (`"multi_label_classification"`), squared error (`"regression"`) or the
+    likelihood of discrete-time hazards (`"time_to_event"`). Where it is `None` it follows from the labels as in
+    transformers: one output is a regression, integer labels name a class, floating labels are multilabel.
     """
 
     output_class = HyMaTEForSequenceClassificationOutput
@@ -539,7 +541,7 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
         self.num_labels = config.num_labels
         self.hymate = HyMaTEModel(config)
         self.dropout = head_dropout(config)
-        self.classifier = nn.Linear(config.pooler_size, config.num_labels)
+        self.classifier = nn.Linear(config.pooler_size, config.num_logits)
         self.post_init()
 
     @can_return_tuple
@@ -560,17 +562,17 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
 
         Args:
             labels: `(batch,)` class indices, `(batch, num_labels)` zeros and ones, or `(batch,)` or
-                `(batch, num_labels)` numbers, by `config.problem_type`; with prediction times a dimension
+                `(batch, num_labels)` numbers, or `(batch, 2)` hours to the event, or until which there was none, and
+                whether it was observed, by `config.problem_type`; with prediction times a dimension
                 `predictions` comes after the batch. The loss is the mean over all real predictions; what stands at
                 padded ones is not looked at.
 
         Raises:
             ValueError: for labels whose shape, and on CPUs also whose values, do not fit the problem type.
         """
-        asked = {"prediction_times": prediction_times, "prediction_mask": prediction_mask}
-        kwargs = kwargs | {"return_dict": True}
+        asked = {"prediction_times": prediction_times, "prediction_mask": prediction_mask, "return_dict": True}
         inputs = (values, times, variable_ids, attention_mask, value_mask, static_values)
-        outputs = self.hymate(*inputs, **asked, **kwargs)
+        outputs = self.hymate(*inputs, **kwargs | asked)
         logits = self.head(outputs)["logits"]
         loss = None if labels is None else label_loss(logits.float(), labels, prediction_mask, self.config)
         return HyMaTEForSequenceClassificationOutput(loss=loss, logits=logits, **outputs)
@@ -581,20 +583,22 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
             logits = logits.float() * self.config.label_deviation + self.config.label_mean
         return {"logits": logits}
 
-    def predictions(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the logits say, of their shape in float32: probabilities of the classes (which sum to one) or of each
-        label, at the configuration's temperature, or the regressed numbers."""
-        logits = logits.float()
-        if is_regression(self.config):
-            return logits
-        calibrated = logits / self.config.temperature
-        multilabel = self.config.problem_type == "multi_label_classification"
-        return calibrated.sigmoid() if multilabel else calibrated.softmax(-1)
+    def predictions(self, logits: torch.Tensor, horizons: Sequence[float] | None = None) -> torch.Tensor:
+        """What logits say, float32 `(batch, [predictions,] num_labels)`.
 
+        Args:
+            logits: as `forward` returns them.
+            horizons: hours within which a `"time_to_event"` model says the risk, in place of `config.horizons`; with
+                those of `config.time_bins` it is the whole curve, one minus the survival.
 
-def head_dropout(config: HyMaTEConfig) -> nn.Dropout:
-    """Dropout before a head."""
-    return nn.Dropout(config.hidden_dropout if config.classifier_dropout is None else config.classifier_dropout)
+        Returns:
+            Probabilities of classes (which sum to one) or labels, at the configuration's temperature, the regressed
+            numbers, or the risk of the event within each horizon.
+
+        Raises:
+            ValueError: for horizons beyond the bins, and for those of another problem type.
+        """
+        return label_predictions(logits.float(), self.config, horizons)
 
 
 __all__ = [

@@ -83,5 +83,6 @@ class HyMaTEForSequenceClassificationOutput(HyMaTEModelOutput, HyMaTEHeadOutput)
 
     Attributes:
         loss: present with `labels`.
-        logits: scores before softmax or sigmoid, or the regressed numbers, `(batch, [predictions,] num_labels)`.
+        logits: scores before softmax or sigmoid, the regressed numbers, or one hazard's score per bin of time, `(batch,
+            [predictions,] config.num_logits)`.
     """

@@ -27,9 +27,10 @@ class HyMaTEPipeline(Pipeline):
 
     - `record_id`: its name, or its position in the input;
     - `label`, `score`: the most probable label and its probability; of a regression, the output's name and the number
-      (left out where a regression has several outputs);
+      (left out where a regression or a time-to-event model has several outputs);
     - `scores`: label -> probability, or output -> number, for all of them. The classes of a binary or multiclass model
-      sum to one; the labels of a multilabel model do not;
+      sum to one; the labels of a multilabel model do not. Of a time-to-event model they are the risks within its
+      horizons;
     - `top_events`: the events with the largest weights, each `time` (hours), `variable`, `value` (clinical units, None
       where the event carries no number) and `weight`; the weights of all of a record's events sum to one;
     - `top_variables`: the variables with the largest weights, each `variable`, `weight` and `num_events`.
@@ -173,7 +174,7 @@ class HyMaTEPipeline(Pipeline):
         predicted = predictions.tolist()
         names = [config.id2label[index] for index in range(len(predicted))]
         result: dict[str, Any] = {"record_id": events.record_ids[0]}
-        if config.problem_type != "regression" or len(names) == 1:
+        if config.names_an_answer:
             best = int(np.argmax(predicted))
             result |= {"label": names[best], "score": predicted[best]}
         result["scores"] = dict(zip(names, predicted, strict=True))

@@ -22,9 +22,9 @@ class Stream:
         answer = stream.ask(6.0)
 
     An answer is a dict: `prediction_time` (hours), `label` and `score`, the most probable label and its probability
-    (of a regression the output's name and the number; left out where a regression has several outputs), `scores`,
-    label -> probability or output -> number, and `variables`, those observed so far by falling attention, each
-    `variable`, `weight` (they sum to one) and `num_events`.
+    (of a regression the output's name and the number; left out where a regression or a time-to-event model has several
+    outputs), `scores`, label -> probability or output -> number, and `variables`, those observed so far by falling
+    attention, each `variable`, `weight` (they sum to one) and `num_events`.
 
     Args:
         model: a `HyMaTEForSequenceClassification` with `attention_axis="channel"`; put into evaluation mode.
@@ -163,7 +163,7 @@ class Stream:
         predicted = self.model.predictions(outputs.logits)[0].tolist()
         names = [config.id2label[index] for index in range(len(predicted))]
         answer: dict[str, Any] = {"prediction_time": time}
-        if config.problem_type != "regression" or len(names) == 1:
+        if config.names_an_answer:
             best = int(np.argmax(predicted))
             answer |= {"label": names[best], "score": predicted[best]}
         answer["scores"] = dict(zip(names, predicted, strict=True))

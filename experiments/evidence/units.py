@@ -16,7 +16,7 @@ import torch
 from experiments.evidence.folds import TASK, prepare_fold
 from experiments.evidence.models import MODELS, Model
 from hymate_training.data.collators import TaskCollator
-from hymate_training.data.examples import labels_array, load_task
+from hymate_training.data.examples import outcomes_array, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
 from hymate_training.evaluation.sample import LabeledPredictions
@@ -85,7 +85,7 @@ def write_unit(
         started: `time.perf_counter()` when it began.
     """
     table = folder.task(task, "test")
-    labels = labels_array(table, folder.info.task(task))
+    labels = outcomes_array(table, folder.info.task(task))
     records = table["record_id"].to_pylist()
     asks_once = len(set(records)) == len(records)
     sample = LabeledPredictions("binary", labels, probabilities, groups=None if asks_once else records)

@@ -190,6 +190,7 @@ def test_labels_and_what_is_dropped(prepared):
         "predictions of in_hospital_mortality before the record's first event": second,
         "predictions of length_of_stay before the record's first event": second,
         "predictions of readmission_30d before the record's first event": second,
+        "predictions of time_to_death before the record's first event": second,
     }
 
 

@@ -76,6 +76,10 @@ def _describe_labels(task: TaskInfo, frame: pl.DataFrame) -> str:
     first = columns[task.label_columns[0]]
     if task.problem_type == "binary":
         return f"{first.mean():.2%} {task.label_names[1]}"
+    if task.problem_type == "time_to_event":
+        observed = columns["event_observed"]
+        hours = first - frame["prediction_time"].to_numpy()
+        return f"{observed.mean():.2%} {task.label_names[0]}, followed for {np.median(hours):.4g} hours in the median"
     if task.problem_type == "regression":
         return f"mean {first.mean():.4g}, median {np.median(first):.4g}"
     if task.problem_type == "multiclass":

@@ -24,7 +24,7 @@ class Examples:
         events: of the records, `(records,)`.
         records: position of each example's record in `events`, ascending, `(examples,)`.
         prediction_times: hours, float32; what comes later must not be seen, `(examples,)`.
-        labels: as `labels_array` returns them; None in pretraining.
+        labels: as `TaskDataset.labels`; None in pretraining.
         indices: position of each example in the data set.
         epoch: how often the data set has been gone through, so that augmentation differs and can be repeated.
         asks_once: whether the data set has one example per record, which needs no mention of its time.
@@ -162,15 +162,41 @@ class ExampleDataset(Dataset):
 
 
 class TaskDataset(ExampleDataset):
-    """Examples with labels, as `labels_array` returns them."""
+    """Examples with labels.
 
-    def __init__(self, events: Events, rows: np.ndarray, prediction_times: np.ndarray, labels: np.ndarray) -> None:
+    Attributes, beside those of `ExampleDataset`:
+        outcomes: as `outcomes_array` returns them, `(examples, ...)`.
+        is_timed: whether these are times by the clock of the record.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        rows: np.ndarray,
+        prediction_times: np.ndarray,
+        outcomes: np.ndarray,
+        is_timed: bool = False,
+    ) -> None:
         super().__init__(events, rows, prediction_times)
-        self.labels = labels
+        self.outcomes = outcomes
+        self.is_timed = is_timed
+
+    @property
+    def labels(self) -> np.ndarray:
+        """What the model is to say of each example; see `labels_of`."""
+        return self.labels_of(np.arange(len(self)))
+
+    def labels_of(self, examples: np.ndarray) -> np.ndarray:
+        """What the model is to say of some: their outcomes, times measured from the prediction times, as float32."""
+        outcomes = self.outcomes[examples]
+        if not self.is_timed:
+            return outcomes
+        hours = outcomes[:, 0] - self.prediction_times[examples].astype(np.float64)
+        return np.column_stack([hours, outcomes[:, 1]]).astype(np.float32)
 
     def __getitems__(self, indices: Sequence[int]) -> Examples:
         examples = super().__getitems__(indices)
-        return replace(examples, labels=self.labels[examples.indices])
+        return replace(examples, labels=self.labels_of(examples.indices))
 
 
 class ForecastDataset(ExampleDataset):
@@ -249,8 +275,8 @@ class DrawnTimesDataset(TaskDataset):
         self.first = np.minimum(first_times(dataset.events)[dataset.rows], dataset.prediction_times)
         self.last = dataset.prediction_times
         self.last_lengths = dataset.lengths
-        rows, labels = (np.repeat(array, count + 1, axis=0) for array in (dataset.rows, dataset.labels))
-        super().__init__(dataset.events, rows, self._draw(0), labels)
+        rows, outcomes = (np.repeat(array, count + 1, axis=0) for array in (dataset.rows, dataset.outcomes))
+        super().__init__(dataset.events, rows, self._draw(0), outcomes, dataset.is_timed)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -289,7 +315,8 @@ def ask_at(dataset: TaskDataset, hours: Sequence[float], *, own: bool = False) -
     if not asked.any():
         raise ValueError(f"no record is asked at hour {chosen[0]:g} or later: the last is at {last.max(initial=0):g}")
     examples, _ = np.nonzero(asked)
-    return TaskDataset(dataset.events, dataset.rows[examples], times[asked], dataset.labels[examples])
+    rows, outcomes = dataset.rows[examples], dataset.outcomes[examples]
+    return TaskDataset(dataset.events, rows, times[asked], outcomes, dataset.is_timed)
 
 
 def first_times(events: Events) -> np.ndarray:
@@ -324,7 +351,9 @@ def load_task(folder: PreparedFolder, task: str, split: str, variables: Sequence
     table = folder.task(task, split)
     rows = pc.index_in(table["record_id"], value_set=pa.array(events.record_ids, pa.string())).to_numpy()
     times = table["prediction_time"].to_numpy()
-    return TaskDataset(events, rows.astype(np.int64), times, labels_array(table, folder.info.task(task)))
+    asked = folder.info.task(task)
+    is_timed = asked.problem_type == "time_to_event"
+    return TaskDataset(events, rows.astype(np.int64), times, outcomes_array(table, asked), is_timed)
 
 
 def load_forecast(
@@ -369,14 +398,17 @@ def check_static_columns(folder: PreparedFolder, extractor: HyMaTEFeatureExtract
             )
 
 
-def labels_array(table: pa.Table, task: TaskInfo) -> np.ndarray:
-    """Labels of a task's table.
+def outcomes_array(table: pa.Table, task: TaskInfo) -> np.ndarray:
+    """Outcomes in a task's table.
 
     Returns:
-        int64 class indices `(n,)` (binary, multiclass), float32 zeros and ones `(n, labels)` (multilabel) or float32
-        numbers `(n,)` (regression).
+        int64 class indices `(n,)` (binary, multiclass), float32 zeros and ones `(n, labels)` (multilabel), float32
+        numbers `(n,)` (regression), or float64 times of the event or of the last sight, in hours since the record's
+        start, and ones or zeros for whether it is the event, `(n, 2)` (time to event).
     """
     columns = [table[name] for name in task.label_columns]
+    if task.problem_type == "time_to_event":
+        return np.stack([pc.cast(column, pa.float64()).to_numpy() for column in columns], axis=1)
     if task.problem_type == "multilabel":
         return np.stack([pc.cast(column, pa.float32()).to_numpy() for column in columns], axis=1)
     if task.problem_type == "binary":

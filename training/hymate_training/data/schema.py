@@ -9,7 +9,9 @@
 A record's row holds `record_id: string`, `time: list<float32>` (hours since the record's start, ascending),
 `variable: list<int32>` (index into `DatasetInfo.variables`), `value: list<float32>` in clinical units (null: the event
 carries no number) and one nullable column per static variable (`double`, or `string` for a categorical one). A task's
-row holds `record_id`, `prediction_time: float32` (hours; events at or before it are seen) and the label columns.
+row holds `record_id`, `prediction_time: float32` (hours; events at or before it are seen) and the label columns. Of a
+time-to-event task these are `event_time: float32`, hours by the same clock, and `event_observed: bool`: true where the
+event happened then, false where nothing is known from then on (the record is censored).
 """
 
 import dataclasses
@@ -42,7 +44,10 @@ LABEL_TYPES = {
     "categorical_value": pa.string(),
     "float_value": pa.float32(),
     "integer_value": pa.int64(),
+    "event_time": pa.float32(),
+    "event_observed": pa.bool_(),
 }
+SURVIVAL_COLUMNS = ("event_time", "event_observed")  # both of them, of a time-to-event task
 # the single label columns of MEDS that each kind of problem may use; a multilabel task names its own boolean columns
 LABEL_COLUMNS = {
     "binary": ("boolean_value",),
@@ -72,17 +77,25 @@ class StaticColumn:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What is predicted. `label_names` are the two classes, the classes, or the outputs of several columns."""
+    """What is predicted. `label_names` are the two classes, the classes, the outputs of several columns, or the one
+    event of a time-to-event task."""
 
     name: str
     description: str
-    problem_type: Literal["binary", "multiclass", "multilabel", "regression"]
+    problem_type: Literal["binary", "multiclass", "multilabel", "regression", "time_to_event"]
     label_columns: tuple[str, ...]
     label_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name) or self.name == "records":
             raise ValueError(f"task name {self.name!r}: use letters, digits, '_', '-' and '.', and not 'records'")
+        if self.problem_type == "time_to_event":
+            if self.label_columns != SURVIVAL_COLUMNS or len(self.label_names) != 1:
+                raise ValueError(
+                    f"task {self.name!r}: a time_to_event task has the label columns {' and '.join(SURVIVAL_COLUMNS)} "
+                    "and one label name, that of its event"
+                )
+            return
         allowed = LABEL_COLUMNS.get(self.problem_type)
         if allowed is not None and (len(self.label_columns) != 1 or self.label_columns[0] not in allowed):
             raise ValueError(

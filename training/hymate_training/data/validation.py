@@ -110,6 +110,11 @@ def check_task(table: pa.Table, task: TaskInfo, where: str, record_ids: pl.Serie
         if unknown.height:
             label = unknown["categorical_value"][0]
             raise ValueError(f"{where}: unknown class {label!r}; known: {', '.join(task.label_names)}")
+    if task.problem_type == "time_to_event":
+        until = rows["event_time"]
+        early = (until < times) | ((until == times) & rows["event_observed"])
+        refuse(~until.is_finite(), "has an event_time that is not finite")
+        refuse(early, "is asked at {time} h, which is not before its event, or after it was lost from sight")
     if task.label_columns == ("float_value",):
         refuse(~rows["float_value"].is_finite(), "has a float_value that is not finite")
 

@@ -1,8 +1,9 @@
 """Metrics with intervals.
 
-Points come from scikit-learn. The bootstrap resamples records, not rows, so that the prediction times of one record
-move together; a resample is a vector of weights, and every metric is evaluated under many of them without sorting
-again (weighted_metrics.py), which scikit-learn cannot do. The tests hold one to the other.
+Points come from scikit-learn, and of times to an event from survival.py. The bootstrap resamples records, not rows, so
+that the prediction times of one record move together; a resample is a vector of weights, and every metric is evaluated
+under many of them without sorting again (weighted_metrics.py), which scikit-learn cannot do. The tests hold one to the
+other.
 
 A sample on which one metric has no meaning, such as AUROC where all labels are equal, gives None for that metric
 alone, never NaN, and `undefined_metrics` says why.
@@ -17,6 +18,7 @@ from sklearn import metrics as sklearn_metrics
 
 from hymate_training.evaluation.resampling import Resampler
 from hymate_training.evaluation.sample import LabeledPredictions, row_names
+from hymate_training.evaluation.survival import undefined_survival_metrics
 from hymate_training.evaluation.weighted_metrics import CALIBRATION_BINS, EVALUATORS, calibration_bin
 from hymate_training.versions import installed_versions
 
@@ -37,6 +39,11 @@ METRICS: dict[str, dict[str, str]] = {
         "rmse": "root mean squared error",
         "r2": "R²",
         "spearman": "Spearman",
+    },
+    "time_to_event": {
+        "concordance": "concordance, time-dependent",
+        "auroc_dynamic": "AUROC, time-dependent",
+        "integrated_brier_score": "integrated Brier score",
     },
 }
 _RANKING = ("auroc", "auprc", "min_recall_precision")
@@ -62,6 +69,8 @@ class CalibrationBins(NamedTuple):
 def undefined_metrics(sample: LabeledPredictions) -> dict[str, str]:
     """Which metrics have no value on this sample, and why: metric -> reason."""
     labels, predictions = sample.labels, sample.predictions
+    if sample.problem_type == "time_to_event":
+        return undefined_survival_metrics(sample)
     if sample.problem_type == "regression":
         flat = [name for name, x in (("labels", labels), ("predictions", predictions)) if np.ptp(x) == 0]
         reasons = {"spearman": f"{' and '.join(flat)} hold one value only"} if flat else {}
@@ -99,6 +108,8 @@ def compute_metrics(sample: LabeledPredictions) -> dict[str, float | None]:
         cells pooled).
     regression
         mae, rmse (labels' unit); r2 (needs labels that differ); spearman (needs labels and predictions that differ).
+    time_to_event
+        concordance, auroc_dynamic, integrated_brier_score: see survival.py.
     """
     undefined, functions = undefined_metrics(sample), _POINTS[sample.problem_type]
     return {
@@ -157,8 +168,9 @@ def _log_loss(sample: LabeledPredictions) -> float:
     return sklearn_metrics.log_loss(sample.labels, sample.predictions, labels=classes)
 
 
-def _spearman(sample: LabeledPredictions) -> float:
-    return float(EVALUATORS["regression"](sample)(np.ones((1, sample.num_records)))["spearman"][0])
+def _evaluated(name: str) -> Callable[[LabeledPredictions], float]:
+    """A metric as the bootstrap has it, on the sample itself."""
+    return lambda sample: EVALUATORS[sample.problem_type](sample)(np.ones((1, sample.num_records)))[name][0]
 
 
 _POINTS: dict[str, dict[str, Callable[[LabeledPredictions], float]]] = {
@@ -184,8 +196,9 @@ _POINTS: dict[str, dict[str, Callable[[LabeledPredictions], float]]] = {
         "mae": _of_arrays(sklearn_metrics.mean_absolute_error),
         "rmse": _of_arrays(sklearn_metrics.root_mean_squared_error),
         "r2": _of_arrays(sklearn_metrics.r2_score),
-        "spearman": _spearman,
+        "spearman": _evaluated("spearman"),
     },
+    "time_to_event": {name: _evaluated(name) for name in METRICS["time_to_event"]},
 }
 
 
@@ -260,7 +273,7 @@ def _estimates(sample: LabeledPredictions, *, num_samples: int, seed: int, level
         "problem_type": sample.problem_type,
         "n": len(sample),
         "num_records": sample.num_records,
-        **({"positives": int(sample.labels.sum())} if sample.problem_type == "binary" else {}),
+        **({"positives": int(sample.positive.sum())} if sample.positive is not None else {}),
         "metrics": metrics,
         "confidence_intervals": {
             name: None if name in undefined else resampler.interval(values) for name, values in samples.items()
@@ -306,9 +319,9 @@ def report(
     """Builds the JSON-able account of an evaluation.
 
     Returns:
-        problem_type; n (rows); num_records; positives (binary only); metrics (metric -> value or null);
-        confidence_intervals (metric -> [low, high] or null); undefined (metric -> reason); bootstrap (how the
-        intervals were made, and for each metric how many resamples had no value and were left out);
+        problem_type; n (rows); num_records; positives (of binary problems, and events of a time to one); metrics
+        (metric -> value or null); confidence_intervals (metric -> [low, high] or null); undefined (metric -> reason);
+        bootstrap (how the intervals were made, and for each metric how many resamples had no value and were left out);
         split_fingerprint; versions. Multiclass and multilabel reports add per_label: each class or column against
         the rest, a binary problem of its own, by its name.
     """

@@ -6,6 +6,7 @@
 | multiclass | (n,) class index in 0..K-1 | (n, K) probabilities, each row summing to 1 |
 | multilabel | (n, K) 0 or 1 | (n, K) probabilities |
 | regression | (n,) number | (n,) number, in the labels' unit |
+| time_to_event | (n, 2) hours, and 1 for an event or 0 for a last sight | (n, T) risk by each of T times |
 """
 
 import copy
@@ -14,25 +15,27 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-PROBLEM_TYPES = ("binary", "multiclass", "multilabel", "regression")
+PROBLEM_TYPES = ("binary", "multiclass", "multilabel", "regression", "time_to_event")
 
 
 class LabeledPredictions:
     """Labels and predictions that can be evaluated together: every metric and every plot takes one of these.
 
     Args:
-        problem_type: binary, multiclass, multilabel or regression.
+        problem_type: one of `PROBLEM_TYPES`.
         labels: in the shape of the module's table.
         predictions: likewise.
         groups: (n,) the record of each row; without it, every row is a record of its own.
         label_names: names of the columns of predictions (n, K); their indices where absent.
+        times: (T,) hours of the columns of predictions of a time to event, ascending.
 
     Attributes:
-        labels: int64, or float64 of a regression.
+        labels: int64, or float64 of a regression or a time to event.
         predictions: float64.
         record: (n,) index of each row's record.
         num_records: how many records there are.
         label_names: names of the columns of predictions; empty where they have none.
+        times: as given; empty elsewhere.
 
     Raises:
         ValueError: naming the argument, if the two cannot be evaluated: nothing in them, NaN, unequal lengths,
@@ -47,12 +50,16 @@ class LabeledPredictions:
         *,
         groups: ArrayLike | None = None,
         label_names: Sequence[str] | None = None,
+        times: ArrayLike | None = None,
     ) -> None:
         self.problem_type = problem_type
         self.labels, self.predictions = _checked(problem_type, labels, predictions)
         self.record, self.num_records = number_records(groups, len(self))
         self.label_names: list[str] = []
-        if self.predictions.ndim == 2:
+        self.times = np.zeros(0)
+        if problem_type == "time_to_event":
+            self.times = _checked_times(times, self.predictions.shape[1])
+        elif self.predictions.ndim == 2:
             self.label_names = _column_names(label_names, self.predictions.shape[1])
 
     def __len__(self) -> int:
@@ -64,6 +71,14 @@ class LabeledPredictions:
         if self.labels.ndim == 2:
             return self.labels
         return (self.labels[:, None] == np.arange(self.predictions.shape[1])).astype(np.int64)
+
+    @property
+    def positive(self) -> np.ndarray | None:
+        """Which rows have the outcome, or of a time to event were seen to have it (n,); None where that is no yes or
+        no."""
+        if self.problem_type == "binary":
+            return self.labels == 1
+        return self.labels[:, 1] == 1 if self.problem_type == "time_to_event" else None
 
     def select(self, keep: np.ndarray) -> "LabeledPredictions":
         """The rows at which the boolean array `keep` (n,) is true; at least one."""
@@ -110,17 +125,28 @@ def _column_names(label_names: Sequence[str] | None, columns: int) -> list[str]:
     return names
 
 
+def _checked_times(times: ArrayLike | None, columns: int) -> np.ndarray:
+    hours = np.zeros(0) if times is None else np.asarray(times, dtype=np.float64)
+    if hours.shape != (columns,) or not (np.diff(hours, prepend=0) > 0).all():
+        raise ValueError(
+            f"times must be {columns} ascending hours above 0, one per column of predictions, not {times}"
+        )
+    return hours
+
+
 def _checked(problem_type: str, labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     if problem_type not in PROBLEM_TYPES:
         raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {problem_type!r}")
-    label_dims = 2 if problem_type == "multilabel" else 1
-    prediction_dims = 2 if problem_type in ("multiclass", "multilabel") else 1
+    label_dims = 2 if problem_type in ("multilabel", "time_to_event") else 1
+    prediction_dims = 2 if problem_type in ("multiclass", "multilabel", "time_to_event") else 1
     y = _finite("labels", labels, label_dims, problem_type)
     p = _finite("predictions", predictions, prediction_dims, problem_type)
     if len(y) != len(p):
         raise ValueError(f"labels has {len(y)} rows and predictions {len(p)}: one row each is needed")
     if problem_type == "regression":
         return y, p
+    if problem_type == "time_to_event":
+        return _checked_outcomes(y), _checked_probabilities(p)
     if label_dims == 2 and y.shape != p.shape:
         raise ValueError(f"labels has {y.shape[1]} columns and predictions {p.shape[1]}")
 
@@ -133,13 +159,7 @@ def _checked(problem_type: str, labels: ArrayLike, predictions: ArrayLike) -> tu
     if bad.size:
         allowed = "0 or 1" if classes == 2 else f"a class index from 0 to {classes - 1}"
         raise ValueError(f"labels must each be {allowed}; row {bad[0][0]} holds {y[tuple(bad[0])]:g}")
-    bad = np.argwhere((p < -1e-6) | (p > 1 + 1e-6))
-    if bad.size:
-        raise ValueError(
-            f"predictions must be probabilities in [0, 1]; row {bad[0][0]} holds {p[tuple(bad[0])]:g} "
-            "(logits need a sigmoid or softmax first)"
-        )
-    p = np.clip(p, 0, 1)
+    p = _checked_probabilities(p)
     if problem_type == "multiclass":
         sums = p.sum(axis=1)
         bad = np.argwhere(np.abs(sums - 1) > 1e-3)
@@ -147,6 +167,31 @@ def _checked(problem_type: str, labels: ArrayLike, predictions: ArrayLike) -> tu
             raise ValueError(f"predictions must sum to 1 in each row; row {bad[0][0]} sums to {sums[bad[0][0]]:g}")
         p = p / sums[:, None]
     return y.astype(np.int64), p
+
+
+def _checked_outcomes(labels: np.ndarray) -> np.ndarray:
+    """Labels of a time to event."""
+    if labels.shape[1] != 2:
+        raise ValueError(f"labels of a time_to_event problem must have shape (rows, 2), not {labels.shape}")
+    hours, observed = labels.T
+    bad = (hours < 0) | ((observed != 0) & ((observed != 1) | (hours == 0)))
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            "labels must hold hours from 0 on, and 1 for an event, which comes after hour 0, or 0 for none; row "
+            f"{row} holds {hours[row]:g} and {observed[row]:g}"
+        )
+    return labels
+
+
+def _checked_probabilities(predictions: np.ndarray) -> np.ndarray:
+    bad = np.argwhere((predictions < -1e-6) | (predictions > 1 + 1e-6))
+    if bad.size:
+        raise ValueError(
+            f"predictions must be probabilities in [0, 1]; row {bad[0][0]} holds {predictions[tuple(bad[0])]:g} "
+            "(logits need a sigmoid or softmax first)"
+        )
+    return np.clip(predictions, 0, 1)
 
 
 def _finite(name: str, values: ArrayLike, dims: int, problem_type: str) -> np.ndarray:

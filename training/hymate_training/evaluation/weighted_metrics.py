@@ -16,6 +16,7 @@ import numpy as np
 
 from hymate_training.evaluation.resampling import record_sums
 from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.evaluation.survival import survival_evaluator
 
 CALIBRATION_BINS = 10
 Evaluator = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -213,4 +214,10 @@ def _centered_ranks(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return evaluate
 
 
-EVALUATORS = {"binary": _binary, "multiclass": _multiclass, "multilabel": _multilabel, "regression": _regression}
+EVALUATORS = {
+    "binary": _binary,
+    "multiclass": _multiclass,
+    "multilabel": _multilabel,
+    "regression": _regression,
+    "time_to_event": survival_evaluator,
+}

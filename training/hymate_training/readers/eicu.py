@@ -29,7 +29,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.schema import SPLITS, SURVIVAL_COLUMNS, DatasetInfo, StaticColumn, TaskInfo
 from hymate_training.data.splits import RANDOM_SPLIT, split_at_random
 from hymate_training.data.tables import read_csv_pieces
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
@@ -220,16 +220,19 @@ def prepare(
             dropped[f"predictions of stays shorter than {observed_hours:g} hours"] += members.height - asked.height
             known = asked.filter(pl.col("hospitaldischargestatus").is_in(["Alive", "Expired"]))
             dropped[f"predictions of {tasks[0].name} without a known outcome"] += asked.height - known.height
+            resulted = asked.drop_nulls("icu_death")
+            later = resulted.filter(pl.col("unitdischargeoffset") > observed_hours * 60)
             labels = (
                 (known, pl.col("hospitaldischargestatus") == "Expired"),
                 (asked, pl.col("unitdischargeoffset") / 1440),
-                (asked.drop_nulls("icu_death"), pl.col("icu_death")),
+                (resulted, pl.col("icu_death")),
+                (later, (pl.col("unitdischargeoffset") / 60).cast(pl.Float32), pl.col("icu_death")),
             )
-            for task, (rows, outcome_of) in zip(tasks, labels, strict=False):
+            for task, (rows, *outcomes) in zip(tasks, labels, strict=False):
                 frame = rows.select(
                     pl.col("patientunitstayid").cast(pl.String).alias("record_id"),
                     pl.lit(observed_hours, dtype=pl.Float32).alias("prediction_time"),
-                    outcome_of.alias(task.label_columns[0]),
+                    *(found.alias(name) for found, name in zip(outcomes, task.label_columns, strict=True)),
                 )
                 if frame.height:
                     writer.write_task(task, split, frame)
@@ -291,7 +294,14 @@ def _tasks(observed_hours: float, with_results: bool) -> tuple[TaskInfo, ...]:
             ("boolean_value",),
             ("survived", "died"),
         ),
-    )[: 3 if with_results else 2]
+        TaskInfo(
+            "time_to_death",
+            f"When does the patient die in the unit? {asked} Who leaves it alive is censored on leaving.",
+            "time_to_event",
+            SURVIVAL_COLUMNS,
+            ("death",),
+        ),
+    )[: 4 if with_results else 2]
 
 
 def _find_tables(raw: Path) -> dict[str, Path]:

@@ -15,7 +15,9 @@ are categorical; an empty cell is unknown, in a CSV also NA and N/A. Two names h
     prediction_time   hours; events at or before it are seen; without the column it is the record's last event
     the label         one column, by its name in MEDS (boolean_value, categorical_value, float_value, integer_value) or
                       by its type under any name: true/false or 1/0 is binary, text is multiclass, other numbers are
-                      regression; several columns of true/false or 1/0 are multilabel
+                      regression; several columns of true/false or 1/0 are multilabel; for a time to event two columns,
+                      event_time, by the clock of prediction_time, and event_observed, true/false or 1/0: false where
+                      nothing is known from that time on
 
 Files may be CSV (also packed, in UTF-16, or with semicolons and decimal commas), Parquet, or folders of Parquet files.
 What was understood is printed; what could be meant in two ways is refused: categories that differ in spelling alone,
@@ -36,6 +38,7 @@ from hymate_training.data.schema import (
     LABEL_COLUMNS,
     MAX_HOURS,
     SPLITS,
+    SURVIVAL_COLUMNS,
     YEAR,
     DatasetInfo,
     StaticColumn,
@@ -369,7 +372,10 @@ def _read_labels(
         raise ValueError(
             f"{path}: {telling[0]!r} is also a static column, which would tell the model the answer; drop it there"
         )
-    task, labels = _labels(name, path, frame, columns)
+    is_timed = bool(set(columns) & set(SURVIVAL_COLUMNS))
+    task, labels = (
+        _event_labels(name, path, frame, columns, times) if is_timed else _labels(name, path, frame, columns)
+    )
     rows = frame.select("record_id").with_columns(labels)
     known = records.select("record_id", BEGINS, ENDS)
     if "prediction_time" in frame.columns:
@@ -382,6 +388,10 @@ def _read_labels(
     else:
         last = rows.join(known, on="record_id", how="left", maintain_order="left")[ENDS]
         rows = rows.with_columns(last.alias("prediction_time"))
+    if is_timed:
+        after = rows["event_time"] - rows["prediction_time"].cast(pl.Float32)
+        refuse(path, after < 0, "event_time lies before prediction_time, so that nothing is left to predict")
+        refuse(path, (after == 0) & rows["event_observed"], "the event happens at prediction_time, not after it")
     keys = rows.select("record_id", "prediction_time")
     refuse(path, keys.is_duplicated(), "this record and prediction_time occur twice", rows["record_id"])
     labelled = rows.drop_nulls(list(task.label_columns))
@@ -397,6 +407,21 @@ def _read_labels(
     if not asked.height:
         raise ValueError(f"{path}: no prediction is left; does its record_id match that of the events?")
     return task, asked.select("record_id", "prediction_time", *task.label_columns)
+
+
+def _event_labels(
+    name: str, path: Path, frame: pl.DataFrame, columns: list[str], times: "Times"
+) -> tuple[TaskInfo, list[pl.Series]]:
+    """The time-to-event task of a table, and its two columns."""
+    if sorted(columns) != sorted(SURVIVAL_COLUMNS):
+        needed = " and ".join(SURVIVAL_COLUMNS)
+        raise ValueError(f"{path}: a time to event has the columns {needed} and no others; found {', '.join(columns)}")
+    problems = Problems()
+    until = hours_since_start(path, frame, "event_time", times.layout, times.starts, problems)
+    problems.raise_any()
+    _check_hours(path, until)
+    task = TaskInfo(name, f"Time to {name}, of {path.name}.", "time_to_event", SURVIVAL_COLUMNS, (name,))
+    return task, [until.cast(pl.Float32), _booleans(path, frame, "event_observed")]
 
 
 def _labels(name: str, path: Path, frame: pl.DataFrame, columns: list[str]) -> tuple[TaskInfo, list[pl.Series]]:

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hymate_training.data.schema import SPLITS, StaticColumn, TaskInfo
+from hymate_training.data.schema import SPLITS, SURVIVAL_COLUMNS, StaticColumn, TaskInfo
 from hymate_training.data.splits import split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.mimic_items import Variable, convert, resolve_variables
 from hymate_training.readers.store import EventStore
+from hymate_training.readers.times import still_open
 
 SPLIT = {"train": 0.70, "validation": 0.15, "test": 0.15}
 STATIC = ("age", "gender", "first_careunit", "admission_type", "admission_location")
@@ -58,7 +59,15 @@ DECOMPENSATION = TaskInfo(
     ("boolean_value",),
     ("survives 24 hours", "dies within 24 hours"),
 )
-TASKS = (*MORTALITY.values(), LENGTH_OF_STAY, READMISSION, DECOMPENSATION)
+TIME_TO_DEATH = TaskInfo(
+    "time_to_death",
+    "When does the patient die in the ICU, or within 6 hours of leaving it? Asked at 24 hours, of patients then alive "
+    "and still there; who leaves it alive is censored on leaving.",
+    "time_to_event",
+    SURVIVAL_COLUMNS,
+    ("death",),
+)
+TASKS = (*MORTALITY.values(), LENGTH_OF_STAY, READMISSION, DECOMPENSATION, TIME_TO_DEATH)
 FIRST_DECOMPENSATION_HOUR = 4
 
 
@@ -321,13 +330,13 @@ def _write_records(
 def _labels(stays: pl.DataFrame, dropped: Counter[str]) -> Iterator[tuple[TaskInfo, pl.DataFrame]]:
     """Each task with its predictions: split, record_id, prediction_time, label."""
 
-    def asked(members: pl.DataFrame, task: TaskInfo, time: pl.Expr, label: pl.Expr) -> tuple[TaskInfo, pl.DataFrame]:
+    def asked(members: pl.DataFrame, task: TaskInfo, time: pl.Expr, *labels: pl.Expr) -> tuple[TaskInfo, pl.DataFrame]:
         rows = members.select(
             "split",
             "first_event",
             pl.col("stay_id").cast(pl.String).alias("record_id"),
             time.cast(pl.Float32).alias("prediction_time"),
-            label.alias(task.label_columns[0]),
+            *(label.alias(name) for label, name in zip(labels, task.label_columns, strict=True)),
         )
         seen = rows.filter(pl.col("first_event") <= pl.col("prediction_time")).drop("first_event")
         dropped[f"predictions of {task.name} before the stay's first event"] = rows.height - seen.height
@@ -356,3 +365,8 @@ def _labels(stays: pl.DataFrame, dropped: Counter[str]) -> Iterator[tuple[TaskIn
     )
     within = (pl.col("death") - pl.col("hour") <= 24).fill_null(False)
     yield asked(hourly, DECOMPENSATION, pl.col("hour"), within)
+    there = there_at(24).join(timed.select("stay"), on="stay", how="semi")
+    dies = (pl.col("death") <= pl.col("hours") + 6).fill_null(False)
+    until = pl.when(dies).then("death").otherwise("hours").cast(pl.Float32)
+    task, rows = asked(there, TIME_TO_DEATH, pl.lit(24), until, dies)
+    yield task, still_open(rows)

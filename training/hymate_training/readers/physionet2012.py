@@ -10,7 +10,10 @@ Conventions of the source:
   extractor clips to percentiles of the training split.
 - Age, Gender, Height and ICUType are found by name and are static; Weight is charted again and again, so the
   descriptor's weight is an event like any other.
-- In the outcomes, Length_of_stay and Survival are -1 where unknown (Survival also where no death is recorded).
+- In the outcomes, Length_of_stay and Survival are -1 where unknown (Survival also where no death is recorded). They
+  are whole days, of which the middle is taken where hours are needed. Until when those without a recorded death were
+  followed is not said; so the time to death is that to death in the hospital, and who leaves it alive is censored on
+  leaving: counting the later deaths alone would leave only the dying under observation.
 
 The split is that of STraTS (Tipirneni and Reddy, 2022): set a is the test split, sets b and c together are shuffled
 and divided 80/20 into train and validation; stays with nothing but descriptors are left out.
@@ -26,7 +29,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from hymate_training.data.schema import DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.schema import SURVIVAL_COLUMNS, DatasetInfo, StaticColumn, TaskInfo
 from hymate_training.data.splits import split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.raw import read_members
@@ -95,7 +98,8 @@ DESCRIPTORS = ("RecordID", *(column.name for column in STATIC_COLUMNS))
 
 @dataclass(frozen=True)
 class Outcome:
-    """A task and the column of the outcome files it comes from; a negative number there means unknown."""
+    """A task and the column of the outcome files it comes from, of a time to event the one that says whether the event
+    was observed; a negative number there means unknown."""
 
     column: str
     task: TaskInfo
@@ -152,6 +156,16 @@ OUTCOMES = (
             "regression",
             ("float_value",),
             ("days",),
+        ),
+    ),
+    Outcome(
+        "In-hospital_death",
+        TaskInfo(
+            "time_to_death",
+            "When does the patient die in the hospital? Asked at 48 hours; who leaves it alive is censored then.",
+            "time_to_event",
+            SURVIVAL_COLUMNS,
+            ("death",),
         ),
     ),
 )
@@ -407,7 +421,7 @@ def _read_outcomes(raw: Path, letters: tuple[str, ...], stays: pl.DataFrame) -> 
             table = pl.read_csv(path, infer_schema=False).rename(str.strip)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise ValueError(f"{path} is not a readable table of outcomes: {error}") from error
-        columns = ["RecordID", *(outcome.column for outcome in OUTCOMES)]
+        columns = ["RecordID", *dict.fromkeys(outcome.column for outcome in OUTCOMES)]
         if missing := [name for name in columns if name not in table.columns]:
             raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}")
         table = table.select(pl.col(columns).str.strip_chars())
@@ -441,11 +455,14 @@ def _labels(outcome: Outcome, members: pl.DataFrame) -> pl.DataFrame:
                 f"record {wrong['record_id'][0]}: {outcome.column} must be 0 or 1, found {wrong[outcome.column][0]:g}"
             )
         label = label.cast(pl.Boolean)
-    return known.select(
-        "record_id",
-        pl.lit(OBSERVED_HOURS, dtype=pl.Float32).alias("prediction_time"),
-        label.alias(outcome.task.label_columns[0]),
-    )
+    labels = [label]
+    if outcome.task.problem_type == "time_to_event":
+        died = label == 1
+        day = pl.when(died).then("Survival").otherwise("Length_of_stay")
+        labels = [24 * (day + 0.5).cast(pl.Float32), died]
+        known = known.filter(day >= OBSERVED_HOURS / 24)
+    columns = (found.alias(name) for found, name in zip(labels, outcome.task.label_columns, strict=True))
+    return known.select("record_id", pl.lit(OBSERVED_HOURS, dtype=pl.Float32).alias("prediction_time"), *columns)
 
 
 def _split(stays: pl.DataFrame, seed: int) -> dict[str, pl.DataFrame]:

@@ -8,11 +8,11 @@ from typing import Literal
 
 import polars as pl
 
-from hymate_training.data.schema import SPLITS, StaticColumn, TaskInfo
+from hymate_training.data.schema import SPLITS, SURVIVAL_COLUMNS, StaticColumn, TaskInfo
 from hymate_training.data.splits import RANDOM_SPLIT, split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 from hymate_training.readers.store import EventStore
-from hymate_training.readers.times import single_precision
+from hymate_training.readers.times import single_precision, still_open
 
 YEAR = 365.25 * 24 * 3600  # seconds
 HOUR = 3600
@@ -77,7 +77,7 @@ class Stays:
             raise ValueError(f"--min-records must be at least 1, got {self.min_records}")
 
     @property
-    def tasks(self) -> tuple[TaskInfo, TaskInfo, TaskInfo]:
+    def tasks(self) -> tuple[TaskInfo, TaskInfo, TaskInfo, TaskInfo]:
         asked = f"Asked {self.observed_hours:g} hours after its start, of stays at least that long."
         return (
             TaskInfo(
@@ -101,6 +101,13 @@ class Stays:
                 "binary",
                 ("boolean_value",),
                 ("not readmitted", "readmitted"),
+            ),
+            TaskInfo(
+                "time_to_death",
+                f"When does the patient die in this stay? {asked} Who leaves it alive is censored on leaving.",
+                "time_to_event",
+                SURVIVAL_COLUMNS,
+                ("death",),
             ),
         )
 
@@ -162,8 +169,8 @@ class Stays:
         return inside.drop("person_id", "start", "end")
 
     def predictions(self, visits: pl.DataFrame, owners: pl.DataFrame) -> dict[TaskInfo, pl.DataFrame]:
-        """Each task's predictions: record, asked (seconds), label."""
-        mortality, length, readmission = self.tasks
+        """Each task's predictions: record, asked (seconds), label; the time of an event in seconds, too."""
+        mortality, length, readmission, time_to_death = self.tasks
         key = "number" if self.records == "visit" else "person_id"
         numbered = visits.join(
             owners.select("record", pl.col("record" if self.records == "visit" else "person_id").alias(key)), on=key
@@ -187,6 +194,12 @@ class Stays:
             mortality: alive.select("record", asked, died.alias("boolean_value")),
             length: alive.select("record", asked, pl.col("days").alias("float_value")),
             readmission: left.select("record", pl.col("end").alias("asked"), again.alias("boolean_value")),
+            time_to_death: alive.select(
+                "record",
+                asked,
+                pl.when(died).then("death").otherwise("end").alias("event_time"),
+                died.alias("event_observed"),
+            ),
         }
 
 
@@ -283,8 +296,14 @@ def _write_task(
         prediction_time=((pl.col("asked") - pl.col("start")) / HOUR).cast(pl.Float32),
         first_time=((pl.col("first") - pl.col("start")) / HOUR).cast(pl.Float32),
     )
+    if task.problem_type == "time_to_event":
+        until = ((pl.col("event_time") - pl.col("start")) / HOUR).cast(pl.Float32)
+        timed = still_open(timed.with_columns(until.alias("event_time")))
+        dropped[f"predictions of {task.name} after its event"] = known.height - timed.height
     seen = timed.filter(pl.col("first") <= pl.col("asked"))
-    dropped[f"predictions of {task.name} before the record's first event"] = rows.height - seen.height
+    dropped[f"predictions of {task.name} before the record's first event"] = (
+        rows.height - known.height + timed.height - seen.height
+    )
     apart = seen.sort("record", "asked").unique(["record", "prediction_time"], keep="first", maintain_order=True)
     dropped[f"predictions of {task.name} too close to another to tell apart"] = seen.height - apart.height
     for split in SPLITS:

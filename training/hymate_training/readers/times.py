@@ -1,4 +1,4 @@
-"""Hours in single precision, in which a prepared folder holds them, without losing what comes before what."""
+"""Hours in single precision, in which a prepared folder holds them, and what comes before what in them."""
 
 import numpy as np
 import polars as pl
@@ -29,3 +29,9 @@ def single_precision(events: pl.DataFrame, asked: pl.DataFrame, by: str) -> pl.S
     time = earlier["time"].to_numpy().astype(np.float32)
     asked_at = earlier["asked"].fill_null(-np.inf).to_numpy().astype(np.float32)
     return pl.Series("time", np.maximum(time, np.nextafter(asked_at, np.float32(np.inf))))
+
+
+def still_open(rows: pl.DataFrame) -> pl.DataFrame:
+    """Predictions of a time-to-event task without those asked when the event has happened, or after the last sight."""
+    after = pl.col("event_time") - pl.col("prediction_time")
+    return rows.filter((after > 0) | ((after == 0) & ~pl.col("event_observed")))
