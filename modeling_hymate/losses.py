@@ -53,7 +53,7 @@ def label_loss(
         losses = F.cross_entropy(logits.flatten(0, -2), labels.long().flatten(), reduction="none").view(expected)
         # Averaged over records, not over their weights, so that the size of a batch does not change its gradient.
         losses = losses if weight is None else losses * weight[labels.long()]
-    elif problem_type == "time_to_event":
+    elif config.time_bins is not None:
         losses = hazard_loss(logits, labels, config.time_bins)
     else:
         losses = F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weight, reduction="none")
@@ -66,7 +66,7 @@ def label_loss(
 def label_predictions(logits: torch.Tensor, config: HyMaTEConfig, horizons: Sequence[float] | None) -> torch.Tensor:
     """As `HyMaTEForSequenceClassification.predictions`, of logits in float32."""
     if config.time_bins is not None:
-        hours = config.horizons if horizons is None else horizons
+        hours = (config.horizons or []) if horizons is None else horizons
         check_horizons(hours, config.time_bins)
         return event_risk(logits, config.time_bins, hours)
     if horizons is not None:

@@ -30,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Answer also at hours at which the model was not trained, and remark it; an error otherwise.",
     )
+    parser.add_argument(
+        "--horizons",
+        type=float,
+        nargs="+",
+        metavar="HOURS",
+        help="Of a time-to-event model: hours after the prediction within which the risk is asked (default: its own).",
+    )
     _add_conformal(parser)
     parser.add_argument(
         "--output",
@@ -76,6 +83,7 @@ def _predict_events(args: argparse.Namespace) -> RecordPredictions:
         start=args.start,
         layout=layout_of(args),
         concepts=None if args.concepts is None else read_map(args.concepts),
+        horizons=args.horizons,
         conformal=args.conformal,
         conformal_by=args.conformal_by or ALL,
         overwrite=args.overwrite,
@@ -154,7 +162,7 @@ def _predict_labels(args: argparse.Namespace) -> str:
         raise ValueError("--labels needs --raw, the MEDS data set")
     for name in (
         *("static", "start", "columns", "layout", "time_zone", "concepts", "every", "at", "untrained_hours"),
-        *("max_events", "ignore_unknown_variables", "conformal", "task"),
+        *("max_events", "ignore_unknown_variables", "conformal", "horizons", "task"),
     ):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} is for --events; --labels reads the data set as it is")

@@ -37,6 +37,7 @@ from hymate_training.evaluation.metrics import (
 from hymate_training.evaluation.plots import save_plots
 from hymate_training.evaluation.recalibration import calibration
 from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.evaluation.survival import HORIZON_ESTIMATES, horizon_table
 from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold
 from hymate_training.files import write_json
 from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
@@ -53,7 +54,8 @@ class Evaluation:
     Attributes:
         content: what the JSON holds: `metrics`, `confidence_intervals`, `n` and what else `metrics.report` tells,
             `subgroups`, `by_hour` where it was asked for, for binary tasks `calibration`, `net_benefit`,
-            `decision_threshold`, `thresholds` and `subgroup_gaps`, with `alarms` where records are asked many times
+            `decision_threshold`, `thresholds` and `subgroup_gaps`, of times to an event `horizons`,
+            with `alarms` where records are asked many times
             and `baselines` where there is one, the thresholds of `conformal` prediction on the validation split and
             their `coverage` on others, `trained_hours` (of the model), `variable_shares` (mean
             share of the attention) and `plots` (file names).
@@ -149,6 +151,8 @@ def evaluate(
             )
         if other is not None:
             content["baselines"] = {other.name: _baseline_report(other, sample, dataset, training, task)}
+    if sample.problem_type == "time_to_event":
+        content["horizons"] = horizon_table(sample, opened.model.config.horizons or [])
     if sample.problem_type in CONFORMAL_TYPES:
         own, fingerprint = opened.conformal(task), content["split_fingerprint"]
         if own is not None and own["split_fingerprint"] != fingerprint:
@@ -236,7 +240,7 @@ class _Predictor:
         """The examples of a split, what the model says of them, and the attention that each variable received."""
         dataset = load_task(self.data, self.task.name, split, self.checkpoint.extractor.variables)
         predicted = self._predict(dataset, f"evaluate {split}")
-        return dataset, labeled(dataset, predicted.values, self.task), predicted.variable_shares
+        return dataset, self._labeled(dataset, predicted), predicted.variable_shares
 
     def by_hour(
         self, dataset: TaskDataset, sample: LabeledPredictions, hours: Sequence[float]
@@ -245,7 +249,7 @@ class _Predictor:
         bounds = np.unique(np.asarray(hours, dtype=np.float32))
         if dataset.asks_once:
             dataset = ask_at(dataset, hours)
-            sample = labeled(dataset, self._predict(dataset, "evaluate by hour").values, self.task)
+            sample = self._labeled(dataset, self._predict(dataset, "evaluate by hour"))
             names = [f"{hour:g}" for hour in bounds]
         else:
             edges = [f"{hour:g}" for hour in bounds]
@@ -256,21 +260,36 @@ class _Predictor:
         return {name: found[name] for name in names if name in found}
 
     def _predict(self, dataset: TaskDataset, title: str) -> Predictions:
-        return predict_examples(self.checkpoint.model, dataset, self.collator, self.batch_size, progress=title)
+        return predict_examples(
+            self.checkpoint.model,
+            dataset,
+            self.collator,
+            self.batch_size,
+            horizons=self.checkpoint.model.config.time_bins,
+            progress=title,
+        )
+
+    def _labeled(self, dataset: TaskDataset, predicted: Predictions) -> LabeledPredictions:
+        return labeled(dataset, predicted.values, self.task, self.checkpoint.model.config.time_bins)
 
 
 def _ranked(shares: np.ndarray, variables: list[str]) -> dict[str, float]:
     return {variables[at]: round(float(shares[at]), 5) for at in np.argsort(-shares, kind="stable") if shares[at] > 0}
 
 
-def labeled(dataset: TaskDataset, values: np.ndarray, task: TaskInfo) -> LabeledPredictions:
-    """A data set's labels with the model's predictions `(examples, num_labels)` for them."""
+def labeled(
+    dataset: TaskDataset, values: np.ndarray, task: TaskInfo, times: Sequence[float] | None = None
+) -> LabeledPredictions:
+    """A data set's labels with the model's predictions `(examples, num_labels)` for them, or of a time to an event its
+    risks by some `times` `(examples, times)`."""
     if task.problem_type == "binary":
         values = values[:, 1]
     elif task.problem_type == "regression":
         values = values[:, 0]
-    names = task.label_names if values.ndim == 2 else None
-    return LabeledPredictions(task.problem_type, dataset.labels, values, groups=dataset.record_ids, label_names=names)
+    names = task.label_names if values.ndim == 2 and times is None else None
+    return LabeledPredictions(
+        task.problem_type, dataset.labels, values, groups=dataset.record_ids, label_names=names, times=times
+    )
 
 
 def alarm_gains(utility: str, dataset: TaskDataset) -> np.ndarray:
@@ -283,7 +302,10 @@ def alarm_gains(utility: str, dataset: TaskDataset) -> np.ndarray:
 def check_task(model: HyMaTEForSequenceClassification, task: TaskInfo) -> None:
     """Raises ValueError if the model was fine-tuned for other labels than the task's. Of a yes or no question, the
     name of yes decides."""
-    known, asked = label_names(model), task.label_names
+    event, asked = model.config.event, task.label_names
+    known = label_names(model) if event is None else (event,)
+    if (event is None) != (task.problem_type != "time_to_event"):
+        raise ValueError(f"the model was trained for a task of another kind than {task.name!r}, a {task.problem_type}")
     if (known[1:] != asked[1:] or len(known) != len(asked)) if task.problem_type == "binary" else known != asked:
         raise ValueError(f"the model predicts {known}, but task {task.name!r} has the labels {task.label_names}")
 
@@ -298,6 +320,8 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     decisions = [f"alarm from {threshold['value']:.4g} on, chosen on the validation split"] if threshold else []
     if evaluation.get("thresholds"):
         decisions += _format_decisions(evaluation)
+    if evaluation.get("horizons"):
+        decisions += _format_horizons(evaluation["horizons"])
     for name, found in evaluation.get("baselines", {}).items():
         decisions += ["", format_differences(evaluation["problem_type"], found["differences"], ("model", name))]
     return "\n".join(
@@ -323,6 +347,15 @@ def _format_decisions(evaluation: Mapping[str, Any]) -> list[str]:
         numbers = [*(row[name] for name in RATES), curves["model"][at], curves["treat_all"][at]]
         rows.append([f"{row['threshold']:.3g}", *("-" if value is None else f"{value:.3f}" for value in numbers)])
     return ["", *([f"calibration {', '.join(parts)}"] if parts else []), *_aligned(rows)]
+
+
+def _format_horizons(horizons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per horizon: the risk that was observed and the mean of those predicted, AUROC and Brier score."""
+    rows = [["within hours", "observed risk", "mean risk", "AUROC", "Brier score"]]
+    for row in horizons:
+        values = (row[name] for name in HORIZON_ESTIMATES)
+        rows.append([f"{row['hours']:g}", *("-" if value is None else f"{value:.3f}" for value in values)])
+    return ["", *_aligned(rows)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -18,6 +18,7 @@ from sklearn import metrics as sklearn_metrics
 
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, calibration_bins, compute_metrics
 from hymate_training.evaluation.sample import LabeledPredictions
+from hymate_training.evaluation.survival import Followed
 from hymate_training.files import writing_file
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def save_plots(
 
     binary: roc, precision_recall, reliability and, where `found` (what an evaluation holds) has a `net_benefit`,
     decision_curve; of its `calibration` the reliability diagram takes the smoothed curve. multiclass: confusion.
-    multilabel: roc (one curve per label). regression: predicted_versus_true. A curve that is undefined, because labels
+    multilabel: roc (one curve per label). regression: predicted_versus_true. time_to_event: survival. A curve that is undefined, because labels
     hold one class only, is left out with a warning.
 
     Returns:
@@ -71,6 +72,8 @@ def _figures(sample: LabeledPredictions, found: Mapping[str, Any]) -> dict[str, 
             figures["roc"] = label_roc_figure(sample)
         else:
             logger.warning("no column of labels holds both classes: the ROC curves are left out")
+    elif sample.problem_type == "time_to_event":
+        figures["survival"] = survival_figure(sample)
     else:
         figures["predicted_versus_true"] = predicted_versus_true_figure(sample)
     return figures
@@ -299,6 +302,25 @@ def label_roc_figure(sample: LabeledPredictions) -> Figure:
         title="label, AUROC",
         title_fontsize=TEXT_SIZE,
     )
+    return figure
+
+
+def survival_figure(sample: LabeledPredictions) -> Figure:
+    """Share without the event by the times of the predictions: of those in sight, and as it is predicted in the mean."""
+    followed = Followed(sample)
+    estimate = followed.kaplan_meier(np.ones((1, len(sample))))
+    within = sample.times < followed.hours[-1]  # beyond the last sight nothing is known
+    observed = [followed.at(estimate, hours)[0] for hours in sample.times[within]]
+    events = int(followed.observed.sum())
+    figure = _figure("Survival", width=7.3)
+    axes = figure.add_subplot()
+    size = f"{len(sample):,} rows, {events:,} with the event observed"
+    _dress(axes, "hours after the prediction", "share without the event", size)
+    predicted = 1 - sample.predictions.mean(axis=0)
+    axes.plot([0, *sample.times], [1, *predicted], color=BLUE, linewidth=2, label="predicted, mean")
+    axes.plot([0, *sample.times[within]], [1, *observed], "o--", color=ORANGE, label="observed, by Kaplan and Meier")
+    axes.set_ylim(top=1.01)
+    axes.legend(loc="lower left", fontsize=TEXT_SIZE)
     return figure
 
 

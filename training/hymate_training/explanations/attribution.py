@@ -29,6 +29,7 @@ from modeling_hymate.occlusion import logits_without, shares_work
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
 UNSIGNED = ("attention",)
 BATCH_SIZE = 256
+RISK_MARGIN = 1e-6  # from 0 and 1, of risks whose log-odds are taken
 EVENTS_AT_ONCE = 1 << 17  # of a batch with its padding
 ALTERED_AT_ONCE = 1 << 19  # events of altered records that are held at a time
 OF_RECORDS = ("static_values", "prediction_times")  # of a batch's tensors, those that do not hold a number per event
@@ -132,15 +133,18 @@ class Explainer:
         self._is_number = problem_type == "regression" or (problem_type is None and len(names) == 1)
 
     def score(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-odds of the label's probability as the model predicts it, or the number.
+        """Log-odds of the label's probability as the model predicts it, which is the risk within its horizon where the
+        model says when something happens, or the number.
 
         Args:
-            logits: the model's, (batch, [predictions,] num_labels).
+            logits: the model's, (batch, [predictions,] config.num_logits).
 
         Returns:
             (batch, [predictions]).
         """
         logits = logits.float()
+        if self.model.config.time_bins is not None:
+            return self.model.predictions(logits)[..., self._index].logit(RISK_MARGIN)
         if not self._is_number:
             logits = logits / self.model.config.temperature  # as in the model's own `predictions`
         chosen = logits[..., self._index]

@@ -215,6 +215,9 @@ def outcome_names(task: TaskInfo, labels: np.ndarray, label: str) -> np.ndarray:
     if task.problem_type == "regression":
         middle = float(np.median(labels))
         return np.where(labels > middle, f"above {middle:g}", f"up to {middle:g}").astype(object)
+    if task.problem_type == "time_to_event":
+        event = task.label_names[0]
+        return np.where(labels[:, 1] > 0, f"{event} observed", f"no {event} observed").astype(object)
     if task.problem_type == "multilabel":
         return np.where(labels[:, task.label_names.index(label)] > 0, label, f"no {label}").astype(object)
     return np.array(task.label_names, dtype=object)[labels]

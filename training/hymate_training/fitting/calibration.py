@@ -9,6 +9,8 @@ from hymate_training.data.examples import TaskDataset
 from hymate_training.inference.prediction import predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
 
+# one temperature would move hazards, which are rare, and so their level, where it is to change how sure they are
+CALIBRATED = ("binary", "multiclass", "multilabel")
 TEMPERATURES = np.exp(np.linspace(-2, 2, 401))  # from 0.14 to 7.4, in steps of one percent
 
 

@@ -25,7 +25,8 @@ from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
 from hymate_training.evaluation.metrics import METRICS, compute_metrics
 from hymate_training.files import fingerprint, write_json
 from hymate_training.fitting.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
-from hymate_training.fitting.calibration import calibrate
+from hymate_training.fitting.calibration import CALIBRATED, calibrate
+from hymate_training.fitting.hazards import life_table, time_fields
 from hymate_training.fitting.loop import TrainingLoop, from_main, start, write_checkpoint
 from hymate_training.fitting.options import LoopOptions, option
 from hymate_training.fitting.run import (
@@ -57,13 +58,15 @@ from hymate_training.inference.checkpoints import (
     save_checkpoint,
 )
 from hymate_training.inference.prediction import predict_examples
-from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate.hazards import risk_name
 
 PROBLEM_TYPES = {
     "binary": "single_label_classification",
     "multiclass": "single_label_classification",
     "multilabel": "multi_label_classification",
     "regression": "regression",
+    "time_to_event": "time_to_event",
 }
 VALIDATION_HOURS = (6.0, 12.0, 24.0, 36.0, 48.0)
 # metrics whose sum, each with this sign, chooses the best checkpoint
@@ -72,6 +75,7 @@ SELECTION = {
     "multiclass": {"log_loss": -1},
     "multilabel": {"auroc_macro": 1, "auprc_macro": 1},
     "regression": {"rmse": -1},
+    "time_to_event": {"concordance": 1, "integrated_brier_score": -1},
 }
 
 
@@ -92,6 +96,15 @@ class FinetuneOptions(LoopOptions):
         "Further tasks of the prepared folder, separated by commas, that are learned beside the main one in training.",
     )
     auxiliary_weight: float = option(0.3, "Weight of the auxiliary tasks in the loss.")
+    time_bins: int = option(
+        16,
+        "Bins of time of a time-to-event task, each with as many of the training events; fewer where these are few.",
+    )
+    horizons: str | None = option(
+        None,
+        "Hours within which a time-to-event model says the risk, separated by commas; where absent, those of 6 hours to "
+        "10 years that it can answer.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +112,8 @@ class FinetuneOptions(LoopOptions):
             raise ValueError(f"auxiliary_weight must not be negative, got {self.auxiliary_weight}")
         if self.prediction_times is not None and self.prediction_times < 1:
             raise ValueError(f"prediction_times must be at least 1, got {self.prediction_times}")
+        if self.time_bins < 1:
+            raise ValueError(f"time_bins must be at least 1, got {self.time_bins}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +233,7 @@ def _calibrate_and_evaluate(
     """The evaluation of the best weights on the validation split, and the temperature that calibrates them on
     `dataset`."""
     best, temperature = replace(load_checkpoint(output), evaluation=None), None
-    if task.problem_type != "regression":
+    if task.problem_type in CALIBRATED:
         temperature = calibrate(best.model, dataset, TaskCollator(best.extractor), options.batch_size)
         write_checkpoint(best.model, save, output)
     path = output / EVALUATION_FILE
@@ -310,8 +325,10 @@ def validation_metrics(
 ) -> dict[str, float]:
     """The metrics of a model that are defined on a split, and their `score`. All processes call this at once."""
     collator = TaskCollator(extractor)
-    predicted = predict_examples(without_auxiliary(model), dataset, collator, batch_size, shared=True)
-    metrics = compute_metrics(labeled(dataset, predicted.values, task))
+    classifier = without_auxiliary(model)
+    times = classifier.config.time_bins
+    predicted = predict_examples(classifier, dataset, collator, batch_size, shared=True, horizons=times)
+    metrics = compute_metrics(labeled(dataset, predicted.values, task, times))
     known = {name: value for name, value in metrics.items() if value is not None}
     return known | {"score": selection_score(metrics, task)}
 
@@ -355,13 +372,18 @@ def build_model(
     Raises:
         ValueError: for model options that are no fields of the configuration or do not fit the checkpoint.
     """
-    labels = dataset.labels
+    labels, names, timed = dataset.labels, task.label_names, {}
+    if task.problem_type == "time_to_event":
+        timed = time_fields(task, labels, options.time_bins, options.horizons)
+        names = tuple(risk_name(timed["event"], hours) for hours in timed["horizons"])
     fields: dict[str, Any] = {
         **options.model,
-        "id2label": dict(enumerate(task.label_names)),
-        "label2id": {name: index for index, name in enumerate(task.label_names)},
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": PROBLEM_TYPES[task.problem_type],
         "pos_weight": positive_weight(options.pos_weight, task, labels),
+        **dict.fromkeys(("time_bins", "horizons", "event")),
+        **timed,
     }
     if task.problem_type == "regression":
         fields |= {"label_mean": float(labels.mean()), "label_deviation": float(labels.std()) or 1.0}
@@ -374,7 +396,7 @@ def build_model(
         model = HyMaTEForSequenceClassification(transferred_config(source.config, extractor, **fields))
         state = {name: tensor for name, tensor in source.state_dict().items() if name not in missing}
         transfer_weights(model, state, known, extractor)
-    bias = prior_bias(task, labels, len(task.label_names))
+    bias = prior_bias(task, labels, model.config)
     if bias is not None:
         with torch.no_grad():
             model.classifier.bias.copy_(torch.from_numpy(bias))
@@ -401,12 +423,14 @@ def positive_weight(given: str | None, task: TaskInfo, labels: np.ndarray) -> fl
     return float(ratio) if task.problem_type == "binary" else [float(weight) for weight in ratio]
 
 
-def prior_bias(task: TaskInfo, labels: np.ndarray, num_labels: int) -> np.ndarray | None:
+def prior_bias(task: TaskInfo, labels: np.ndarray, config: HyMaTEConfig) -> np.ndarray | None:
     """Logits that give every record the training data's average; None where zero is right."""
     if task.problem_type == "regression":
         return None
+    if task.problem_type == "time_to_event":
+        return life_table(labels, config.time_bins or [])
     if task.problem_type == "multilabel":
         rate = (labels.sum(0) + 1) / (len(labels) + 2)  # Laplace's rule keeps a label nobody has finite
         return np.log(rate / (1 - rate)).astype(np.float32)
-    counts = np.bincount(labels, minlength=num_labels) + 1
+    counts = np.bincount(labels, minlength=config.num_labels) + 1
     return np.log(counts / counts.sum()).astype(np.float32)

@@ -1,11 +1,12 @@
 """Checkpoints: found by folder or by name on the Hub, opened once, and refused in one line where they are damaged."""
 
+import copy
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
+from modeling_hymate.hazards import check_horizons, risk_name
 
 CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE = "config.json", "preprocessor_config.json", "model.safetensors"
 RUN_FILE = "training_run.json"  # how a checkpoint came about
@@ -185,6 +187,23 @@ def load_model(model_class: type[Model], folder: Path, **fields: Any) -> tuple[M
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{path}: the weights {name} are not all finite numbers")
     return model.eval(), missing
+
+
+def at_horizons(checkpoint: Checkpoint, horizons: Sequence[float]) -> Checkpoint:
+    """A time-to-event checkpoint that says the risk within other horizons, in hours; its weights are shared.
+
+    Raises:
+        ValueError: for a model of another kind, and for horizons beyond its bins of time.
+    """
+    own = checkpoint.model.config
+    if own.time_bins is None:
+        raise ValueError(f"{checkpoint.path}: horizons are for time-to-event models, and this is none")
+    check_horizons(horizons, own.time_bins)
+    model = copy.copy(checkpoint.model)
+    model.config = copy.copy(own)
+    model.config.horizons = [float(hours) for hours in horizons]
+    model.config.id2label = dict(enumerate(risk_name(own.event or "event", hours) for hours in horizons))
+    return replace(checkpoint, model=model)
 
 
 def save_checkpoint(model: PreTrainedModel, extractor: HyMaTEFeatureExtractor, folder: Path) -> None:

@@ -23,7 +23,14 @@ from hymate_training.data.examples import ExampleDataset, last_times
 from hymate_training.data.exports import Layout, read_events, read_starts
 from hymate_training.data.tables import UNKNOWN, read_frame
 from hymate_training.files import writing_file
-from hymate_training.inference.checkpoints import EXPORT_FILE, Checkpoint, label_names, load_checkpoint, read_json
+from hymate_training.inference.checkpoints import (
+    EXPORT_FILE,
+    Checkpoint,
+    at_horizons,
+    label_names,
+    load_checkpoint,
+    read_json,
+)
 from hymate_training.inference.conformal import ALL, SET_COLUMN, conformal_columns, kept_thresholds
 from hymate_training.inference.findings import Findings
 from hymate_training.inference.hours import (
@@ -56,7 +63,7 @@ class Predictions:
     """Predictions for the examples of a data set, in its order.
 
     Attributes:
-        values: probabilities or numbers, `(examples, num_labels)`.
+        values: probabilities or numbers, `(examples, num_labels)`, or risks `(examples, horizons)`.
         variable_shares: sum over the examples of each variable's share of the attention, `(num_variables,)`.
     """
 
@@ -72,6 +79,7 @@ def predict_examples(
     batch_size: int = BATCH_SIZE,
     *,
     shared: bool = False,
+    horizons: Sequence[float] | None = None,
     progress: str | None = None,
 ) -> Predictions:
     """Predicts every example of a data set.
@@ -83,6 +91,7 @@ def predict_examples(
         batch_size: records at a time, each with all of its examples; fewer where records are long or have many, so
             that memory stays bounded.
         shared: all processes of the run call this at once: each does a share, and each gets everything.
+        horizons: hours within which a time-to-event model says the risk; its own where absent.
         progress: label of a progress bar, which shows on terminals only; none where absent.
 
     Returns:
@@ -92,7 +101,7 @@ def predict_examples(
     process = PartialState()
     rank, world = (process.process_index, process.num_processes) if shared else (0, 1)
     batches = in_batches(dataset, collator, batch_size)[rank::world]
-    values = np.zeros((len(dataset), len(label_names(model))), dtype=np.float32)
+    values = np.zeros((len(dataset), len(horizons or label_names(model))), dtype=np.float32)
     shares = np.zeros(model.config.num_variables)
     disable = True if progress is None else None
     for batch in tqdm(batches, desc=progress, unit="batch", disable=disable, leave=False):
@@ -101,7 +110,7 @@ def predict_examples(
         features.pop("labels", None)
         outputs = model(**send_to_device(features, model.device))
         mask = prediction_mask(features)
-        values[examples.indices] = model.predictions(outputs.logits).cpu()[mask].numpy()
+        values[examples.indices] = model.predictions(outputs.logits, horizons).cpu()[mask].numpy()
         weights = outputs.channel_weights.float().cpu().masked_fill(~mask.unsqueeze(-1), 0)
         if mask.dim() == 2:
             weights = weights.sum(1)
@@ -208,6 +217,7 @@ def predict(
     start: str | Path | None = None,
     layout: Layout | None = None,
     concepts: pl.DataFrame | None = None,
+    horizons: Sequence[float] | None = None,
     conformal: float | None = None,
     conformal_by: str = ALL,
     overwrite: bool = False,
@@ -236,6 +246,7 @@ def predict(
         start: of a hospital's files, as for `read_export`.
         layout: the same.
         concepts: the same.
+        horizons: hours after each prediction within which a time-to-event model says the risk; its own where absent.
         conformal: add conformal sets of labels, or intervals of numbers, that hold the truth for this share of records
             drawn like those of the validation split: a level whose thresholds the checkpoint keeps.
         conformal_by: what the thresholds hold for: `"all"` records together, each `"label"`, or each group of a static
@@ -258,6 +269,8 @@ def predict(
     if every is not None and at is not None:
         raise ValueError("give every or at (--every, --at), not both")
     opened = load_checkpoint(checkpoint)
+    if horizons is not None:
+        opened = at_horizons(opened, horizons)
     thresholds = None if conformal is None else kept_thresholds(opened, conformal, conformal_by)
     questions = Questions(
         every, at, untrained_hours, max_events, batch_size, ignore_unknown_variables, thresholds, conformal_by

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hymate_training.evaluation.survival import HORIZON_ESTIMATES
 from hymate_training.inference.conformal import ALL
 from hymate_training.publishing.card_text import as_name, interval_text, number_text, table
 from hymate_training.publishing.privacy import is_small
@@ -112,6 +113,19 @@ def coverage(evaluation: Mapping[str, Any]) -> str:
         f"Share of conformal sets or intervals for {SHOWN_LEVEL:.0%} coverage that hold the truth: "
         f"{'; '.join(sentences)}."
     )
+
+
+def horizon_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a time-to-event model is worth within each horizon."""
+    titles = dict(zip(HORIZON_ESTIMATES, ("observed risk", "mean risk", "AUROC", "Brier score"), strict=True))
+    shown = [
+        [f"{row['hours']:g}", *(_estimate(row[name], row["confidence_intervals"][name]) for name in titles)]
+        for row in rows
+    ]
+    return [
+        "Within so many hours of the prediction, the observed risk (Kaplan and Meier) and the mean of those predicted:",
+        table(["hours", *titles.values()], shown),
+    ]
 
 
 def worst_groups(evaluation: Mapping[str, Any]) -> str:

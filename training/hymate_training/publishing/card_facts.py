@@ -28,6 +28,7 @@ HEADLINES = {
     "multiclass": ("accuracy", "auroc_macro"),
     "multilabel": ("auroc_macro", "auprc_macro"),
     "regression": ("mae", "r2"),
+    "time_to_event": ("concordance", "auroc_dynamic"),
 }
 
 

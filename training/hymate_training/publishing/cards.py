@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import write_file
 from hymate_training.inference.checkpoints import RUN_FILE, read_json
-from hymate_training.publishing.card_decisions import coverage, decisions, recalibration, worst_groups
+from hymate_training.publishing.card_decisions import coverage, decisions, horizon_lines, recalibration, worst_groups
 from hymate_training.publishing.card_facts import GAPS, HEADLINES, facts
 from hymate_training.publishing.card_header import card_data
 from hymate_training.publishing.card_text import (
@@ -55,6 +55,7 @@ SHOWN_SUBGROUP_METRICS = {
     "multiclass": ("accuracy", "auroc_macro"),
     "multilabel": ("auroc_macro", "auprc_macro"),
     "regression": ("mae", "rmse"),
+    "time_to_event": ("concordance", "integrated_brier_score"),
 }
 SHOWN_SHARES = 10
 LISTED_VARIABLES = 200
@@ -63,6 +64,7 @@ OUTPUTS = {
     "multiclass": "probabilities of {labels}, which sum to one",
     "multilabel": "a probability for each of {labels}",
     "regression": "numbers: {labels}",
+    "time_to_event": "the risk of {labels} within hours to come",
 }
 
 
@@ -430,6 +432,8 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
     if evaluation.get("per_label"):
         figures.append("Each label against the rest:")
         figures.append(_reports_table("label", evaluation["per_label"], "binary"))
+    if evaluation.get("horizons"):
+        figures += horizon_lines(evaluation["horizons"])
     if evaluation.get("by_hour"):
         figures.append("Asked at each of these hours:")
         figures.append(_reports_table("hour", evaluation["by_hour"], problem_type))

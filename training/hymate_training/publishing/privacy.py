@@ -37,7 +37,7 @@ NOTES_FILE = "notes.md"  # the author's own part of the card
 FAITHFULNESS_FILE = "faithfulness.json"  # what `hymate explain --card` found
 EVALUATIONS = re.compile(r"evaluation(_[a-z_]{1,40})?\.json")
 PLOTS = re.compile(
-    r"evaluation(_[a-z_]{1,40})?_(roc|precision_recall|reliability|decision_curve|confusion|predicted_versus_true)\.png"
+    r"evaluation(_[a-z_]{1,40})?_(roc|precision_recall|reliability|decision_curve|confusion|predicted_versus_true|survival)\.png"
 )
 LARGEST = {"json": 20_000_000, "png": 4_000_000, "md": 2_000_000, "": 100_000}  # bytes, by suffix
 LARGEST_NOTES = 20_000  # bytes

@@ -17,6 +17,7 @@ from hymate_training.evaluation.decisions import RATES
 from hymate_training.evaluation.gaps import CALIBRATION, GAPS, ODDS
 from hymate_training.evaluation.metrics import METRICS, metric_titles
 from hymate_training.evaluation.recalibration import INTERCEPT, SLOPE
+from hymate_training.evaluation.survival import HORIZON_ESTIMATES
 from modeling_hymate import HyMaTEConfig
 from modeling_hymate.feature_extraction_hymate import AUTO_MAP as EXTRACTOR_AUTO_MAP
 from modeling_hymate.modeling_hymate import AUTO_MAP
@@ -124,6 +125,8 @@ def _config_field(field: dataclasses.Field) -> Schema:
         **dict.fromkeys(("half_lives", "forecast_horizons"), _list(NUMBER, 20, 1)),
         "pos_weight": {"anyOf": [NUMBER, _list(NUMBER, MAX_LABELS), {"type": "null"}]},
         **dict.fromkeys(("half_lives", "forecast_horizons"), _list(NUMBER, MAX_HORIZONS, 1)),
+        **dict.fromkeys(("time_bins", "horizons"), _optional(_list(NUMBER, MAX_POINTS, 1))),
+        "event": _optional(LABEL),
     }
     word: Schema = {"type": "string", "pattern": r"^[a-z0-9_.]{1,40}$"}
     kinds = [NUMBER, FLAG, word, {"type": "null"}]
@@ -322,6 +325,7 @@ EVALUATION = _object(
         **DECISIONS,
         **CONFORMAL,
         "threshold": _THRESHOLD,
+        "horizons": _list(_object({"hours": NUMBER, **_estimated(HORIZON_ESTIMATES)}), MAX_HORIZONS),
     },
     ("problem_type", "n", "num_records", "metrics", "confidence_intervals"),
 )
