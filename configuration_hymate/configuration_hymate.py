@@ -172,6 +172,16 @@ class HyMaTEConfig(PreTrainedConfig):
         return self.num_labels if self.time_bins is None else len(self.time_bins)
 
     @property
+    def curve_times(self) -> list[float] | None:
+        """Hours that show the whole curve of a time-to-event model, at least two in each of its bins and eight in all;
+        or None."""
+        if self.time_bins is None:
+            return None
+        parts = max(2, 8 // len(self.time_bins))
+        bins = pairwise([0, *self.time_bins])
+        return [start + (end - start) * part / parts for start, end in bins for part in range(1, parts + 1)]
+
+    @property
     def names_an_answer(self) -> bool:
         """Whether one label is the answer: the most probable one, or the only one there is."""
         return self.problem_type not in ("regression", "time_to_event") or self.num_labels == 1

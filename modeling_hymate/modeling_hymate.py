@@ -589,7 +589,7 @@ class HyMaTEForSequenceClassification(HyMaTEHeadModel):
         Args:
             logits: as `forward` returns them.
             horizons: hours within which a `"time_to_event"` model says the risk, in place of `config.horizons`; with
-                those of `config.time_bins` it is the whole curve, one minus the survival.
+                those of `config.curve_times` it is the whole curve, one minus the survival.
 
         Returns:
             Probabilities of classes (which sum to one) or labels, at the configuration's temperature, the regressed

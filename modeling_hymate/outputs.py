@@ -83,6 +83,6 @@ class HyMaTEForSequenceClassificationOutput(HyMaTEModelOutput, HyMaTEHeadOutput)
 
     Attributes:
         loss: present with `labels`.
-        logits: scores before softmax or sigmoid, the regressed numbers, or one hazard's score per bin of time, `(batch,
+        logits: scores before softmax or sigmoid, the regressed numbers, or the score of each bin's hazard, `(batch,
             [predictions,] config.num_logits)`.
     """

@@ -16,7 +16,7 @@ import torch
 from experiments.evidence.folds import TASK, prepare_fold
 from experiments.evidence.models import MODELS, Model
 from hymate_training.data.collators import TaskCollator
-from hymate_training.data.examples import outcomes_array, load_task
+from hymate_training.data.examples import load_task, outcomes_array
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
 from hymate_training.evaluation.sample import LabeledPredictions

@@ -19,7 +19,7 @@ REAL_DATA = "tutorials/physionet2012.md"
 EXECUTED = ["index.md", "tutorials/first-model.md", "concepts/model.md", "how-to/own-data.md", "how-to/trainer.md"]
 EXECUTED += ["how-to/concepts.md", "how-to/hospital-exports.md", "how-to/explain.md", "reference/training.md"]
 EXECUTED += ["reference/prepared-folder.md", "how-to/export.md", "how-to/follow-a-stay.md", "how-to/serve.md"]
-EXECUTED += ["how-to/scikit-learn.md", "how-to/decisions.md"]
+EXECUTED += ["how-to/scikit-learn.md", "how-to/decisions.md", "how-to/when-will-it-happen.md"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

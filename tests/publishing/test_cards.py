@@ -345,13 +345,12 @@ def test_card_of_every_problem_type(folder, validate, problem_type):
         "multiclass": (np.arange(90) % 3, probabilities),
         "multilabel": (rng.integers(0, 2, (90, 3)), probabilities),
         "regression": (rng.normal(size=90), rng.normal(size=90)),
+        "time_to_event": (np.stack([1 + np.arange(90), np.arange(90) % 2], axis=1), probabilities.cumsum(axis=1)),
     }[problem_type]
-    evaluation = report(LabeledPredictions(problem_type, labels, predictions), num_samples=50)
-    evaluation["subgroups"] = {
-        "half": subgroup_report(
-            LabeledPredictions(problem_type, labels, predictions), np.arange(90) // 45, num_samples=50
-        )
-    }
+    times = [20, 50, 80] if problem_type == "time_to_event" else None
+    sample = LabeledPredictions(problem_type, labels, predictions, times=times)
+    evaluation = report(sample, num_samples=50)
+    evaluation["subgroups"] = {"half": subgroup_report(sample, np.arange(90) // 45, num_samples=50)}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     run = {**RUN, "task": {**RUN["task"], "problem_type": problem_type}}
     (folder / "training_run.json").write_text(json.dumps(run))

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from hymate_training.cli import prepare as command
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
+from hymate_training.evaluation.sample import PROBLEM_TYPES
 from hymate_training.readers import synthetic
 
 NUM_RECORDS = 6000
@@ -47,7 +48,7 @@ def test_the_seed_decides_everything(tmp_path):
     for name, seed in {"one": 1, "again": 1, "two": 2}.items():
         synthetic.prepare(tmp_path / name, num_records=60, seed=seed)
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
-    assert len(files) == 2 + 3 + 3 * 4
+    assert len(files) == 2 + 3 + 3 * 5
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
     assert (
         not PreparedFolder(tmp_path / "one").records("train").equals(PreparedFolder(tmp_path / "two").records("train"))
@@ -127,7 +128,7 @@ def test_missing_not_at_random(events, folder, rows):
 
 def test_every_problem_type_is_there(folder):
     info = PreparedFolder(folder).info
-    assert {task.problem_type for task in info.tasks} == {"binary", "multiclass", "multilabel", "regression"}
+    assert {task.problem_type for task in info.tasks} == set(PROBLEM_TYPES)
     died = task_labels(folder, "in_hospital_mortality")
     assert 0.15 < died["boolean_value"].mean() < 0.20
     destinations = task_labels(folder, "discharge_destination")
@@ -138,6 +139,9 @@ def test_every_problem_type_is_there(folder):
     phenotypes = task_labels(folder, "phenotypes").select(info.task("phenotypes").label_columns)
     assert all(0.1 < column.mean() < 0.4 for column in phenotypes)
     assert task_labels(folder, "length_of_stay")["float_value"].min() >= 2
+    until = task_labels(folder, "time_to_death")
+    assert until["event_time"].min() > 48
+    assert until["event_observed"].equals(died["boolean_value"])
 
 
 def means(events, labels, start, end):

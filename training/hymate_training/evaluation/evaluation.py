@@ -265,12 +265,12 @@ class _Predictor:
             dataset,
             self.collator,
             self.batch_size,
-            horizons=self.checkpoint.model.config.time_bins,
+            horizons=self.checkpoint.model.config.curve_times,
             progress=title,
         )
 
     def _labeled(self, dataset: TaskDataset, predicted: Predictions) -> LabeledPredictions:
-        return labeled(dataset, predicted.values, self.task, self.checkpoint.model.config.time_bins)
+        return labeled(dataset, predicted.values, self.task, self.checkpoint.model.config.curve_times)
 
 
 def _ranked(shares: np.ndarray, variables: list[str]) -> dict[str, float]:

@@ -39,8 +39,8 @@ def save_plots(
 
     binary: roc, precision_recall, reliability and, where `found` (what an evaluation holds) has a `net_benefit`,
     decision_curve; of its `calibration` the reliability diagram takes the smoothed curve. multiclass: confusion.
-    multilabel: roc (one curve per label). regression: predicted_versus_true. time_to_event: survival. A curve that is undefined, because labels
-    hold one class only, is left out with a warning.
+    multilabel: roc (one curve per label). regression: predicted_versus_true. time_to_event: survival. A curve that is
+    undefined, because labels hold one class only, is left out with a warning.
 
     Returns:
         The paths of the plots.
@@ -306,7 +306,7 @@ def label_roc_figure(sample: LabeledPredictions) -> Figure:
 
 
 def survival_figure(sample: LabeledPredictions) -> Figure:
-    """Share without the event by the times of the predictions: of those in sight, and as it is predicted in the mean."""
+    """Share without the event by the times of the predictions: as it was observed, and the mean of those predicted."""
     followed = Followed(sample)
     estimate = followed.kaplan_meier(np.ones((1, len(sample))))
     within = sample.times < followed.hours[-1]  # beyond the last sight nothing is known

@@ -129,7 +129,7 @@ def _checked_times(times: ArrayLike | None, columns: int) -> np.ndarray:
     hours = np.zeros(0) if times is None else np.asarray(times, dtype=np.float64)
     if hours.shape != (columns,) or not (np.diff(hours, prepend=0) > 0).all():
         raise ValueError(
-            f"times must be {columns} ascending hours above 0, one per column of predictions, not {times}"
+            f"times must be {columns} ascending hours above 0, one per column of predictions, not {times!r}"
         )
     return hours
 

@@ -10,8 +10,8 @@ integrated_brier_score
     Mean squared error of the risk by a time, integrated over times (Graf et al., 1999).
 
 The latter two weight each event by the inverse of the probability of being in sight by then, which the Kaplan-Meier
-estimate of censoring in the same rows gives. Their times are those of the predictions at which there are both records
-with an event and records in sight. The definitions are those of scikit-survival, and of torchsurv for the concordance;
+estimate of censoring in the same rows gives. Their times are those of the predictions by which some are in sight no
+longer and others still are; of AUROC those by which some have had their event. The definitions are those of scikit-survival, and of torchsurv for the concordance;
 tests hold them to both. Here they are evaluated on many resamples of the records at once.
 """
 
@@ -46,10 +46,15 @@ class Followed:
         self.moment = np.cumsum(begins) - 1  # which distinct time a row has
 
     @cached_property
+    def span(self) -> np.ndarray:
+        """Positions of the times of the predictions by which some are in sight no longer, and others still are."""
+        return np.flatnonzero((self.hours[0] <= self.times) & (self.times < self.hours[-1]))
+
+    @cached_property
     def grid(self) -> np.ndarray:
-        """Positions of the times of the predictions by which some have had their event, and others are in sight."""
-        events = self.hours[self.observed]
-        return np.flatnonzero([(events <= time).any() and (self.hours > time).any() for time in self.times])
+        """Those of `span` by which some have had their event."""
+        first = self.hours[self.observed].min(initial=np.inf)
+        return self.span[first <= self.times[self.span]]
 
     def risk_at(self, hours: np.ndarray) -> np.ndarray:
         """Risk by any hours up to the last time, `(n, hours)`: between two times the hazard is constant."""
@@ -132,37 +137,36 @@ def undefined_survival_metrics(sample: LabeledPredictions) -> dict[str, str]:
     followed, reasons = Followed(sample), {}
     first = followed.hours[followed.observed].min(initial=np.inf)
     if first > followed.times[-1]:
-        return dict.fromkeys(("concordance", "auroc_dynamic", "integrated_brier_score"), "no event is observed")
-    after = followed.hours > first
-    if not after.any() and followed.observed[followed.hours == first].all():
-        reasons["concordance"] = "nobody is in sight when the first event comes"
+        reasons = dict.fromkeys(("concordance", "auroc_dynamic"), "no event is observed")
+    elif followed.hours[-1] == first and followed.observed[followed.hours == first].all():
+        reasons["concordance"] = "nobody is in sight when the first event has come"
     if not len(followed.grid):
-        reasons["auroc_dynamic"] = "at no time are there both records with an event and records in sight"
-    if len(followed.grid) < 2:
-        reasons["integrated_brier_score"] = "less than two times have both records with an event and records in sight"
+        reasons.setdefault("auroc_dynamic", "nobody is in sight at the times by which events have come")
+    if len(followed.span) < 2:
+        reasons["integrated_brier_score"] = "records go out of sight within less than two times of the predictions"
     return reasons
 
 
 def survival_evaluator(sample: LabeledPredictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """The metrics of a time-to-event sample, as one of `weighted_metrics.EVALUATORS`."""
     followed = Followed(sample)
-    times = followed.times[followed.grid]
+    times, span = followed.times[followed.grid], followed.times[followed.span]
 
     def evaluate(counts: np.ndarray) -> dict[str, np.ndarray]:
         weights = counts[:, followed.record].astype(np.float64)
         nothing = np.full(len(weights), np.nan)
         in_sight, alive = followed.kaplan_meier(weights, of_censoring=True), followed.kaplan_meier(weights)
-        columns = [(time, followed.risks[:, at]) for time, at in zip(times, followed.grid, strict=True)]
+        by_time = {at: (followed.times[at], followed.risks[:, at], weights, in_sight) for at in followed.span}
         area, score = nothing, nothing
         if len(times):
-            areas = np.stack([followed.auroc(*column, weights, in_sight) for column in columns], axis=1)
+            areas = np.stack([followed.auroc(*by_time[at]) for at in followed.grid], axis=1)
             still = np.stack([followed.at(alive, time) for time in times], axis=1)
             added = -np.diff(still, axis=1, prepend=1)
             with np.errstate(divide="ignore", invalid="ignore"):
                 area = np.where(added > 0, areas * added, 0).sum(axis=1) / (1 - still[:, -1])
-        if len(times) > 1:
-            scores = np.stack([followed.brier(*column, weights, in_sight) for column in columns], axis=1)
-            score = np.trapezoid(scores, times, axis=1) / (times[-1] - times[0])
+        if len(span) > 1:
+            scores = np.stack([followed.brier(*found) for found in by_time.values()], axis=1)
+            score = np.trapezoid(scores, span, axis=1) / (span[-1] - span[0])
         return {"concordance": followed.concordance(weights), "auroc_dynamic": area, "integrated_brier_score": score}
 
     return evaluate

@@ -102,8 +102,8 @@ class FinetuneOptions(LoopOptions):
     )
     horizons: str | None = option(
         None,
-        "Hours within which a time-to-event model says the risk, separated by commas; where absent, those of 6 hours to "
-        "10 years that it can answer.",
+        "Hours within which a time-to-event model says the risk, separated by commas; where absent, those that it can "
+        "answer of 6 hours to 10 years.",
     )
 
     def __post_init__(self) -> None:
@@ -326,7 +326,7 @@ def validation_metrics(
     """The metrics of a model that are defined on a split, and their `score`. All processes call this at once."""
     collator = TaskCollator(extractor)
     classifier = without_auxiliary(model)
-    times = classifier.config.time_bins
+    times = classifier.config.curve_times
     predicted = predict_examples(classifier, dataset, collator, batch_size, shared=True, horizons=times)
     metrics = compute_metrics(labeled(dataset, predicted.values, task, times))
     known = {name: value for name, value in metrics.items() if value is not None}

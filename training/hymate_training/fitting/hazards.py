@@ -73,10 +73,12 @@ def _horizons(given: str | None, bins: list[float]) -> list[float]:
 
 
 def life_table(labels: np.ndarray, bins: list[float]) -> np.ndarray:
-    """Logits of the hazards of all records together: events of each bin by who came into it, for the part of it in
-    which they were in sight, `(bins,)`."""
+    """Logits of the hazards of all records together: events of each bin by who came into it, `(bins,)`; who was lost
+    from sight in it counts for the part that was seen."""
     hours, observed = labels.T
-    inside = exposure(torch.from_numpy(hours), bins).numpy().sum(axis=0)
-    events = np.bincount(np.searchsorted(bins, hours), observed, len(bins) + 1)[:-1]
-    hazards = (events + 0.5) / (np.maximum(inside, events) + 1)  # so that none is 0 or 1
+    place = np.searchsorted(bins, hours)
+    until = np.where(observed == 1, np.append(bins, np.inf)[place], hours)
+    came = exposure(torch.from_numpy(until), bins).numpy().sum(axis=0)
+    events = np.bincount(place, observed, len(bins) + 1)[:-1]
+    hazards = (events + 0.5) / (came + 1)  # so that none is 0 or 1
     return np.log(hazards / (1 - hazards)).astype(np.float32)

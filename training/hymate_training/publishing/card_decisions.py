@@ -123,7 +123,7 @@ def horizon_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in rows
     ]
     return [
-        "Within so many hours of the prediction, the observed risk (Kaplan and Meier) and the mean of those predicted:",
+        "Within so many hours of the prediction, the observed risk (Kaplan-Meier) and the mean of those predicted:",
         table(["hours", *titles.values()], shown),
     ]
 

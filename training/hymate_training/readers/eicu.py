@@ -25,6 +25,7 @@ import html
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -222,7 +223,7 @@ def prepare(
             dropped[f"predictions of {tasks[0].name} without a known outcome"] += asked.height - known.height
             resulted = asked.drop_nulls("icu_death")
             later = resulted.filter(pl.col("unitdischargeoffset") > observed_hours * 60)
-            labels = (
+            labels: tuple[tuple[Any, ...], ...] = (
                 (known, pl.col("hospitaldischargestatus") == "Expired"),
                 (asked, pl.col("unitdischargeoffset") / 1440),
                 (resulted, pl.col("icu_death")),

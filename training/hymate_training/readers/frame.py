@@ -389,9 +389,9 @@ def _read_labels(
         last = rows.join(known, on="record_id", how="left", maintain_order="left")[ENDS]
         rows = rows.with_columns(last.alias("prediction_time"))
     if is_timed:
-        after = rows["event_time"] - rows["prediction_time"].cast(pl.Float32)
-        refuse(path, after < 0, "event_time lies before prediction_time, so that nothing is left to predict")
-        refuse(path, (after == 0) & rows["event_observed"], "the event happens at prediction_time, not after it")
+        ahead = rows["event_time"] - rows["prediction_time"].cast(pl.Float32)
+        refuse(path, ahead < 0, "event_time lies before prediction_time, so that nothing is left to predict")
+        refuse(path, (ahead == 0) & rows["event_observed"], "the event happens at prediction_time, not after it")
     keys = rows.select("record_id", "prediction_time")
     refuse(path, keys.is_duplicated(), "this record and prediction_time occur twice", rows["record_id"])
     labelled = rows.drop_nulls(list(task.label_columns))

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo
+from hymate_training.data.schema import SPLITS, SURVIVAL_COLUMNS, DatasetInfo, StaticColumn, TaskInfo
 from hymate_training.data.splits import split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
 
@@ -181,6 +181,13 @@ TASKS = (
         "multiclass",
         ("categorical_value",),
         DESTINATIONS,
+    ),
+    TaskInfo(
+        "time_to_death",
+        "When does the patient die in the hospital? Asked at 48 hours; who leaves it alive is censored on leaving.",
+        "time_to_event",
+        SURVIVAL_COLUMNS,
+        ("death",),
     ),
 )
 STATIC_COLUMNS = (
@@ -375,6 +382,7 @@ def _outcomes(logits: dict[str, np.ndarray], generator: np.random.Generator) -> 
         {
             "died": died,
             "days": np.round(days, 1),
+            "until": np.round(24 * days, 1).clip(HOURS + 0.1),
             "destination": np.array(DESTINATIONS)[destination],
             **{name: generator.random(size) < 1 / (1 + np.exp(-logits[name])) for name in PHENOTYPES},
         }
@@ -385,7 +393,7 @@ def _outcomes(logits: dict[str, np.ndarray], generator: np.random.Generator) -> 
 
 
 def _label_frames(outcomes: pl.DataFrame) -> Iterator[tuple[TaskInfo, pl.DataFrame]]:
-    sources = (("died",), ("days",), PHENOTYPES, ("destination",))
+    sources = (("died",), ("days",), PHENOTYPES, ("destination",), ("until", "died"))
     key = ("record_id", pl.lit(HOURS, dtype=pl.Float32).alias("prediction_time"))
     for task, columns in zip(TASKS, sources, strict=True):
         renamed = (pl.col(column).alias(label) for column, label in zip(columns, task.label_columns, strict=True))
