@@ -20,7 +20,9 @@ from hymate_training.inference.checkpoints import at_horizons, load_checkpoint
 from hymate_training.inference.export import export
 from hymate_training.inference.prediction import predict, predict_examples
 from hymate_training.publishing.push import push
+from hymate_training.readers import physionet2012
 from modeling_hymate import Stream
+from tests.docs.pages import trim_physionet2012
 from tests.support.runs import TASK as BINARY
 from tests.support.runs import TINY_MODEL, event_frame
 
@@ -183,6 +185,19 @@ def test_it_can_be_pushed_with_its_card(synthetic_folder, trained):
     card = (trained / "README.md").read_text()
     assert "Within so many hours of the prediction" in card
     assert "concordance, time-dependent" in card
+
+
+def test_real_stays_from_the_download_to_an_evaluation(shared_data, tmp_path):
+    raw = tmp_path / "raw"
+    trim_physionet2012(shared_data("physionet2012"), raw, stays=240)
+    info = physionet2012.prepare(raw, tmp_path / "data")
+    assert info.task(TASK).problem_type == "time_to_event"
+    options = FinetuneOptions(epochs=1, batch_size=32, model=TINY_MODEL)
+    run = finetune(tmp_path / "data", TASK, tmp_path / "run", options).output
+    found = evaluate(run, tmp_path / "data", TASK, "test").content
+    assert 0 < found["metrics"]["concordance"] < 1
+    assert 0 < found["metrics"]["integrated_brier_score"] < 0.5
+    assert 0 < found["horizons"][0]["mean_risk"] < 0.5
 
 
 def test_what_does_not_apply_is_refused(synthetic_folder, tmp_path):

@@ -257,6 +257,11 @@ def test_outcomes_of_apache(prepared, tmp_path):
     assert {int(stay) for stay in in_unit} == set(range(1, 40, 2))
     assert {int(stay) for stay, row in in_unit.items() if row["boolean_value"]} == {9, 19, 29, 39}
     assert check_leakage(tmp_path / "out", "icu_mortality") == 0
+    until = labels(tmp_path / "out", "time_to_death")
+    assert {stay: row["event_observed"] for stay, row in until.items()} == {
+        stay: row["boolean_value"] for stay, row in in_unit.items()
+    }
+    assert all(row["event_time"] > row["prediction_time"] for row in until.values())
     assert [task.name for task in PreparedFolder(prepared).info.tasks] == ["in_hospital_mortality", "length_of_stay"]
     tables["apachePatientResult"][0]["actualicumortality"] = "EXPIRED"
     with pytest.raises(ValueError, match=r"apachePatientResult\.csv\.gz: stay 1 has two outcomes"):

@@ -421,6 +421,66 @@ def test_a_damaged_file_is_named(name, content, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
+TIMES = {"event_time": [10.0 + record for record in range(NUM_RECORDS)]}
+OBSERVED = {"event_observed": [record % 2 == 0 for record in range(NUM_RECORDS)]}
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_time_and_whether_it_is_the_events_are_a_time_to_event(form, tmp_path):
+    events = write(tmp_path, "events", make_events(), form)
+    numbers = {"event_observed": [int(seen) for seen in OBSERVED["event_observed"]]}
+    path = write(tmp_path, "relapse", make_labels(**numbers, **TIMES), form)
+    frame.prepare(events, tmp_path / "out", labels=[str(path)])
+    folder = PreparedFolder(tmp_path / "out")
+    task = folder.info.tasks[0]
+    assert (task.name, task.problem_type, task.label_names) == ("relapse", "time_to_event", ("relapse",))
+    rows = [row for split in SPLITS for row in folder.task("relapse", split).to_pylist()]
+    assert {int(row["record_id"]): (row["event_time"], row["event_observed"]) for row in rows} == {
+        record + 1: (10.0 + record, record % 2 == 0) for record in range(NUM_RECORDS)
+    }
+
+
+def test_times_of_events_may_be_timestamps(tmp_path):
+    events = write(tmp_path, "events", make_events(), "csv")
+    starts = {"record_id": range(1, NUM_RECORDS + 1), "start": ["2020-01-01 06:00"] * NUM_RECORDS}
+    stamps = {"event_time": ["2020-01-02 06:30"] * NUM_RECORDS, "prediction_time": ["2020-01-01 12:00"] * NUM_RECORDS}
+    labels = write(tmp_path, "relapse", pl.DataFrame({"record_id": starts["record_id"], **OBSERVED, **stamps}), "csv")
+    start = write(tmp_path, "starts", pl.DataFrame(starts), "csv")
+    frame.prepare(events, tmp_path / "out", labels=[str(labels)], start=start)
+    table = PreparedFolder(tmp_path / "out").task("relapse", "train")
+    assert set(table["event_time"].to_pylist()) == {24.5}
+    assert set(table["prediction_time"].to_pylist()) == {6.0}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (TIMES, "has the columns event_time and event_observed and no others; found event_time"),
+        (
+            TIMES | OBSERVED | {"died": OBSERVED["event_observed"]},
+            "and no others; found event_time, event_observed, died",
+        ),
+        (OBSERVED | {"event_time": [3.0] * NUM_RECORDS}, "row 1: event_time lies before prediction_time"),
+        (OBSERVED | {"event_time": [4.0] * NUM_RECORDS}, "row 1: the event happens at prediction_time, not after it"),
+        (TIMES | {"event_observed": [2] * NUM_RECORDS}, "event_observed must be true/false or 1/0"),
+        (OBSERVED | {"event_time": [None, *TIMES["event_time"][1:]]}, "event_time is missing"),
+    ],
+)
+def test_times_of_events_that_cannot_be_are_refused(columns, message, tmp_path):
+    events = write(tmp_path, "events", make_events(), "csv")
+    labels = write(tmp_path, "relapse", make_labels(**columns), "csv")
+    with pytest.raises(ValueError, match=message):
+        frame.prepare(events, tmp_path / "out", labels=[str(labels)])
+
+
+def test_who_is_censored_at_the_prediction_is_kept(tmp_path):
+    events = write(tmp_path, "events", make_events(), "csv")
+    lost = {"event_time": [4.0] * NUM_RECORDS, "event_observed": [False] * NUM_RECORDS}
+    labels = write(tmp_path, "relapse", make_labels(**lost), "csv")
+    frame.prepare(events, tmp_path / "out", labels=[str(labels)])
+    assert PreparedFolder(tmp_path / "out").task("relapse", "train").num_rows > 20
+
+
 def test_wrong_arguments_are_named(tmp_path):
     events = write(tmp_path, "events", make_events(), "csv")
     died = write(tmp_path, "died", make_labels(**ALL_LABELS["died"]), "csv")

@@ -217,6 +217,17 @@ def test_labels(folder):
     assert not any(label for (record, _), label in hourly.items() if not died.get(record))
 
 
+def test_time_to_death_is_censored_on_leaving_the_icu_alive(folder):
+    rows = all_of(folder, lambda split: PreparedFolder(folder).task("time_to_death", split)).iter_rows(named=True)
+    until = {row["record_id"]: row for row in rows}
+    assert {record for record, row in until.items() if row["event_observed"]} == {
+        str(i) for i in range(NUM_STAYS) if i % 4 == 0
+    } - {"20"}
+    assert {row["prediction_time"] for row in until.values()} == {24.0}
+    assert (until["2"]["event_time"], until["20"]["event_time"]) == (60.0, 30.0)
+    assert 58 < until["4"]["event_time"] <= 60
+
+
 def test_a_time_of_death_counts_whatever_the_discharge_flag_says(folder, tmp_path):
     tables = make_tables()
     alive = pl.col("hospital_expire_flag") * (pl.col("hadm_id") != 104)

@@ -140,6 +140,26 @@ def test_outcomes_become_labels_and_unknown_ones_are_dropped(prepared):
     assert PreparedFolder(prepared).info.dropped["predictions of length_of_stay without a known outcome"] == 6
 
 
+def test_time_to_death_is_censored_on_leaving_the_hospital_alive(sets, tmp_path):
+    """A death after it is none of the stay's. Days are whole, so their middle counts; 48 hours must be survived."""
+    ends = [(7, 9, 1), (9, 468, 0), (9, -1, 0), (2, 2, 1), (1, 1, 1), (-1, -1, 0)]  # length of stay, survival, death
+    outcomes = {
+        letter: [f"{name},10,5,{','.join(map(str, ends[index % len(ends)]))}" for index, name in enumerate(members)]
+        for letter, members in sets.items()
+    }
+    physionet2012.prepare(make_raw(tmp_path / "raw", sets, outcomes=outcomes), tmp_path / "out")
+    folder = PreparedFolder(tmp_path / "out")
+    assert folder.info.task("time_to_death").label_names == ("death",)
+    rows = folder.task("time_to_death", "test").to_pylist()
+    place = {name: index for index, name in enumerate(sets["a"])}
+    found = {place[row["record_id"]]: (row["event_time"] / 24, row["event_observed"]) for row in rows}
+    kinds = {0: (9.5, True), 1: (9.5, False), 2: (9.5, False), 3: (2.5, True)}
+    assert found == {index: kinds[index % 6] for index in range(10) if index % 6 in kinds}
+    assert {row["prediction_time"] for row in rows} == {48.0}
+    left_out = sum(index % 6 not in kinds for index in range(10))
+    assert folder.info.dropped["predictions of time_to_death without a known outcome"] == 3 * left_out
+
+
 @pytest.mark.parametrize("task", ["in_hospital_mortality", "length_of_stay"])
 def test_nothing_after_the_prediction_is_seen(task, sets, tmp_path):
     """The challenge has nothing after hour 48, where it asks; should a download have, it stays unseen."""
@@ -355,6 +375,15 @@ def test_the_real_sets_b_and_c(shared_data, tmp_path):
     is_b = labels["record_id"].cast(pl.Int64) < START["c"] - 1
     for members, prevalence in ((is_b, 0.1420), (~is_b, 0.1463)):
         assert labels.filter(members)["boolean_value"].mean() == pytest.approx(prevalence, abs=5e-4)
+
+    until = pl.concat(
+        pl.DataFrame(pl.from_arrow(PreparedFolder(tmp_path / "out").task("time_to_death", split)))
+        for split in ("train", "validation")
+    )
+    known = labels.join(until, on="record_id")
+    assert known["boolean_value"].equals(known["event_observed"])
+    assert info.dropped["predictions of time_to_death without a known outcome"] == rows.height - until.height < 180
+    assert until["event_time"].min() == 60.0
 
     with tarfile.open(raw / "set-c.tar.gz") as archive:  # one stay read the plain way
         file = archive.extractfile("set-c/152871.txt")
