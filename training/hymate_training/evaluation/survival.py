@@ -12,8 +12,8 @@ integrated_brier_score
 The latter two weight each event by the inverse of the probability of being in sight by then, which the Kaplan-Meier
 estimate of censoring in the same rows gives. Their times are those of the predictions by which some are in sight no
 longer and others still are; of AUROC those by which some have had their event. The definitions are those of
-scikit-survival, and of torchsurv for the concordance; tests hold them to both. Here they are evaluated on many resamples
-of the records at once.
+scikit-survival, and of torchsurv for the concordance; tests hold them to both. Here they are evaluated on many
+resamples of the records at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
