@@ -33,7 +33,7 @@ RISK_MARGIN = 1e-6  # from 0 and 1, of risks whose log-odds are taken
 EVENTS_AT_ONCE = 1 << 17  # of a batch with its padding
 ALTERED_AT_ONCE = 1 << 19  # events of altered records that are held at a time
 OF_RECORDS = ("static_values", "prediction_times")  # of a batch's tensors, those that do not hold a number per event
-GRADIENTS_AT_ONCE = 64  # of them in a batch: the memory that they take grows with it, their speed does not
+GRADIENTS_AT_ONCE = 128  # of them in a batch, which also holds no more than `EVENTS_AT_ONCE`
 SHOWN_ROWS = 8  # of an explanation in a notebook
 
 
@@ -373,7 +373,7 @@ def _integrated_gradients(explainer: Explainer, events: Events, steps: int, prog
                 baselines=baselines,
                 additional_forward_args=tuple(others),
                 n_steps=steps,
-                internal_batch_size=max(size, at_once),
+                internal_batch_size=max(len(rows), min(size, EVENTS_AT_ONCE // values.shape[1])),
             )
         found = sum(part.detach().float().reshape(*values.shape, -1).sum(-1) for part in parts)
         found = torch.zeros_like(found).scatter(1, order, found)
