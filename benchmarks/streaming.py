@@ -5,7 +5,7 @@
 
 One thread. The first table follows a simulated patient per length, each event at a time of its own; lengths take
 turns, so that whatever else the machine does falls on all of them. The second feeds real stays, whose events often
-share a time, event by event and predicts after each. XGBoost has the features of experiments/evidence, in two ways:
+share a time, event by event and predicts after each. XGBoost has the features of the evidence page, in two ways:
 all of them anew from the stay so far, and updated in place by the one event, which is the least that they can cost.
 """
 
@@ -26,16 +26,17 @@ from tqdm import tqdm
 
 import hymate_native
 from benchmarks.measure import processor, titled_table, write_section
-from experiments.evidence.baselines import EARLY_HOURS, STATISTICS, summary_features
 from experiments.evidence.folds import TASK
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.evaluation.summary_features import EARLY_HOURS, ONCE_FEATURES, summary_features
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 from modeling_hymate import HyMaTEFeatureExtractor, Stream, StreamState
 
 CHECKPOINT = Path(__file__).parents[1] / "model_cards" / "hymate-physionet2012-mortality"
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SECTION = "Event by event"
+STATISTICS = ONCE_FEATURES.whole
 LENGTHS = (100, 1_000, 10_000, 32_000)
 AT_A_TIME = 20  # events of one length in a row
 TREES = {"max_depth": 4, "min_child_weight": 5, "colsample_bytree": 0.3, "eta": 0.03, "subsample": 0.7}
@@ -225,7 +226,9 @@ def stay_table(checkpoint: Checkpoint, data: Path, num_stays: int) -> str:
 
 def _fit_trees(train: TaskDataset, extractor: HyMaTEFeatureExtractor) -> xgboost.Booster:
     settings = {"objective": "binary:logistic", "nthread": 1, "seed": 0} | TREES
-    return xgboost.train(settings, xgboost.DMatrix(summary_features(train, extractor), train.labels), ROUNDS)
+    return xgboost.train(
+        settings, xgboost.DMatrix(summary_features(train, extractor, ONCE_FEATURES), train.labels), ROUNDS
+    )
 
 
 def _static_tensor(checkpoint: Checkpoint, stay: TaskDataset) -> torch.Tensor:
@@ -263,7 +266,9 @@ def _by_updated_trees(checkpoint: Checkpoint, booster: xgboost.Booster, stay: Ta
     for event in zip(*columns, strict=True):
         taken, _ = _timed(partial(predict, event))
         yield taken
-    np.testing.assert_allclose(features.row[None], summary_features(stay, extractor), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        features.row[None], summary_features(stay, extractor, ONCE_FEATURES), rtol=1e-5, atol=1e-4
+    )
 
 
 def _by_trees(checkpoint: Checkpoint, booster: xgboost.Booster, stay: TaskDataset) -> Iterator[float]:
@@ -271,7 +276,7 @@ def _by_trees(checkpoint: Checkpoint, booster: xgboost.Booster, stay: TaskDatase
 
     def predict(end: int) -> Any:
         so_far = TaskDataset(stay.events.select(whole < end), stay.rows, stay.prediction_times, stay.labels)
-        return booster.inplace_predict(summary_features(so_far, checkpoint.extractor))
+        return booster.inplace_predict(summary_features(so_far, checkpoint.extractor, ONCE_FEATURES))
 
     for end in range(1, len(whole) + 1):
         taken, _ = _timed(partial(predict, end))

@@ -8,11 +8,12 @@ from experiments.evidence.folds import TASK
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.evaluation.summary_features import ONCE_FEATURES, summary_features
 
 
 def test_features_updated_by_each_event_are_those_of_the_whole_stay(synthetic_folder):
     pytest.importorskip("xgboost")
-    from benchmarks.streaming import RunningFeatures, summary_features  # noqa: PLC0415 - need xgboost
+    from benchmarks.streaming import RunningFeatures  # noqa: PLC0415 - needs xgboost
 
     folder = PreparedFolder(synthetic_folder)
     extractor = fit_feature_extractor(folder)
@@ -24,7 +25,9 @@ def test_features_updated_by_each_event_are_those_of_the_whole_stay(synthetic_fo
         for event in zip(*columns, strict=True):
             features.add(*event)
         stay = TaskDataset(events, np.array([0]), np.array([np.inf]), np.array([0]))
-        np.testing.assert_allclose(features.row[None], summary_features(stay, extractor), rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(
+            features.row[None], summary_features(stay, extractor, ONCE_FEATURES), rtol=1e-6, atol=1e-5
+        )
 
 
 def test_a_benchmark_replaces_its_own_section_of_the_page(tmp_path):
