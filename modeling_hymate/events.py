@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 EVENT_COLUMNS = ("time", "variable", "value")
+MAX_HOURS = 110 * 365.25 * 24  # of a record: nobody's lasts longer
+MAX_ID_LENGTH = 256  # characters; arrays of text are as wide as their longest item
 SHORTENED_ID = re.compile(r"[0-9](\.[0-9]+)?[eE]\+?[0-9]+")  # 1.33E+10: a number that a spreadsheet rounded
 # names under which exports hold what is `record_id` here
 OTHER_ID = re.compile(
@@ -130,9 +132,9 @@ def parse_events(
         allow_empty: accept records without events.
 
     Raises:
-        ValueError: for a missing column, an unknown variable, a value that is no number, a time that is negative or
-            no number, and unless allowed a record without events; the message names the column, the row and the
-            record.
+        ValueError: for a missing column, an unknown variable, a value that is no number, a time that is negative,
+            beyond a life or no number, and unless allowed a record without events; the message names the column, the
+            row and the record.
     """
     if unknown_variables not in ("error", "ignore"):
         raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
@@ -145,6 +147,7 @@ def parse_events(
     for bad, column, rule in (
         (~np.isfinite(times), "time", "a finite number of hours"),
         (times < 0, "time", "hours since the record's start, not negative"),
+        (times > MAX_HOURS, "time", "hours since the record's start: 110 years is the limit"),
         (np.isinf(values), "value", "a finite number, or missing"),
     ):
         if bad.any():
@@ -225,6 +228,8 @@ def _record_ids(data: Any) -> np.ndarray:
     for item in found:
         if isinstance(item, bool) or not isinstance(item, str | Integral):
             raise ValueError(f"column 'record_id' must hold text or whole numbers, not {type(item).__name__}")
+        if isinstance(item, str) and len(item) > MAX_ID_LENGTH:
+            raise ValueError(f"column 'record_id' holds an id of more than {MAX_ID_LENGTH} characters")
         if isinstance(item, str) and SHORTENED_ID.fullmatch(item):
             raise ValueError(
                 f"column 'record_id': {item!r} is a number that a spreadsheet has shortened, so that several records "

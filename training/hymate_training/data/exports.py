@@ -334,8 +334,9 @@ def hours_since_start(
         problems: where problems are noted.
     """
     column, nothing = frame[name], pl.Series(name, [0.0] * frame.height)
-    problems.add(path, column.is_null(), f"{name} is missing")
     hours = column.cast(pl.Float64, strict=False) if column.dtype == pl.String else column
+    missing = column.is_null() | (hours.is_nan().fill_null(False) if hours.dtype.is_float() else False)
+    problems.add(path, missing, f"{name} is missing")
     if hours.dtype.is_numeric() and not (hours.is_null() & column.is_not_null()).any():
         hours = hours.cast(pl.Float64).fill_nan(None)
         if name == "time":

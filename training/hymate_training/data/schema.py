@@ -27,7 +27,6 @@ SPLITS = ("train", "validation", "test")
 SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
 YEAR = 365.25 * 24  # hours
-MAX_HOURS = 110 * YEAR  # of a record: nobody's lasts longer
 
 EVENT_FIELDS = (
     pa.field("record_id", pa.string(), nullable=False),

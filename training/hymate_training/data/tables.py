@@ -11,11 +11,10 @@ import pyarrow as pa
 from pyarrow import csv
 from tqdm import tqdm
 
-from modeling_hymate.events import SHORTENED_ID
+from modeling_hymate.events import MAX_ID_LENGTH, SHORTENED_ID
 
 UNKNOWN = ("NA", "N/A")  # cells of a CSV, of static columns and labels, that stand for no value
 TEXT_COLUMNS = ("record_id", "patient_id", "variable", "split")  # text in a CSV, whatever its cells look like
-MAX_ID_LENGTH = 256
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 PIECE_BYTES = 1 << 24  # of text that `read_csv_pieces` holds at a time
 HEAD_BYTES = 1 << 16  # of text that is looked at to tell how a CSV is written
@@ -61,12 +60,14 @@ def tidy_frame(frame: pl.DataFrame, path: str | Path) -> pl.DataFrame:
         path: its file, or another name for it, for messages.
 
     Raises:
-        ValueError: if it has no rows or no usable record_id.
+        ValueError: if it has no rows or no usable record_id, or lists for variables.
     """
     if "record_id" not in frame.columns:
         raise ValueError(f"{path} lacks the column 'record_id'; it has {', '.join(frame.columns) or 'none'}")
     if not frame.height:
         raise ValueError(f"{path} has no rows")
+    if (kind := frame.schema.get("variable", pl.String)).is_nested():
+        raise ValueError(f"{path}: variable must be text, one name per row, not {kind}")
     text = (pl.String, pl.Categorical, pl.Enum)
     words = [name for name, kind in frame.schema.items() if kind in text or name == "variable"]
     frame = frame.with_columns(pl.col(words).cast(pl.String))
@@ -173,6 +174,8 @@ def _read_csv(path: Path, unknown: Sequence[str], text_columns: Sequence[str]) -
     first = head.split(b"\n", 1)[0].decode("utf-8-sig", "replace")
     separator = next((mark for mark in (",", ";", "\t") if mark in first), ",")
     names = _header(first, separator)
+    if twice := [name for at, name in enumerate(names) if name in names[:at]]:
+        raise ValueError(f"{path} has two columns called {twice[0]!r}")
     decimal_comma = separator != "," and _has_decimal_comma(head, separator)
     frame = pl.read_csv(
         source,

@@ -5,7 +5,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hymate_training.data.schema import MAX_HOURS, YEAR, TaskInfo
+from hymate_training.data.schema import YEAR, TaskInfo
+from modeling_hymate.events import MAX_HOURS
 
 
 def check_no_null(table: pa.Table, schema: pa.Schema, where: str) -> None:

@@ -36,7 +36,6 @@ import polars as pl
 from hymate_training.data.exports import Layout, Problems, hours_since_start, read_events, read_starts
 from hymate_training.data.schema import (
     LABEL_COLUMNS,
-    MAX_HOURS,
     SPLITS,
     SURVIVAL_COLUMNS,
     YEAR,
@@ -47,6 +46,7 @@ from hymate_training.data.schema import (
 from hymate_training.data.splits import split_at_random
 from hymate_training.data.tables import UNKNOWN, numbers, read_frame, refuse
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
+from modeling_hymate.events import MAX_HOURS
 
 EVENT_COLUMNS = ("record_id", "time", "variable", "value")
 
