@@ -9,6 +9,7 @@ import pytest
 
 from hymate_training import files
 from hymate_training.files import (
+    check_place,
     markdown_table,
     replace_folder,
     write_file,
@@ -132,3 +133,19 @@ def test_a_cell_cannot_break_its_table():
     assert markdown_table([["name", "n"], ["a|b", 1], ["two\nlines", None]]) == (
         "| name | n |\n|---|---|\n| a\\|b | 1 |\n| two lines | None |"
     )
+
+
+@pytest.mark.parametrize("name", ["new", "deep/er/new", "there"])
+def test_trying_a_place_leaves_nothing(name, tmp_path):
+    (tmp_path / "there").write_text("kept")
+    check_place(tmp_path / name)
+    assert names(tmp_path) == ["there"]
+    assert (tmp_path / "there").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["there/new", "x" * 300, f"{'x' * 300}/new"])
+def test_a_place_that_cannot_be_is_an_error(name, tmp_path):
+    (tmp_path / "there").write_text("kept")
+    with pytest.raises(OSError, match=r"there|xxx"):
+        check_place(tmp_path / name)
+    assert names(tmp_path) == ["there"]

@@ -59,6 +59,19 @@ def writing_file(path: str | Path) -> Iterator[Path]:
         _flush(path.parent)
 
 
+def check_place(path: str | Path) -> None:
+    """Raises OSError unless something of that name can be written: for before the work, not after it."""
+    path = _followed(path)
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()  # complains of a name that is too long
+    with contextlib.suppress(_Tried), writing_folder(path.with_name(f"{path.name[:48]}.try")):
+        raise _Tried
+
+
+class _Tried(Exception):  # noqa: N818 - nothing is wrong
+    """Takes back what `check_place` wrote."""
+
+
 @contextlib.contextmanager
 def writing_folder(path: str | Path) -> Iterator[Path]:
     """An empty folder to write to, which takes the name `path` when the block ends and disappears when it raises.

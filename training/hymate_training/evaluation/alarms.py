@@ -93,6 +93,12 @@ def raised(hours: Hours, probabilities: np.ndarray, threshold: float, snooze_hou
     return np.sort(np.concatenate(found)) if found else over
 
 
+def check_snooze(hours: float) -> None:
+    """Raises ValueError unless an alarm can snooze for so long."""
+    if not 0 < hours < np.inf:
+        raise ValueError(f"snooze_hours must be positive, got {hours}")
+
+
 def alarm_report(
     sample: LabeledPredictions,
     times: np.ndarray,
@@ -121,8 +127,7 @@ def alarm_report(
     Raises:
         ValueError: for thresholds that are not between 0 and 1, and hours that cannot be.
     """
-    if not snooze_hours > 0:
-        raise ValueError(f"snooze_hours must be positive, got {snooze_hours}")
+    check_snooze(snooze_hours)
     resampler = resampler or Resampler(sample.num_records)
     hours = in_order(sample, np.asarray(times), snooze_hours)
     return {

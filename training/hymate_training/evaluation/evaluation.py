@@ -13,7 +13,7 @@ from hymate_training.data.examples import TaskDataset, ask_at, check_static_colu
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import TaskInfo
 from hymate_training.data.subgroups import subgroup_columns
-from hymate_training.evaluation.alarms import SNOOZE_HOURS, alarm_report
+from hymate_training.evaluation.alarms import SNOOZE_HOURS, alarm_report, check_snooze
 from hymate_training.evaluation.baseline import Baseline, check_baseline, find_baseline
 from hymate_training.evaluation.coverage import PROBLEM_TYPES as CONFORMAL_TYPES
 from hymate_training.evaluation.coverage import calibrate_sets, coverage_report
@@ -39,7 +39,7 @@ from hymate_training.evaluation.recalibration import calibration
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.survival import HORIZON_ESTIMATES, horizon_table
 from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold
-from hymate_training.files import write_json
+from hymate_training.files import check_place, write_json
 from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
 from hymate_training.inference.prediction import BATCH_SIZE, Predictions, predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
@@ -116,9 +116,12 @@ def evaluate(
     """
     if output is not None and Path(output).suffix != ".json":
         raise ValueError(f"output must end in .json, got {output}")
+    if output is not None:
+        check_place(output)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_thresholds(thresholds)
+    check_snooze(snooze_hours)
     opened, folder = load_checkpoint(checkpoint), open_prepared(data)
     task_info = folder.info.task(task)
     check_task(opened.model, task_info)

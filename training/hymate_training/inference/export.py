@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from hymate_training.files import writing_file
+from hymate_training.files import check_place, writing_file
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
@@ -79,6 +79,7 @@ def export(checkpoint: str | Path | Checkpoint, output: str | Path, program: str
         raise ValueError(f"{output}: the suffix of a program for {program} is {SUFFIXES[program]}")
     if program == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
         raise ValueError(f"a program for ONNX takes the package {missing[0]}: pip install 'hymate[onnx]'")
+    check_place(output)
     opened = load_checkpoint(checkpoint)
     model = opened.model.cpu()
     examples = example_inputs(opened.extractor, num_records=3, seed=0)

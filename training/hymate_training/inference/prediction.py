@@ -1,5 +1,6 @@
 """Predictions: over a data set, in its order; and of a model's own answer to new records, as a table."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from hymate_training.data.collators import TaskCollator, event_limit, prediction
 from hymate_training.data.examples import ExampleDataset, last_times
 from hymate_training.data.exports import Layout, read_events, read_starts
 from hymate_training.data.tables import UNKNOWN, read_frame
-from hymate_training.files import writing_file
+from hymate_training.files import check_place, writing_file
 from hymate_training.inference.checkpoints import (
     EXPORT_FILE,
     Checkpoint,
@@ -481,10 +482,11 @@ def check_output(output: Path, sources: Sequence[Any], overwrite: bool) -> None:
     """Raises ValueError unless predictions may be written to `output`; before the work, not after it."""
     _format_of(output)
     for source in sources:
-        if isinstance(source, str | Path) and output.resolve() == Path(source).resolve():
+        if isinstance(source, str | Path) and os.path.realpath(output) == os.path.realpath(source):
             raise ValueError(f"{output} is read from: name another file to write")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} is there already: name another file, or replace it (overwrite, --overwrite)")
+    check_place(output)
 
 
 def _format_of(path: Path) -> str:
