@@ -130,5 +130,9 @@ def _pairs(name: str, texts: list[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--{name.replace('_', '-')}: {text!r} must have the form NAME=VALUE")
-        pairs[key] = yaml.safe_load(value)
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag}: {key}={value} is neither a number, a word nor a list") from None
     return pairs

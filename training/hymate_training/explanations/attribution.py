@@ -7,6 +7,7 @@ where something raises the score. Attention has no sign: its attributions are sh
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -276,7 +277,7 @@ def explain(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if not window_hours > 0:
+    if not 0 < window_hours < math.inf:
         raise ValueError(f"window_hours must be positive, got {window_hours}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

@@ -1,5 +1,6 @@
 """The report about a model's explanations: a cohort page, pages of single patients, and numbers as JSON."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -107,6 +108,8 @@ def build_report(
         ValueError: unless there are either `data` and `task` or `events`; for bad records; and as `load_checkpoint`,
             `Explainer` and `write_report` do.
     """
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     if (data is None) == (events is None):
         raise ValueError("give either data or events")
     if data is not None and task is None:
@@ -156,7 +159,7 @@ def write_report(
     """
     if num_records is not None and num_records < 1:
         raise ValueError(f"num_records must be at least 1, got {num_records}")
-    if not window_hours > 0:
+    if not 0 < window_hours < math.inf:
         raise ValueError(f"window_hours must be positive, got {window_hours}")
     output = Path(output)
     check_output(output, (checkpoint, *cohort.sources))
