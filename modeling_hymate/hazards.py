@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from .constants import constants
+
 
 def exposure(hours: torch.Tensor, time_bins: Sequence[float]) -> torch.Tensor:
     """The share of each bin that is over after some hours, between 0 and 1: `(...)` -> `(..., bins)`."""
-    ends = torch.tensor(time_bins, dtype=torch.float32, device=hours.device)
+    ends = constants(time_bins, hours, torch.float32)
     starts = F.pad(ends[:-1], (1, 0))
     return ((hours.float().unsqueeze(-1) - starts) / (ends - starts)).clamp(0, 1)
 
@@ -33,7 +35,7 @@ def hazard_loss(logits: torch.Tensor, labels: torch.Tensor, time_bins: Sequence[
     """
     hours, observed = labels.float().unbind(-1)
     seen = exposure(hours, time_bins)
-    ends = torch.tensor(time_bins, dtype=torch.float32, device=hours.device)
+    ends = constants(time_bins, hours)
     place = (hours.unsqueeze(-1) > ends).sum(-1)  # of the bin that the time is in, its end included
     happened = F.one_hot(place, len(time_bins) + 1)[..., :-1] * observed.unsqueeze(-1)
     # -log(1 - hazard) of what was survived, and -log(hazard) where it happened
@@ -42,7 +44,7 @@ def hazard_loss(logits: torch.Tensor, labels: torch.Tensor, time_bins: Sequence[
 
 def event_risk(logits: torch.Tensor, time_bins: Sequence[float], hours: Sequence[float]) -> torch.Tensor:
     """The probability of the event within some hours of the prediction time: `(..., bins)` -> `(..., hours)`."""
-    seen = exposure(torch.tensor(hours, dtype=torch.float32, device=logits.device), time_bins)  # (hours, bins)
+    seen = exposure(constants(hours, logits, torch.float32), time_bins)  # (hours, bins)
     return -torch.expm1(-F.softplus(logits) @ seen.mT)
 
 

@@ -12,6 +12,7 @@ from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import DrawnTimesDataset, ask_at, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
+from hymate_training.evaluation.comparison import compare
 from hymate_training.evaluation.evaluation import evaluate
 from hymate_training.explanations.attribution import explain
 from hymate_training.fitting.finetuning import FinetuneOptions, finetune
@@ -19,6 +20,7 @@ from hymate_training.fitting.hazards import life_table, time_fields
 from hymate_training.inference.checkpoints import at_horizons, load_checkpoint
 from hymate_training.inference.export import export
 from hymate_training.inference.prediction import predict, predict_examples
+from hymate_training.inference.prepared import predict_split
 from hymate_training.publishing.push import push
 from hymate_training.readers import physionet2012
 from modeling_hymate import Stream
@@ -185,6 +187,16 @@ def test_it_can_be_pushed_with_its_card(synthetic_folder, trained):
     card = (trained / "README.md").read_text()
     assert "Within so many hours of the prediction" in card
     assert "concordance, time-dependent" in card
+
+
+def test_two_models_of_the_same_bins_are_compared(synthetic_folder, trained):
+    found = compare(trained, trained, synthetic_folder, TASK, "test", num_samples=5).content
+    assert {row["difference"] for row in found["differences"].values()} == {0}
+
+
+def test_a_prepared_split_is_asked_at_any_horizon(synthetic_folder, trained):
+    found = predict_split(trained, synthetic_folder, "test", task=TASK, horizons=[6]).frame
+    assert found["death within 6 hours"].is_between(0, 1).all()
 
 
 def test_real_stays_from_the_download_to_an_evaluation(shared_data, tmp_path):

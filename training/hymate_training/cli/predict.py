@@ -124,6 +124,7 @@ def _predict_split(args: argparse.Namespace) -> RecordPredictions:
         max_events=args.max_events,
         batch_size=args.batch_size,
         ignore_unknown_variables=args.ignore_unknown_variables,
+        horizons=args.horizons,
         conformal=args.conformal,
         conformal_by=args.conformal_by or ALL,
         overwrite=args.overwrite,

@@ -139,8 +139,9 @@ def _predicted(
     check_static_columns(folder, model.extractor)
     dataset = load_task(folder, task, split, model.extractor.variables)
     collator = TaskCollator(model.extractor, max_events)
-    predicted = predict_examples(model.model, dataset, collator, batch_size, progress=f"predict {model.path.name}")
-    return labeled(dataset, predicted.values, info)
+    times, title = model.model.config.curve_times, f"predict {model.path.name}"
+    predicted = predict_examples(model.model, dataset, collator, batch_size, horizons=times, progress=title)
+    return labeled(dataset, predicted.values, info, times)
 
 
 def format_comparison(content: Mapping[str, Any]) -> str:

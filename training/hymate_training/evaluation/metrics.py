@@ -247,6 +247,8 @@ def paired_difference(
     """
     resampler = Resampler(first.num_records, num_samples=num_samples, seed=seed, level=level)
     same = first.problem_type == second.problem_type and np.array_equal(first.labels, second.labels)
+    if not np.array_equal(first.times, second.times):
+        raise ValueError("models of times to an event are compared where their bins of time are the same")
     if not same or not np.array_equal(first.record, second.record):
         raise ValueError("both samples must have the same problem type, labels and records, row by row")
     points = [compute_metrics(sample) for sample in (first, second)]
