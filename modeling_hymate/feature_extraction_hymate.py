@@ -402,6 +402,11 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
                 counts[column["name"]] = int(beyond.sum()), int((~np.isnan(numbers)).sum())
         return {name: both for name, both in counts.items() if both[1]}
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the folder opens with `AutoFeatureExtractor` and with `AutoProcessor`."""
+        self.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "_tables"}
 
