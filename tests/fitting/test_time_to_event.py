@@ -1,6 +1,7 @@
 """A time-to-event model from data to its card: trained, asked at any hour, evaluated, predicted, explained, pushed."""
 
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -189,8 +190,9 @@ def test_it_can_be_pushed_with_its_card(synthetic_folder, trained):
     assert "concordance, time-dependent" in card
 
 
-def test_two_models_of_the_same_bins_are_compared(synthetic_folder, trained):
-    found = compare(trained, trained, synthetic_folder, TASK, "test", num_samples=5).content
+def test_two_models_of_the_same_bins_are_compared(synthetic_folder, trained, tmp_path):
+    other = shutil.copytree(trained, tmp_path / "other")
+    found = compare(trained, other, synthetic_folder, TASK, "test", num_samples=5).content
     assert {row["difference"] for row in found["differences"].values()} == {0}
 
 
