@@ -5,7 +5,9 @@ from pathlib import Path
 
 from hymate_training.cli.arguments import add_batches, add_checkpoint, add_layout, add_tables, add_times, layout_of
 from hymate_training.concepts.mapping import read_map
+from hymate_training.inference.cluster import ClusterPredictions, predict_on_ray
 from hymate_training.inference.conformal import ALL
+from hymate_training.inference.findings import Findings
 from hymate_training.inference.meds_labels import predict_labels
 from hymate_training.inference.prediction import BATCH_SIZE, RecordPredictions, predict
 from hymate_training.inference.prepared import predict_split
@@ -48,6 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace the output if it is there already.")
     add_batches(parser, BATCH_SIZE)
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="Where to predict: in this process, or with ray on the machines of a cluster; --output is then a folder "
+        "with a Parquet file per part of the records (default: local).",
+    )
+    parser.add_argument(
+        "--address",
+        help="With --engine ray: the cluster, such as auto or ray://HOST:10001 (default: one on this machine).",
+    )
 
 
 def run(args: argparse.Namespace) -> str:
@@ -56,19 +69,30 @@ def run(args: argparse.Namespace) -> str:
         raise ValueError("--conformal-by needs --conformal, the level")
     if sum(source is not None for source in (args.events, args.data, args.labels)) != 1:
         raise ValueError("give one of --events, --data and --labels")
+    if args.engine == "ray" and args.events is None:
+        raise ValueError("--engine ray is for --events")
     if args.labels is not None:
         return _predict_labels(args)
     result = _predict_split(args) if args.data is not None else _predict_events(args)
-    records = f"{result.frame['record_id'].n_unique()} records"
-    times = f", {result.frame.height} predictions" if "prediction_time" in result.frame.columns else ""
     dropped = [f"dropped {count} {reason}" for reason, count in result.dropped.items()]
-    return "\n".join([f"{records}{times} -> {result.output}", *dropped, *result.remarks])
+    lines = [f"{_counted(args, result.findings)} -> {result.output}", *dropped, *result.remarks]
+    if isinstance(result, ClusterPredictions):
+        lines.append(f"{sum(result.machines.values())} parts on {len(result.machines)} machines")
+    return "\n".join(lines)
+
+
+def _counted(args: argparse.Namespace, findings: Findings) -> str:
+    records = f"{findings.num_records} records"
+    at_times = args.every is not None or args.at is not None or findings.num_predictions != findings.num_records
+    return f"{records}, {findings.num_predictions} predictions" if at_times else records
 
 
 def _predict_events(args: argparse.Namespace) -> RecordPredictions:
     for name in ("split", "task"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} is for --data")
+    if args.engine == "ray":
+        return _predict_on_ray(args)
     return predict(
         args.checkpoint,
         args.events,
@@ -125,6 +149,29 @@ def _predict_split(args: argparse.Namespace) -> RecordPredictions:
         batch_size=args.batch_size,
         ignore_unknown_variables=args.ignore_unknown_variables,
         horizons=args.horizons,
+        conformal=args.conformal,
+        conformal_by=args.conformal_by or ALL,
+        overwrite=args.overwrite,
+    )
+
+
+def _predict_on_ray(args: argparse.Namespace) -> ClusterPredictions:
+    for name in ("at", "start", "columns", "layout", "time_zone", "concepts", "horizons"):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} is for --engine local")
+    if len(args.events) > 1:
+        raise ValueError("--engine ray takes one --events, a Parquet file or a folder of such files")
+    return predict_on_ray(
+        args.checkpoint,
+        args.events[0],
+        args.static,
+        args.output,
+        address=args.address,
+        every=args.every,
+        untrained_hours=args.untrained_hours,
+        max_events=args.max_events,
+        batch_size=args.batch_size,
+        ignore_unknown_variables=args.ignore_unknown_variables,
         conformal=args.conformal,
         conformal_by=args.conformal_by or ALL,
         overwrite=args.overwrite,

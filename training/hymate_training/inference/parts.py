@@ -15,7 +15,7 @@ from hymate_training.data.tables import UNKNOWN, parquet_files, refuse
 from hymate_training.inference.records import read_table
 from modeling_hymate.events import EVENT_COLUMNS
 
-EVENTS_PER_PART = 2_000_000
+EVENTS_PER_PART = 1_000_000
 ROWS_AT_ONCE = 1 << 17
 
 
