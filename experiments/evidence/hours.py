@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from experiments.evidence.folds import TASK, assign_folds, prepare_fold
-from experiments.evidence.tables import PAGE
-from experiments.evidence.units import hymate, pretrain
+from experiments.evidence.tables import PAGE, coverage_of
+from experiments.evidence.units import hymate, pretrain, test_probabilities
 from experiments.pages import write_block
 from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import TaskDataset, ask_at, load_task
@@ -56,14 +56,15 @@ def main() -> None:
         hymate("finetune", ["--data", str(data), "--task", TASK, "--output", str(output), *start, *options], output)
     found = compare(data, output)
     write_json(HERE / "hours.json", found)
-    for name, text in (("hours", table(found)), ("decisions", decision_table(found))):
+    for name, text in (("hours", table(found)), ("decisions", decisions(found[-1]))):
         print(text)
         if args.write:
             write_block(PAGE, name, text)
 
 
 def compare(data: Path, output: Path) -> list[dict[str, Any]]:
-    """For each hour: how many stays, the reports of both models, and their paired difference."""
+    """For each hour: the reports of both models, their paired difference and their decision curves; and at the last
+    one, which is the task's own, the coverage of HyMaTE's conformal sets."""
     checkpoint, found = load_checkpoint(output), []
     extractor = checkpoint.extractor
     splits = {name: load_task(PreparedFolder(data), TASK, name, extractor.variables) for name in SPLITS}
@@ -81,6 +82,7 @@ def compare(data: Path, output: Path) -> list[dict[str, Any]]:
                 "net_benefit": net_benefit(samples["HyMaTE"], THRESHOLDS, samples["XGBoost"]),
             }
         )
+    found[-1]["coverage"] = test_probabilities(output, PreparedFolder(data), TASK)[1]["coverage"]
     return found
 
 
@@ -102,24 +104,23 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join([f"{sizes['n']:,} stays of fold {FOLD}; 95% intervals.", "", markdown_table(cells)])
 
 
-def decision_table(found: list[dict[str, Any]]) -> str:
-    """Decision curves of both models in Markdown: a row for each hour and threshold."""
+def decisions(entry: dict[str, Any]) -> str:
+    """Decision curves of both models at an hour, and what HyMaTE's conformal sets cover, in Markdown."""
     titles = {
         "treat_all": "alarm for all",
         "model": "HyMaTE",
         "baseline": "XGBoost",
         "model_minus_baseline": "difference",
     }
-    cells = [["hour", "threshold", *titles.values()]]
-    for entry in found:
-        curves = entry["net_benefit"]
-        for at, threshold in enumerate(curves["thresholds"]):
-            shown = [
-                _cell(curves[name][at], curves["confidence_intervals"][name][at], "+" if "minus" in name else "")
-                for name in titles
-            ]
-            cells.append([f"{entry['hour']:g}", f"{threshold:g}", *shown])
-    return markdown_table(cells)
+    cells, curves = [["alarm from", *titles.values()]], entry["net_benefit"]
+    for at, threshold in enumerate(curves["thresholds"]):
+        shown = [
+            _cell(curves[name][at], curves["confidence_intervals"][name][at], "+" if "minus" in name else "")
+            for name in titles
+        ]
+        cells.append([f"{threshold:g}", *shown])
+    covered = coverage_of("Coverage of HyMaTE's conformal sets", {FOLD: entry})
+    return f"### Net benefit at hour {entry['hour']:g}\n\n{markdown_table(cells)}\n\n{covered}"
 
 
 def _cell(value: float, interval: list[float], sign: str = "") -> str:

@@ -8,15 +8,17 @@ import numpy as np
 
 from benchmarks.measure import titled_table
 from experiments.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
-from experiments.evidence.units import FIGURES
+from experiments.evidence.units import FIGURES, THRESHOLDS, benefit_name
 from experiments.pages import write_block
 from hymate_training.evaluation.metrics import METRICS
 from hymate_training.evaluation.resampling import percentile_interval
 from hymate_training.files import markdown_table
+from hymate_training.inference.conformal import ALL, BY_LABEL
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 SHOWN = ("auroc", "auprc", "log_loss", "brier", "expected_calibration_error")
 LEVEL = 0.95
+NOT_MEASURED = "Not measured yet."
 Results = dict[tuple[str, int], dict[int, dict]]
 
 
@@ -32,7 +34,7 @@ def read_results(folder: Path) -> Results:
 def mean_with_interval(units: dict[int, dict], figure: str) -> str:
     """Mean over folds of a figure; where its resamples are kept with the interval of their mean."""
     point = np.mean([unit["metrics"][figure] for unit in units.values()])
-    if figure not in FIGURES:
+    if not all(figure in unit["samples"] for unit in units.values()):
         return f"{point:.4f}"
     interval = percentile_interval(np.mean([unit["samples"][figure] for unit in units.values()], axis=0), LEVEL)
     return f"{point:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else f"{point:.4f}"
@@ -97,6 +99,59 @@ def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
                 f"[{interval[0]:+.4f}, {interval[1]:+.4f}], {of} {'folds' if of > 1 else 'fold'})."
             )
     return "\n".join(lines)
+
+
+def decision_table(results: Results) -> str:
+    """Net benefit of an alarm for all, of HyMaTE and of XGBoost at each threshold, over the folds that have it."""
+    known = {
+        name: {fold: unit for fold, unit in results.get((name, 100), {}).items() if _has_benefits(unit)}
+        for name in ("hymate", "xgboost")
+    }
+    folds = known["hymate"].keys() & known["xgboost"].keys()
+    if not folds:
+        return NOT_MEASURED
+    ours, theirs = ({fold: units[fold] for fold in folds} for units in known.values())
+    rows = []
+    for threshold in THRESHOLDS:
+        model, everyone = benefit_name("model", threshold), benefit_name("treat_all", threshold)
+        mean, interval, won, of = paired(ours, theirs, model)
+        difference = f"{mean:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else f"{mean:+.4f}"
+        shown = (
+            mean_with_interval(units, figure) for units, figure in ((ours, everyone), (ours, model), (theirs, model))
+        )
+        rows.append([f"{threshold:g}", len(folds), *shown, difference, f"{won} of {of}"])
+    titles = [MODELS[name].title for name in known]
+    header = ("threshold", "folds", "alarm for all", *titles, "difference", "folds won")
+    return titled_table("Net benefit", header, rows)
+
+
+def _has_benefits(unit: dict) -> bool:
+    return all(benefit_name("model", threshold) in unit["samples"] for threshold in THRESHOLDS)
+
+
+def coverage_table(results: Results) -> str:
+    """What conformal sets of the recipe, chosen on the validation split of each fold, cover of its test split."""
+    return coverage_of("Coverage of conformal sets", results.get(("hymate", 100), {})) or NOT_MEASURED
+
+
+def coverage_of(title: str, units: dict[int, dict]) -> str:
+    """What sets of all records and of those of each label cover, a row for each level; empty where no unit says it."""
+    units = {fold: unit for fold, unit in units.items() if unit.get("coverage")}
+    rows = []
+    for taxonomy in (ALL, BY_LABEL):
+        parts: dict[tuple[str, float], list[dict]] = {}
+        for unit in units.values():
+            for part, found in unit["coverage"].get(taxonomy, {}).items():
+                for row in found:
+                    parts.setdefault((part, row["level"]), []).append(row)
+        for (part, level), found in parts.items():
+            held = sum(
+                row["interval"] is not None and row["interval"][0] <= level <= row["interval"][1] for row in found
+            )
+            means = (np.mean([row[name] for row in found]) for name in ("coverage", "mean_size"))
+            rows.append([part, f"{level:.0%}", *(f"{mean:.3f}" for mean in means), f"{held} of {len(found)}"])
+    header = ("sets for", "level", "covered, mean", "labels per set", "folds whose interval holds the level")
+    return titled_table(title, header, rows) if rows else ""
 
 
 def findings(results: Results) -> str:
@@ -171,6 +226,8 @@ def label_table(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "models": main_table,
     "differences": lambda results: "\n\n".join(difference_table(results, name) for name in ("hymate", "scratch")),
+    "decision_curves": decision_table,
+    "coverage": coverage_table,
     "findings": findings,
     "labels": label_table,
 }

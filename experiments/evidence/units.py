@@ -18,7 +18,12 @@ from experiments.evidence.models import MODELS, Model
 from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import load_task, outcomes_array
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.data.subgroups import subgroup_columns
+from hymate_training.evaluation.coverage import coverage_report
+from hymate_training.evaluation.decisions import alarm_counts, benefit, class_counts
+from hymate_training.evaluation.evaluation import labeled
 from hymate_training.evaluation.metrics import bootstrap_samples, compute_metrics
+from hymate_training.evaluation.resampling import Resampler
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.files import write_file
 from hymate_training.fitting.loop import LAST_FOLDER
@@ -28,6 +33,7 @@ from hymate_training.inference.prediction import predict_examples
 
 RECIPE = "physionet2012"
 FIGURES = ("auroc", "auprc", "log_loss")  # whose resamples are kept, so that differences are paired later on
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)  # at which resamples of the net benefit are kept as well
 NUM_SAMPLES = 400
 PACKAGES = ("hymate", "torch", "transformers", "xgboost-cpu", "scikit-learn")
 
@@ -90,6 +96,7 @@ def write_unit(
     asks_once = len(set(records)) == len(records)
     sample = LabeledPredictions("binary", labels, probabilities, groups=None if asks_once else records)
     samples = bootstrap_samples(sample, num_samples=NUM_SAMPLES, seed=named["fold"])
+    worth, worth_samples = benefits(sample, Resampler(sample.num_records, num_samples=NUM_SAMPLES, seed=named["fold"]))
     write_compact(
         path,
         {
@@ -97,13 +104,34 @@ def write_unit(
             "n": len(labels),
             "positives": int(labels.sum()),
             "split_fingerprint": folder.split_fingerprint(task, "test"),
-            "metrics": compute_metrics(sample),
+            "metrics": compute_metrics(sample) | worth,
             **about,
             "seconds": round(time.perf_counter() - started),
             "versions": {package: version(package) for package in PACKAGES},
-            "samples": {figure: np.round(samples[figure], 4).tolist() for figure in FIGURES},
+            "samples": {figure: np.round(samples[figure], 4).tolist() for figure in FIGURES}
+            | {figure: np.round(values, 5).tolist() for figure, values in worth_samples.items()},
         },
     )
+
+
+def benefits(sample: LabeledPredictions, resampler: Resampler) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Net benefit of the model and of an alarm for all at each of `THRESHOLDS`, and in resamples."""
+    chosen = np.array(THRESHOLDS)
+    model, classes = alarm_counts(sample, chosen), class_counts(sample)
+    everyone = np.repeat(classes[..., None], len(chosen), axis=-1)
+    points, samples = {}, {}
+    for who, alarms in (("model", model), ("treat_all", everyone)):
+        point = benefit(alarms.sum(axis=0), classes.sum(axis=0), chosen)
+        drawn = benefit(resampler.sums(alarms), resampler.sums(classes), chosen)
+        for at, threshold in enumerate(THRESHOLDS):
+            points[benefit_name(who, threshold)] = float(point[at])
+            samples[benefit_name(who, threshold)] = drawn[:, at]
+    return points, samples
+
+
+def benefit_name(who: str, threshold: float) -> str:
+    """The name of a net benefit among the metrics of a unit; `who` is model or treat_all."""
+    return f"net_benefit_{who}_{threshold:g}"
 
 
 def write_compact(path: Path, content: dict[str, Any]) -> None:
@@ -134,10 +162,16 @@ def test_probabilities(run: Path, folder: PreparedFolder, task: str) -> tuple[np
     dataset = load_task(folder, task, "test", checkpoint.extractor.variables)
     predicted = predict_examples(checkpoint.model, dataset, TaskCollator(checkpoint.extractor))
     account = json.loads((run / RUN_FILE).read_text())
-    return predicted.values[:, 1].astype(np.float64), {
+    probabilities = predicted.values[:, 1].astype(np.float64)
+    conformal, info = checkpoint.conformal(task), folder.info.task(task)
+    covered = conformal and coverage_report(
+        labeled(dataset, predicted.values, info), subgroup_columns(dataset), info.label_names, conformal
+    )
+    return probabilities, {
         "recipe": account["recipe"],
         "parameters": account["parameters"],
         "best_step": account["best_step"],
+        "coverage": covered,
         "temperature": checkpoint.model.config.temperature,
         "seconds_an_epoch": round(float(np.median([epoch["seconds"] for epoch in account["history"]])), 1),
     }

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.measure import titled_table
-from experiments.evidence.tables import PAGE, mean_with_interval, paired
+from experiments.evidence.tables import PAGE, coverage_of, mean_with_interval, paired
 from experiments.icu.targets import ARMS, PERCENTAGES, TARGETS
 from experiments.pages import write_block
 
@@ -23,7 +23,8 @@ def read_results(folder: Path) -> Results:
 
 
 def transfer_tables(results: Results) -> str:
-    """For each target a table per metric: each way on each share of the labels, and what other sources gain."""
+    """For each target a table per metric: each way on each share of the labels, and what other sources gain; and what
+    the conformal sets of the model from other sources cover, on all labels."""
     tables = []
     for name, target in TARGETS.items():
         for figure, title in FIGURES.items():
@@ -32,7 +33,10 @@ def transfer_tables(results: Results) -> str:
                 tables.append(
                     titled_table(f"{title}, {target.title}", ("labels", "folds", *ARMS.values(), *gains), rows)
                 )
-    return "\n\n".join(tables)
+        tables.append(
+            coverage_of(f"Coverage of conformal sets, {target.title}", results.get((name, "others", 100), {}))
+        )
+    return "\n\n".join(filter(None, tables))
 
 
 def _row(results: Results, target: str, percent: int, figure: str) -> list[str] | None:

@@ -9,12 +9,15 @@ import pytest
 from experiments.evidence import baselines, units
 from experiments.evidence.folds import NUM_FOLDS, TASK, assign_folds, prepare_fold
 from experiments.evidence.models import MODELS, Model
-from experiments.evidence.tables import TABLES, paired, read_results, write_page
+from experiments.evidence.tables import TABLES, coverage_of, paired, read_results, write_page
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation import trees
+from hymate_training.evaluation.decisions import net_benefit
+from hymate_training.evaluation.resampling import Resampler
+from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig
 
@@ -127,3 +130,42 @@ def test_a_unit_is_run_once_and_fills_the_page(synthetic_folder, folds, tmp_path
         write_page(read_results(tmp_path / "runs"), page)
         assert page.read_text().count("| HyMaTE | 1 |") == 1
         assert "logistic regression on summary statistics | " in page.read_text()
+        assert "### Coverage of conformal sets" in page.read_text()
+
+
+def test_net_benefit_of_units_is_that_of_evaluate_and_paired_by_fold():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    results = {}
+    for name, noise in (("hymate", 0.2), ("xgboost", 0.4)):
+        probabilities = np.clip(labels + rng.normal(0, noise, 300), 0, 1)
+        sample = LabeledPredictions("binary", labels, probabilities)
+        resampler = Resampler(len(sample), num_samples=50, seed=3)
+        points, samples = units.benefits(sample, resampler)
+        expected = net_benefit(sample, units.THRESHOLDS, resampler=resampler)
+        for who in ("model", "treat_all"):
+            names = [units.benefit_name(who, threshold) for threshold in units.THRESHOLDS]
+            assert [points[one] for one in names] == pytest.approx(expected[who])
+            intervals = [resampler.interval(samples[one]) for one in names]
+            np.testing.assert_allclose(intervals, expected["confidence_intervals"][who])
+        kept = {one: values.tolist() for one, values in samples.items()}
+        results[name, 100] = {fold: {"metrics": points, "samples": kept} for fold in range(2)}
+    text = TABLES["decision_curves"](results)
+    difference = np.subtract(
+        *(results[name, 100][0]["metrics"]["net_benefit_model_0.2"] for name in ("hymate", "xgboost"))
+    )
+    assert f"{difference:+.4f} [" in text
+    assert text.count("| 2 of 2 |") >= 1
+    del results["xgboost", 100]
+    assert TABLES["decision_curves"](results) == "Not measured yet."
+
+
+def test_coverage_counts_the_folds_whose_interval_holds_the_level():
+    def covers(share, low, high):
+        return {"level": 0.9, "coverage": share, "interval": [low, high], "mean_size": 1.5}
+
+    fold = {"coverage": {"all": {"all": [covers(0.92, 0.88, 0.95)]}, "Gender": {"female": [covers(0.5, 0.4, 0.6)]}}}
+    other = {"coverage": {"all": {"all": [covers(0.80, 0.77, 0.84)]}}}
+    text = coverage_of("Sets", {0: fold, 1: other, 2: {"coverage": None}})
+    assert "| all | 90% | 0.860 | 1.500 | 1 of 2 |" in text
+    assert "female" not in text
