@@ -21,11 +21,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hymate_training.explanations.markup import table_html
+from hymate_training.explanations.occlusion import logits_without, shares_work
 from hymate_training.inference.checkpoints import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.embedding import HyMaTEEmbedding
 from modeling_hymate.inputs import canonical_order
-from modeling_hymate.occlusion import logits_without, shares_work
 
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
 UNSIGNED = ("attention",)

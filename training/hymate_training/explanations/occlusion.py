@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from .inputs import arrange_events, event_masks
-from .native import is_plain
-from .outputs import HyMaTEModelOutput
-from .scan import hymate_native
+from modeling_hymate.inputs import arrange_events, event_masks
+from modeling_hymate.native import is_plain
+from modeling_hymate.outputs import HyMaTEModelOutput
+from modeling_hymate.scan import hymate_native
 
 MOST_EVENTS = 8192  # of a record: what its versions share takes memory for each of its events
 

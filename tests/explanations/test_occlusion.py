@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hymate_native
+from hymate_training.explanations.occlusion import logits_without, logits_without_reference, shares_work
 from modeling_hymate import HyMaTEForSequenceClassification
-from modeling_hymate.occlusion import logits_without, logits_without_reference, shares_work
 from tests.support.helpers import close, make_model, random_batch
 
 needs_kernels = pytest.mark.skipif(
