@@ -87,9 +87,9 @@ class Visits(Sequence[np.ndarray]):
 class ExampleDataset(Dataset):
     """Examples of one split: a record and the time up to which it is seen.
 
-    The events of a prepared folder's split lie in mapped files: a batch reads what it needs of them, and no more is
-    in memory than some 50 bytes per example. `__getitems__` hands a whole batch over, which a collator turns into
-    tensors.
+    The events of a prepared folder's split lie in mapped files: a batch reads what it needs of them, and what is in
+    memory grows with the examples, not with their events. `__getitems__` hands a whole batch over, which a collator
+    turns into tensors.
 
     Attributes:
         events: of all records of the split, their times in float32.
