@@ -68,11 +68,11 @@ def test_commands_parse(page, monkeypatch):
     parsed = []
     for language, content in blocks(DOCS / page):
         for command in commands(content) if language.startswith("bash") else []:
-            while "=" in command[0]:
+            while command and "=" in command[0]:
                 command = command[1:]  # noqa: PLW2901 - variables of the environment come before the command
-            if command[0] in ("torchrun", "accelerate"):
+            if command[:1] in (["torchrun"], ["accelerate"]):
                 command = ["hymate", *command[command.index("hymate_training") + 1 :]]  # noqa: PLW2901
-            if command[0] == "hymate":
+            if command[:1] == ["hymate"]:
                 assert command[1] in COMMANDS
                 module = importlib.import_module(f"hymate_training.cli.{command[1]}")
                 monkeypatch.setattr(module, "run", lambda args: parsed.append(args) or "")

@@ -51,7 +51,7 @@ def test_run_leaves_everything_a_checkpoint_needs(finetuned):
 
 def test_metadata_is_parsed_once_and_each_split_read_once(synthetic_folder, pretrained, tmp_path, monkeypatch):
     opened: Counter[str] = Counter()
-    parse, read = DatasetInfo.from_json.__func__, pq.ParquetFile.read
+    parse, read = DatasetInfo.from_json.__func__, pq.ParquetFile.iter_batches
 
     def count_parsing(cls, text):
         opened["metadata.json"] += 1
@@ -69,7 +69,7 @@ def test_metadata_is_parsed_once_and_each_split_read_once(synthetic_folder, pret
 
     initialize = pq.ParquetFile.__init__
     monkeypatch.setattr(pq.ParquetFile, "__init__", remember)
-    monkeypatch.setattr(pq.ParquetFile, "read", count_reading)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", count_reading)
     monkeypatch.setattr(DatasetInfo, "from_json", classmethod(count_parsing))
     options = FinetuneOptions(epochs=1, batch_size=16, auxiliary_tasks="length_of_stay")
     finetune(synthetic_folder, TASK, tmp_path / "run", options, pretrained)

@@ -150,7 +150,7 @@ def test_the_command_predicts_a_split(raw, labels, model, tmp_path, capsys):
     assert main(list(map(str, arguments[:3] + arguments[5:]))) == 2
     assert "--labels needs --raw" in capsys.readouterr().err
     assert main(list(map(str, [*arguments, "--events", "events.csv"]))) == 2
-    assert "either --events or --labels" in capsys.readouterr().err
+    assert "give one of --events, --data and --labels" in capsys.readouterr().err
     assert main(list(map(str, [*arguments, "--max-events", "7"]))) == 2
     assert "--max-events is for --events" in capsys.readouterr().err
 

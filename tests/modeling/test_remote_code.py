@@ -41,6 +41,7 @@ CODE = {
     "events.py",
     "feature_extraction_hymate.py",
     "forecast.py",
+    "hazards.py",
     "inputs.py",
     "losses.py",
     "mamba.py",
