@@ -90,3 +90,5 @@ def test_runs_that_differ_in_more_than_the_model_are_refused(
         hymate.compare(finetuned, twin, synthetic_folder, TASK)
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         hymate.compare(finetuned, tmp_path / "nowhere", synthetic_folder, TASK)
+    with pytest.raises(ValueError, match="are the same run: name two"):
+        hymate.compare(finetuned, finetuned, synthetic_folder, TASK)

@@ -68,13 +68,16 @@ def compare(
         The comparison, and where it was written.
 
     Raises:
-        ValueError: if the models were fine-tuned for different tasks, or chosen on different validation splits, for
-            predictions that lack an example, if data, task or split are not there, and as `load_checkpoint` does.
+        ValueError: if both are the same run, if the models were fine-tuned for different tasks, or chosen on different
+            validation splits, for predictions that lack an example, if data, task or split are not there, and as
+            `load_checkpoint` does.
     """
     if output is not None and Path(output).suffix != ".json":
         raise ValueError(f"output must end in .json, got {output}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if Path(first).resolve() == Path(second).resolve():
+        raise ValueError(f"{first} and {second} are the same run: name two")
     folder, names = open_prepared(data), _names(first, second)
     models = [run if Path(run).is_file() else load_checkpoint(run) for run in (first, second)]
     _check_alike(dict(zip(names, map(_account, models), strict=True)))
