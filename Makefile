@@ -62,7 +62,7 @@ common-tests: install
 	fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/common -rs
 
-# What takes too long for `make test`: kills, full disks, half precision, long runs, many records, threads.
+# What takes too long for `make test`: kills, half precision, long runs, many records, threads.
 stress: install
 	OMP_NUM_THREADS=1 timeout $(STRESS_SECONDS) $(BIN)/python -m pytest -n 0 --durations 20 tests/stress
 

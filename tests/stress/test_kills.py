@@ -3,13 +3,14 @@
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hymate_training.inference.checkpoints import load_extractor
@@ -22,10 +23,7 @@ COMMANDS = {
 }
 LAUNCHERS = {1: [], 2: ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]}
 
-pytestmark = [
-    pytest.mark.timeout(3600),
-    pytest.mark.skipif(os.name == "nt", reason="there are no process groups to kill"),
-]
+pytestmark = pytest.mark.timeout(3600)
 
 
 def start(arguments: Sequence[object], launcher: Sequence[str]) -> subprocess.Popen:
@@ -36,7 +34,6 @@ def start(arguments: Sequence[object], launcher: Sequence[str]) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
     )
 
 
@@ -45,7 +42,12 @@ def killed_after(process: subprocess.Popen, seconds: float) -> bool:
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        root = psutil.Process(process.pid)
+        everyone = [root, *root.children(recursive=True)]  # torchrun's workers are in sessions of their own
+        for one in everyone:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(everyone)
         process.communicate()
         return True
     assert process.returncode == 0
