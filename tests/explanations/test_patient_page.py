@@ -19,8 +19,10 @@ from hymate_training.explanations.patient_page import explained_patient, page_na
 from hymate_training.explanations.pictures import Picture
 from hymate_training.explanations.report import build_report
 from hymate_training.explanations.static_columns import static_effects, static_shares
+from hymate_training.fitting.finetuning import FinetuneOptions, finetune
 from hymate_training.inference.checkpoints import load_checkpoint
 from tests.explanations.conftest import TASK
+from tests.support.runs import TINY_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,31 @@ def test_a_cohort_says_for_how_many_and_how_well(evaluated, synthetic_folder, tm
     assert "Asked: each record at hour 48" in text
     assert text.index('id="variables"') < text.index('id="trust"')  # the predictions first, then their explanations
     assert set(report.assessment["static_shares"]) == {column.name for column in data.info.static_columns}
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "beside"),
+    [
+        ("time_to_death", None, "of the validation records have a lower prediction"),
+        ("length_of_stay", None, "holds the true number for 90% of records"),
+        ("phenotypes", "sepsis", "base rate of sepsis"),
+        ("discharge_destination", "home", "base rate of home"),
+    ],
+)
+def test_every_kind_of_answer_has_a_page(task, label, beside, synthetic_folder, tmp_path, monkeypatch):
+    for name in ("html", "save"):
+        monkeypatch.setattr(Picture, name, lambda picture, *_: Markup(""))
+    options = FinetuneOptions(epochs=1, batch_size=32, model=TINY_MODEL)
+    model = finetune(synthetic_folder, task, tmp_path / "model", options).output
+    data = PreparedFolder(synthetic_folder)
+    label = label or load_checkpoint(model).label_names[-1]
+    options = {"data": data, "task": task, "label": label, "window_hours": 48, "num_records": 12}
+    report = build_report(
+        model, tmp_path / "report", record_ids=data.record_ids["validation"][:1].to_list(), **options
+    )
+    (page,) = report.patients.values()
+    assert beside in page.read_text()
+    assert f"<q>{label}</q>" in report.page.read_text()
 
 
 def test_names_of_pages_leave_the_list_alone():

@@ -47,11 +47,15 @@ class Background:
         return self.evaluation.get("problem_type") == "binary" and self.label == self.label_names[-1]
 
     @property
+    def outcomes(self) -> tuple[int, int] | None:
+        """How many of the validation split's outcomes are the label, and how many there are."""
+        own = self.evaluation if self.is_positive_class else self.evaluation.get("per_label", {}).get(self.label)
+        return None if own is None else (own["positives"], own["n"])
+
+    @property
     def base_rate(self) -> float | None:
-        """Share of the validation records' predictions whose outcome is the label."""
-        if not self.is_positive_class:
-            return None
-        return self.evaluation["positives"] / self.evaluation["n"]
+        """The share of the validation split's outcomes that are the label."""
+        return None if self.outcomes is None else self.outcomes[0] / self.outcomes[1]
 
     @property
     def threshold(self) -> float | None:

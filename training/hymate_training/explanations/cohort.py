@@ -223,8 +223,11 @@ def outcome_names(task: TaskInfo, labels: np.ndarray, label: str) -> np.ndarray:
     return np.array(task.label_names, dtype=object)[labels]
 
 
-def truths_of(task: TaskInfo, labels: np.ndarray, label: str) -> np.ndarray:
-    """Outcome of each record as a number: whether it is the label, or the number that is predicted."""
+def truths_of(task: TaskInfo, labels: np.ndarray, label: str) -> np.ndarray | None:
+    """Outcome of each record as a number: whether it is the label, or the number that is predicted; None for the risk
+    within a horizon, before which some records are no longer observed."""
+    if task.problem_type == "time_to_event":
+        return None
     if task.problem_type == "regression":
         return labels.astype(np.float64)
     at = task.label_names.index(label)

@@ -225,10 +225,9 @@ def tiles(patient: Patient) -> list[tuple[str, str]]:
         found.append(
             (f"{patient.shown(low)} to {patient.shown(high)}", f"holds the true number for {LEVEL:.0%} of records")
         )
-    if (base_rate := background.base_rate) is not None:
-        evaluation = background.evaluation
-        size = f"{evaluation['positives']:,} of {evaluation['n']:,} on the validation split"
-        found.append((f"{base_rate:.1%}", f"base rate of {patient.label}: {size}"))
+    if background.outcomes is not None:
+        size = "{:,} of {:,} on the validation split".format(*background.outcomes)
+        found.append((f"{background.base_rate:.1%}", f"base rate of {patient.label}: {size}"))
     if (rank := background.rank(prediction)) is not None:
         found.append((_place(*rank), "of the validation records have a lower prediction"))
     return found
