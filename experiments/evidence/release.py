@@ -19,6 +19,7 @@ from experiments.evidence.tables import card_notes, read_results
 from experiments.evidence.units import hymate
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.evaluation import evaluate
+from hymate_training.explanations.report import build_report
 from hymate_training.files import write_file, write_json, writing_folder
 from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE, load_checkpoint
 from hymate_training.publishing.cards import write_model_card
@@ -50,6 +51,7 @@ def main() -> None:
         hymate("finetune", [*arguments, "--output", str(mortality)], mortality)
     compare(mortality, PreparedFolder(data), args.work)
     write_file(mortality / NOTES_FILE, card_notes(read_results(RESULTS)) + "\n")
+    build_report(mortality, args.work / "report", data=data, task=TASK, card=True)
     for folder in (pretrained, mortality):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)
