@@ -32,7 +32,7 @@ def render_page(content: Mapping[str, Any]) -> str:
     kinds = {kind: [row for row in comparisons if row["kind"] == kind] for kind in KIND_TITLES}
     tables = {
         KIND_TITLES[kind]: table_html(
-            [("compared", "stability index", "corrected p-value", "records", "shifted"), *map(_cells, rows)],
+            [("compared", "shifted", "stability index", "corrected p-value", "records"), *map(_cells, rows)],
             f"{KIND_TITLES[kind]}, largest shift first",
         )
         for kind, rows in kinds.items()
@@ -52,7 +52,7 @@ def render_page(content: Mapping[str, Any]) -> str:
 def _cells(row: Mapping[str, Any]) -> tuple:
     shifted = "yes" if row["shifted"] else "no"
     records = f"{row['num_records']:,}"
-    return row["name"], f"{row['stability_index']:.3f}", f"{row['corrected_p_value']:.2g}", records, shifted
+    return row["name"], shifted, f"{row['stability_index']:.3f}", f"{row['corrected_p_value']:.2g}", records
 
 
 def _bars(row: Mapping[str, Any]) -> dict[str, Any]:
