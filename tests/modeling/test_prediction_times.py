@@ -190,6 +190,7 @@ def test_compiled_and_exported():
     expected = model(**inputs).logits
     torch.compiler.reset()
     close(torch.compile(model, fullgraph=True, backend="eager")(**inputs).logits, expected)
+    torch.compiler.reset()
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(
         model, (), kwargs=inputs, dynamic_shapes={name: {0: batch} for name in inputs}, strict=False

@@ -124,6 +124,7 @@ def _exported(classifier: ExportedClassifier, examples: dict[str, torch.Tensor])
     shapes = tuple(
         {0: batch} if (size := second.get(name, length)) is None else {0: batch, 1: size} for name in examples
     )
+    torch.compiler.reset()  # what was compiled or exported in this process before may fix sizes of the scan's loop
     return torch.export.export(classifier, tuple(examples.values()), dynamic_shapes=(shapes,), strict=False)
 
 
