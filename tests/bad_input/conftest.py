@@ -5,32 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from hymate_training.cli.main import main
-from hymate_training.data.collators import fit_feature_extractor
-from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.inference.checkpoints import save_checkpoint
-from modeling_hymate import HyMaTEForSequenceClassification
-from tests.support.helpers import tiny_config
-from tests.support.runs import event_frame
+from tests.support.runs import event_frame, save_untrained
 
 
 @pytest.fixture(scope="session")
 def classifier(synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of in-hospital mortality that was never trained. Read it only."""
-    extractor = fit_feature_extractor(PreparedFolder(synthetic_folder))
-    config = tiny_config(
-        num_variables=extractor.num_variables,
-        num_static_features=len(extractor.static_feature_names),
-        time_scale=extractor.time_scale,
-        id2label={0: "survived", 1: "died"},
-        problem_type="single_label_classification",
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("classifier") / "run"
-    save_checkpoint(HyMaTEForSequenceClassification(config), extractor, folder)
-    return folder
+    return save_untrained(synthetic_folder, tmp_path_factory.mktemp("classifier") / "run")
 
 
 @pytest.fixture(scope="session")

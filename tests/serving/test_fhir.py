@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from starlette.testclient import TestClient
 
-from configuration_hymate import HyMaTEConfig
 from hymate_training.cli.main import main
-from hymate_training.data.collators import fit_feature_extractor
-from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.inference.checkpoints import load_checkpoint, save_checkpoint
+from hymate_training.inference.checkpoints import load_checkpoint
 from hymate_training.inference.prediction import predict
 from hymate_training.serving.guard import ServeLimits
 from hymate_training.serving.service import create_app
-from modeling_hymate import HyMaTEForSequenceClassification
 from tests.readers.test_fhir import make_patient, make_resources, write
-from tests.support.helpers import perturbed
-from tests.support.runs import TINY_MODEL, event_frame
+from tests.support.runs import event_frame, save_untrained
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +32,7 @@ def prepared(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def concepts(prepared, tmp_path_factory) -> Path:
     """A classifier of concepts with random weights."""
-    extractor = fit_feature_extractor(PreparedFolder(prepared))
-    config = HyMaTEConfig(
-        **TINY_MODEL,
-        num_variables=extractor.num_variables,
-        num_static_features=len(extractor.static_feature_names),
-        time_scale=extractor.time_scale,
-        id2label={0: "survived", 1: "died"},
-        problem_type="single_label_classification",
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("concepts") / "checkpoint"
-    save_checkpoint(perturbed(HyMaTEForSequenceClassification(config)), extractor, folder)
-    return folder
+    return save_untrained(prepared, tmp_path_factory.mktemp("concepts") / "checkpoint")
 
 
 @pytest.fixture(scope="module")

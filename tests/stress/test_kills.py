@@ -43,6 +43,7 @@ def killed_after(process: subprocess.Popen, seconds: float) -> bool:
         _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         root = psutil.Process(process.pid)
+        root.suspend()  # it must not start another while they are counted, which would hold its pipe
         everyone = [root, *root.children(recursive=True)]  # torchrun's workers are in sessions of their own
         for one in everyone:
             with suppress(psutil.NoSuchProcess):

@@ -10,7 +10,12 @@ import polars as pl
 import torch
 from safetensors.torch import load_file
 
+from configuration_hymate import HyMaTEConfig
+from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.inference.checkpoints import save_checkpoint
+from modeling_hymate import HyMaTEForSequenceClassification
+from tests.support.helpers import perturbed
 
 TASK = "in_hospital_mortality"
 TINY_MODEL = {
@@ -29,6 +34,22 @@ def hymate(*arguments: object, launcher: Sequence[str] = (), **environment: str)
     return subprocess.run(
         command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False
     )
+
+
+def save_untrained(prepared: Path, folder: Path) -> Path:
+    """Writes a classifier of survival that was never trained and fits a prepared folder; its folder."""
+    extractor = fit_feature_extractor(PreparedFolder(prepared))
+    config = HyMaTEConfig(
+        **TINY_MODEL,
+        num_variables=extractor.num_variables,
+        num_static_features=len(extractor.static_feature_names),
+        time_scale=extractor.time_scale,
+        id2label={0: "survived", 1: "died"},
+        problem_type="single_label_classification",
+    )
+    torch.manual_seed(0)
+    save_checkpoint(perturbed(HyMaTEForSequenceClassification(config)), extractor, folder)
+    return folder
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
