@@ -54,6 +54,12 @@ class ChannelIndex:
         total = states.new_zeros(batch * num_channels + 1, states.shape[-1])
         return total.index_add(0, places.flatten(), states.flatten(0, 1))[:-1].view(batch, num_channels, -1)
 
+    def means(self, states: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted means of the events of each channel, `(batch, channels, width)`, and what they weigh together."""
+        weighted = self.sum(torch.cat([states * weights.unsqueeze(-1), weights.unsqueeze(-1)], -1))
+        totals, tiny = weighted[..., -1], torch.finfo(weighted.dtype).tiny
+        return (weighted[..., :-1] / totals.clamp(min=tiny).unsqueeze(-1)).to(states.dtype), totals
+
     def last(self, values: torch.Tensor, has_value: torch.Tensor) -> torch.Tensor:
         """Last number of each channel, of values in time order: (batch, length) -> (batch, channels); 0 if none."""
         batch, num_channels = self.channel_ids.shape

@@ -101,6 +101,15 @@ def check_static(static_values: torch.Tensor | None, batch: int, config: HyMaTEC
         raise ValueError("static_values must be finite: missing ones are 0, with an indicator beside them")
 
 
+def check_prediction_time(prediction_time: torch.Tensor, last_time: torch.Tensor, num_events: torch.Tensor):
+    """Raises ValueError for times, one per record of a stream, that are not finite or before its latest event."""
+    if prediction_time.shape != last_time.shape:
+        raise ValueError(f"prediction_time must be ({len(last_time)},), got {tuple(prediction_time.shape)}")
+    early = ~(prediction_time >= last_time) & (num_events > 0)
+    if is_readable(prediction_time) and (early.any() or not prediction_time.isfinite().all()):
+        raise ValueError("prediction_time must be finite, and no earlier than the latest event of its record")
+
+
 @dataclass
 class SortedEvents:
     """A batch's events in the canonical order, masked ones last and cleared, all `(batch, length)`.

@@ -24,6 +24,7 @@ from .forecast import HyMaTEForecastHead, forecast_loss
 from .inputs import (
     arrange_events,
     check_event_shapes,
+    check_prediction_time,
     check_static,
     event_masks,
     is_readable,
@@ -393,10 +394,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
     def _encode_events(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels and records where tokens are events, at the time of the last."""
         tokens, pooled, weights = self._mix_tokens(hidden_states, events.mask, **kwargs)
-        weighted = channels.sum(torch.cat([tokens * weights.unsqueeze(-1), weights.unsqueeze(-1)], -1))
-        states, channel_weights = weighted[..., :-1], weighted[..., -1]
-        tiny = torch.finfo(channel_weights.dtype).tiny
-        states = (states / channel_weights.clamp(min=tiny).unsqueeze(-1)).to(tokens.dtype)
+        states, channel_weights = channels.means(tokens, weights)
         found = {
             "pooler_output": pooled,
             "channel_hidden_state": states.masked_fill((channels.channel_ids < 0).unsqueeze(-1), 0),
@@ -411,14 +409,11 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
     def _encode_stream(
         self, state: StreamState, prediction_time: torch.Tensor | None, layers: Any
     ) -> HyMaTEModelOutput:
-        now = state.current.last_time if prediction_time is None else prediction_time.float()
-        if prediction_time is not None:
-            if now.shape != state.current.last_time.shape:
-                raise ValueError(f"prediction_time must be ({len(state.current.last_time)},), got {tuple(now.shape)}")
-            early = ~(now >= state.current.last_time) & (state.current.num_events > 0)
-            if is_readable(now) and (early.any() or not now.isfinite().all()):
-                raise ValueError("prediction_time must be finite, and no earlier than the latest event of its record")
         memory, channel_ids = state.current, observed_channels(state.current)
+        now = memory.last_time
+        if prediction_time is not None:
+            now = prediction_time.float()
+            check_prediction_time(now, memory.last_time, memory.num_events)
         if layers is None:
             pooled, quantities = observed_quantities(memory, now, channel_ids, self)
             pooled = pooled.to(self.embedding.missing_value.dtype)

@@ -157,12 +157,8 @@ def evaluate(
     if sample.problem_type == "time_to_event":
         content["horizons"] = horizon_table(sample, opened.model.config.horizons or [])
     if sample.problem_type in CONFORMAL_TYPES:
-        own, fingerprint = opened.conformal(task), content["split_fingerprint"]
-        if own is not None and own["split_fingerprint"] != fingerprint:
-            content["coverage"] = coverage_report(sample, groups, task_info.label_names, own)
-        elif split == "validation":
-            calibrated = {"calibrated_on": split, "split_fingerprint": fingerprint}
-            content["conformal"] = calibrate_sets(sample, groups, task_info.label_names) | calibrated
+        place = {"calibrated_on": split, "split_fingerprint": content["split_fingerprint"]}
+        content |= _conformal(sample, groups, task_info.label_names, opened.conformal(task), place)
     content |= {
         "task": task,
         "split": split,
@@ -178,6 +174,22 @@ def evaluate(
         content["plots"] = [path.name for path in save_plots(sample, output.parent, output.stem, content)]
         write_json(output, content)
     return Evaluation(content, output)
+
+
+def _conformal(
+    sample: LabeledPredictions,
+    groups: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    own: dict[str, Any] | None,
+    place: dict[str, str],
+) -> dict[str, Any]:
+    """What the checkpoint's `own` thresholds cover on another split than theirs; thresholds anew on the validation
+    split."""
+    if own is not None and own["split_fingerprint"] != place["split_fingerprint"]:
+        return {"coverage": coverage_report(sample, groups, names, own)}
+    if place["calibrated_on"] != "validation":
+        return {}
+    return {"conformal": calibrate_sets(sample, groups, names) | place}
 
 
 def _utility_threshold(
