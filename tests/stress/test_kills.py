@@ -21,7 +21,7 @@ COMMANDS = {
     "pretrain": ["pretrain", "--epochs", "2", "--save-steps", "2"],
     "finetune": ["finetune", "--task", TASK, "--epochs", "2", "--save-steps", "2", "--ema-decay", "0.9"],
 }
-LAUNCHERS = {1: [], 2: ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]}
+LAUNCHERS = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
 
 pytestmark = pytest.mark.timeout(3600)
 
