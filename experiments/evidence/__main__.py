@@ -1,6 +1,6 @@
-"""`make evidence`: cross-validates HyMaTE, its ablations and the baselines on PhysioNet 2012, into docs/evidence.md.
+"""`make evidence`: cross-validates HyMaTE, its ablations and the baselines, into docs/evidence.md.
 
-    python -m experiments.evidence --raw DIR
+    python -m experiments.evidence --study mortality --raw DIR
 
 Metrics of finished units lie in experiments/evidence/results and are never computed twice; an interrupted unit goes
 on where it stopped. Units are independent, so several processes may share them out: `--models`, `--folds`.
@@ -12,48 +12,64 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiments.evidence.folds import NUM_FOLDS, assign_folds
-from experiments.evidence.models import MODELS, UNITS
-from experiments.evidence.tables import read_results, write_page
-from experiments.evidence.units import run_unit
+from experiments.evidence.studies import STUDIES, Study
+from experiments.evidence.tables import write_page
+from experiments.evidence.units import Place, run_unit
 from hymate_training.readers import READERS
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.evidence", description=__doc__)
-    parser.add_argument("--raw", type=Path, required=True, help="Download of PhysioNet 2012, sets b and c.")
+    parser.add_argument("--study", choices=STUDIES, default="mortality", help="What to measure (default: mortality).")
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        required=True,
+        help="Download of the study's data: PhysioNet 2012 (sets b and c) for mortality, PhysioNet 2019 for the rest.",
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="Prepared folds and unfinished runs.")
-    parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="Models to run (default: all)."
-    )
+    parser.add_argument("--models", nargs="+", help="Names of the study's models to run (default: all).")
     parser.add_argument("--percent", nargs="+", type=int, help="Percentages of the labels to train on (default: all).")
-    parser.add_argument(
-        "--folds", nargs="+", type=int, default=list(range(NUM_FOLDS)), help="Folds to run (default: all)."
-    )
+    parser.add_argument("--folds", nargs="+", type=int, help="Folds to run (default: all).")
     parser.add_argument("--threads", type=int, help="Threads of each model (default: PyTorch's).")
     parser.add_argument(
         "--quick", action="store_true", help="One epoch of one fold, results into --work, to see that it runs."
     )
     args = parser.parse_args()
+    study = STUDIES[args.study]
+    if unknown := sorted(set(args.models or []) - set(study.models)):
+        parser.error(f"--models: the study {study.name} has {', '.join(study.models)}, not {', '.join(unknown)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.quick:  # apart, so that nothing of it is taken for a finished run
-        args.work = args.work / "quick"
-    results = args.work / "figures" if args.quick else HERE / "results"
-    prepared = args.work / "data" / "all"
-    if not prepared.is_dir():
-        READERS["physionet2012"].prepare(args.raw, prepared)
-    folds = assign_folds(prepared, args.work / "folds.json" if args.quick else HERE / "folds.json")
+    place = open_place(study, args.raw, args.work, args.quick)
+    folds = [0] if args.quick else args.folds or range(len(place.folds))
     chosen = [
-        (name, percent) for name, percent in UNITS if name in args.models and percent in (args.percent or [percent])
+        (name, percent)
+        for name, percent in study.units
+        if name in (args.models or [name]) and percent in (args.percent or [percent])
     ]
-    units = [(name, percent, fold) for name, percent in chosen for fold in ([0] if args.quick else args.folds)]
-    for name, percent, fold in tqdm(units, desc="evidence", unit="unit"):
-        run_unit(name, percent, fold, prepared, folds, args.work, results, args.quick)
+    for name, percent, fold in tqdm(
+        [(name, percent, fold) for name, percent in chosen for fold in folds], desc="evidence", unit="unit"
+    ):
+        run_unit(name, percent, fold, place)
         if not args.quick:
-            write_page(read_results(results))
+            write_page(RESULTS)
+
+
+def open_place(study: Study, raw: Path, work: Path, quick: bool = False) -> Place:
+    """The study's data, prepared, and its folds; what is quick lies apart, so that nothing of it is taken for a
+    finished run."""
+    if quick:
+        work = work / "quick"
+    prepared = work / "data" / study.prepared
+    if not prepared.is_dir():
+        READERS[study.reader].prepare(raw, prepared)
+    lists, results = (work, work / "figures") if quick else (HERE / "folds", RESULTS / study.name)
+    folds = study.folds(prepared, lists / f"{study.name}.json")
+    return Place(study, prepared, folds, work, results, quick)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What HyMaTE is compared with: trees and a linear model on summary statistics, and GRU-D.
 
-Each takes a prepared folder, a seed and the split to predict, trains on the train split, stops early by the validation
-split, and returns probabilities in the order of `load_task`.
+Each takes a prepared folder, a task of it and a seed, trains on the train split, stops early by the validation split,
+and returns a function from a split to its probabilities, in the order of `load_task`.
 """
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from experiments.evidence.folds import TASK
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
@@ -30,33 +31,49 @@ GRU_BATCH = 64
 INVERSE_PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of which the validation split chooses one, by log-loss
 
 
-def _load(folder: Path, split: str) -> tuple[HyMaTEFeatureExtractor, dict[str, TaskDataset]]:
-    prepared = PreparedFolder(folder)
-    extractor = fit_feature_extractor(prepared)
-    splits = dict.fromkeys(("train", "validation", split))
-    return extractor, {name: load_task(prepared, TASK, name, extractor.variables) for name in splits}
+Predict = Callable[[str], np.ndarray]
 
 
-def xgboost(folder: Path, seed: int, split: str = "test") -> np.ndarray:
+class _Splits:
+    """The examples of a task, each split read once, and an extractor that fits the training split."""
+
+    def __init__(self, folder: Path, task: str):
+        self.folder, self.task = PreparedFolder(folder), task
+        self.held: dict[str, TaskDataset] = {}
+        self.extractor = fit_feature_extractor(self.folder)
+
+    def __getitem__(self, split: str) -> TaskDataset:
+        if split not in self.held:
+            self.held[split] = load_task(self.folder, self.task, split, self.extractor.variables)
+        return self.held[split]
+
+
+def xgboost(folder: Path, task: str, seed: int) -> Predict:
     """Gradient-boosted trees on summary features."""
-    extractor, datasets = _load(folder, split)
-    return fit_trees(datasets["train"], datasets["validation"], extractor, seed=seed).predict(datasets[split])
+    splits = _Splits(folder, task)
+    trees = fit_trees(splits["train"], splits["validation"], splits.extractor, seed=seed)
+    return lambda split: trees.predict(splits[split])
 
 
-def logistic_regression(folder: Path, seed: int, split: str = "test") -> np.ndarray:
+def logistic_regression(folder: Path, task: str, seed: int) -> Predict:
     """L2-penalized logistic regression on the same summary features, imputed by the median with indicators."""
-    extractor, datasets = _load(folder, split)
-    features = {name: summary_features(dataset, extractor, ONCE_FEATURES) for name, dataset in datasets.items()}
+    splits = _Splits(folder, task)
+
+    def features(split: str) -> np.ndarray:
+        return summary_features(splits[split], splits.extractor, ONCE_FEATURES)
+
+    seen, held_out = features("train"), features("validation")
     candidates: list[tuple[float, int, Any]] = []
     for inverse_penalty in INVERSE_PENALTIES:
         model = make_pipeline(
             SimpleImputer(strategy="median", add_indicator=True),
             StandardScaler(),
             LogisticRegression(C=inverse_penalty, max_iter=500, random_state=seed),
-        ).fit(features["train"], datasets["train"].labels)
-        validation = model.predict_proba(features["validation"])[:, 1]
-        candidates.append((log_loss(datasets["validation"].labels, validation), len(candidates), model))
-    return min(candidates)[-1].predict_proba(features[split])[:, 1]
+        ).fit(seen, splits["train"].labels)
+        loss = log_loss(splits["validation"].labels, model.predict_proba(held_out)[:, 1])
+        candidates.append((loss, len(candidates), model))
+    best = min(candidates)[-1]
+    return lambda split: best.predict_proba(features(split))[:, 1]
 
 
 class GRUD(nn.Module):
@@ -102,38 +119,42 @@ def hourly_grid(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> torc
     return torch.from_numpy(np.stack([values, mask, since / 24]).astype(np.float32))
 
 
-def gru_d(folder: Path, seed: int, split: str = "test") -> np.ndarray:
+def gru_d(folder: Path, task: str, seed: int) -> Predict:
     """GRU-D on hourly means; the epoch with the best AUROC + AUPRC of the validation split counts."""
-    extractor, datasets = _load(folder, split)
-    grids = {name: hourly_grid(dataset, extractor) for name, dataset in datasets.items()}
-    static = {
-        name: torch.from_numpy(extractor.encode_static(dataset.events.static, len(dataset.events))[dataset.rows])
-        for name, dataset in datasets.items()
-    }
+    splits = _Splits(folder, task)
+    train, validation = splits["train"], splits["validation"]
+    grid, static = _grid(train, splits.extractor)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = GRUD(extractor.num_variables, static["train"].shape[1])
+    model = GRUD(splits.extractor.num_variables, static.shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    labels = torch.tensor(datasets["train"].labels, dtype=torch.float32)
-    best, kept = -np.inf, np.zeros(0)
-
-    @torch.no_grad()
-    def predict(name: str) -> np.ndarray:
-        model.eval()
-        parts = zip(grids[name].split(256, dim=1), static[name].split(256), strict=True)
-        return torch.cat([model(*part) for part in parts]).sigmoid().numpy()
-
+    labels = torch.tensor(train.labels, dtype=torch.float32)
+    held_out = _grid(validation, splits.extractor)
+    best, kept = -np.inf, model
     for _ in range(GRU_EPOCHS):
         model.train()
         for rows in np.array_split(rng.permutation(len(labels)), max(1, len(labels) // GRU_BATCH)):
-            logits = model(grids["train"][:, rows], static["train"][rows])
+            logits = model(grid[:, rows], static[rows])
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[rows])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-        probabilities, truth = predict("validation"), datasets["validation"].labels
-        score = roc_auc_score(truth, probabilities) + average_precision_score(truth, probabilities)
+        probabilities = _answers(model, *held_out)
+        score = roc_auc_score(validation.labels, probabilities)
+        score += average_precision_score(validation.labels, probabilities)
         if score > best:
-            best, kept = score, predict(split)
-    return kept
+            best, kept = score, copy.deepcopy(model)
+    return lambda split: _answers(kept, *_grid(splits[split], splits.extractor))
+
+
+def _grid(dataset: TaskDataset, extractor: HyMaTEFeatureExtractor) -> tuple[torch.Tensor, torch.Tensor]:
+    static = extractor.encode_static(dataset.events.static, len(dataset.events))[dataset.rows]
+    return hourly_grid(dataset, extractor), torch.from_numpy(static)
+
+
+@torch.no_grad()
+def _answers(model: GRUD, grid: torch.Tensor, static: torch.Tensor) -> np.ndarray:
+    model.eval()
+    parts = zip(grid.split(256, dim=1), static.split(256), strict=True)
+    return torch.cat([model(*part) for part in parts]).sigmoid().numpy()

@@ -15,23 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evidence.folds import TASK, assign_folds, prepare_fold
-from experiments.evidence.tables import PAGE, coverage_of
-from experiments.evidence.units import hymate, pretrain, test_probabilities
+from experiments.evidence.__main__ import HERE, open_place
+from experiments.evidence.studies import STUDIES
+from experiments.evidence.tables import PAGE
+from experiments.evidence.units import hymate, pretrain
 from experiments.pages import write_block
 from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import TaskDataset, ask_at, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.evaluation.decisions import THRESHOLDS, net_benefit
 from hymate_training.evaluation.metrics import paired_difference, report
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.trees import fit_trees
 from hymate_training.files import markdown_table, write_json
 from hymate_training.inference.checkpoints import EVALUATION_FILE, load_checkpoint
 from hymate_training.inference.prediction import predict_examples
-from hymate_training.readers import READERS
 
-HERE = Path(__file__).parent
+STUDY = STUDIES["mortality"]
 HOURS = (6.0, 12.0, 24.0, 36.0, 48.0)
 FOLD, SPLITS = 0, ("train", "validation", "test")
 TIMES_PER_RECORD = 4  # drawn anew for each epoch, beside the 48th hour
@@ -44,30 +43,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="Prepared folds and unfinished runs.")
     parser.add_argument("--write", action="store_true", help="Put the tables into docs/evidence.md.")
     args = parser.parse_args()
-    prepared = args.work / "data" / "all"
-    if not prepared.is_dir():
-        READERS["physionet2012"].prepare(args.raw, prepared)
-    folds = assign_folds(prepared, HERE / "folds.json")
-    data = prepare_fold(prepared, folds, FOLD, 100, True, args.work / "data" / f"fold{FOLD}-100")
+    place = open_place(STUDY, args.raw, args.work)
+    data = place.fold(FOLD)
     output = args.work / "runs" / "hours"
     if not (output / EVALUATION_FILE).is_file():
         options = ["--seed", str(FOLD), "--prediction-times", str(TIMES_PER_RECORD)]
-        start = ["--checkpoint", str(pretrain(data, FOLD, args.work, quick=False))]
-        hymate("finetune", ["--data", str(data), "--task", TASK, "--output", str(output), *start, *options], output)
+        start = ["--checkpoint", str(pretrain(STUDY.models["hymate"], data, FOLD, place))]
+        arguments = ["--data", str(data), "--task", STUDY.task, "--output", str(output), *start, *options]
+        hymate("finetune", arguments, output, STUDY.recipe)
     found = compare(data, output)
     write_json(HERE / "hours.json", found)
-    for name, text in (("hours", table(found)), ("decisions", decisions(found[-1]))):
-        print(text)
-        if args.write:
-            write_block(PAGE, name, text)
+    print(table(found))
+    if args.write:
+        write_block(PAGE, "hours", table(found))
 
 
 def compare(data: Path, output: Path) -> list[dict[str, Any]]:
-    """For each hour: the reports of both models, their paired difference and their decision curves; and at the last
-    one, which is the task's own, the coverage of HyMaTE's conformal sets."""
+    """For each hour: the reports of both models, and their paired difference."""
     checkpoint, found = load_checkpoint(output), []
     extractor = checkpoint.extractor
-    splits = {name: load_task(PreparedFolder(data), TASK, name, extractor.variables) for name in SPLITS}
+    splits = {name: load_task(PreparedFolder(data), STUDY.task, name, extractor.variables) for name in SPLITS}
     for hour in HOURS:
         asked = {name: ask_at(dataset, [hour]) for name, dataset in splits.items()}
         test = asked["test"]
@@ -79,10 +74,8 @@ def compare(data: Path, output: Path) -> list[dict[str, Any]]:
                 "hour": hour,
                 "reports": {name: report(sample) for name, sample in samples.items()},
                 "difference": paired_difference(samples["HyMaTE"], samples["XGBoost"]),
-                "net_benefit": net_benefit(samples["HyMaTE"], THRESHOLDS, samples["XGBoost"]),
             }
         )
-    found[-1]["coverage"] = test_probabilities(output, PreparedFolder(data), TASK)[1]["coverage"]
     return found
 
 
@@ -102,25 +95,6 @@ def table(found: list[dict[str, Any]]) -> str:
         cells.append([f"{entry['hour']:g}", "difference", *difference])
     sizes = found[-1]["reports"]["HyMaTE"]
     return "\n".join([f"{sizes['n']:,} stays of fold {FOLD}; 95% intervals.", "", markdown_table(cells)])
-
-
-def decisions(entry: dict[str, Any]) -> str:
-    """Decision curves of both models at an hour, and what HyMaTE's conformal sets cover, in Markdown."""
-    titles = {
-        "treat_all": "alarm for all",
-        "model": "HyMaTE",
-        "baseline": "XGBoost",
-        "model_minus_baseline": "difference",
-    }
-    cells, curves = [["alarm from", *titles.values()]], entry["net_benefit"]
-    for at, threshold in enumerate(curves["thresholds"]):
-        shown = [
-            _cell(curves[name][at], curves["confidence_intervals"][name][at], "+" if "minus" in name else "")
-            for name in titles
-        ]
-        cells.append([f"{threshold:g}", *shown])
-    covered = coverage_of("Coverage of HyMaTE's conformal sets", {FOLD: entry})
-    return f"### Net benefit at hour {entry['hour']:g}\n\n{markdown_table(cells)}\n\n{covered}"
 
 
 def _cell(value: float, interval: list[float], sign: str = "") -> str:

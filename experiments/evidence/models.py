@@ -19,7 +19,7 @@ class Model:
         finetune: options of `hymate finetune` that differ from it.
         static: whether it sees the demographics.
         pretrained: start from an encoder that was pretrained on the fold's training records.
-        baseline: `(prepared folder, seed) -> probabilities of the test split`, for what is not HyMaTE.
+        baseline: `(prepared folder, task, seed) -> (split -> probabilities)`, for what is not HyMaTE.
     """
 
     title: str
@@ -45,9 +45,14 @@ MODELS = {
     "gru_d": Model("GRU-D", baseline=baselines.gru_d),
     "pretrained": _ablation("pretrained", pretrained=True),
     "scratch": _ablation("from scratch"),
-    "attention_only": _ablation("from scratch, without Mamba layers", model={"num_mamba_layers": 0}),
-    "mamba_only": _ablation("from scratch, without attention layers", model={"num_attention_layers": 0}),
-    "no_statistics": _ablation("from scratch, without statistics in its tokens", model={"num_statistic_bins": 0}),
+    # trained like the recipe, pretraining included
+    "attention_only": Model("without Mamba layers", model={"num_mamba_layers": 0}, pretrained=True),
+    "mamba_only": Model("without attention layers", model={"num_attention_layers": 0}, pretrained=True),
+    "no_statistics": Model("without statistics in its tokens", model={"num_statistic_bins": 0}, pretrained=True),
+    "neither": Model(
+        "without Mamba layers and statistics", model={"num_mamba_layers": 0, "num_statistic_bins": 0}, pretrained=True
+    ),
+    "not_pretrained": Model("without pretraining"),
     "no_demographics": _ablation("from scratch, without demographics", static=False),
     "no_auxiliary": _ablation("from scratch, without auxiliary targets", {"auxiliary_tasks": None}),
     "no_event_dropout": _ablation("from scratch, without dropout of events", {"event_dropout": 0.0}),
@@ -56,5 +61,8 @@ MODELS = {
         model={"attention_axis": "event", "num_statistic_bins": 0},
     ),
 }
-FEW_LABELS = ("scratch", "pretrained", "xgboost")  # what is compared on some of the labels
-UNITS = [(name, 100) for name in MODELS] + [(name, percent) for percent in PERCENTAGES for name in FEW_LABELS]
+# from scratch, as the recipe has it
+SEPSIS_MODELS = {
+    "hymate": Model("HyMaTE"),
+    "xgboost": Model("XGBoost on summary statistics", baseline=baselines.xgboost),
+}

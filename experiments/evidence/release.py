@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from experiments.evidence import baselines
-from experiments.evidence.folds import TASK
+from experiments.evidence.studies import STUDIES
 from experiments.evidence.tables import card_notes, read_results
 from experiments.evidence.units import hymate
 from hymate_training.data.prepared_folder import PreparedFolder
@@ -28,6 +28,8 @@ from hymate_training.publishing.push import plan_push, write_without_code
 from hymate_training.readers import READERS
 
 RESULTS = Path(__file__).with_name("results")
+STUDY = STUDIES["mortality"]
+TASK = STUDY.task
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 COMPARED = {
     "XGBoost on summary statistics": baselines.xgboost,
@@ -45,12 +47,12 @@ def main() -> None:
         READERS["physionet2012"].prepare(args.raw, data)
     pretrained, mortality = (args.work / f"hymate-physionet2012-{name}" for name in ("pretrained", "mortality"))
     if not (pretrained / RUN_FILE).is_file():
-        hymate("pretrain", ["--data", str(data), "--output", str(pretrained)], pretrained)
+        hymate("pretrain", ["--data", str(data), "--output", str(pretrained)], pretrained, STUDY.recipe)
     if not (mortality / EVALUATION_FILE).is_file():
         arguments = ["--data", str(data), "--task", TASK, "--checkpoint", str(pretrained)]
-        hymate("finetune", [*arguments, "--output", str(mortality)], mortality)
+        hymate("finetune", [*arguments, "--output", str(mortality)], mortality, STUDY.recipe)
     compare(mortality, PreparedFolder(data), args.work)
-    write_file(mortality / NOTES_FILE, card_notes(read_results(RESULTS)) + "\n")
+    write_file(mortality / NOTES_FILE, card_notes(STUDY, read_results(RESULTS / STUDY.name)) + "\n")
     build_report(mortality, args.work / "report", data=data, task=TASK, card=True)
     for folder in (pretrained, mortality):
         write_model_card(folder)
@@ -60,10 +62,12 @@ def main() -> None:
 def compare(mortality: Path, folder: PreparedFolder, work: Path) -> None:
     """Evaluates the classifier beside the baselines, the first of them in its decision curve as well."""
     found: dict[str, Any] = {}
-    for name, predict in reversed(COMPARED.items()):
+    for name, baseline in reversed(COMPARED.items()):
         path = work / f"{name}.parquet"
         ids = folder.task(TASK, "validation")["record_id"].to_pylist()
-        pl.DataFrame({"record_id": ids, "prediction": predict(folder.path, 0, "validation")}).write_parquet(path)
+        pl.DataFrame({"record_id": ids, "prediction": baseline(folder.path, TASK, 0)("validation")}).write_parquet(
+            path
+        )
         checkpoint = replace(load_checkpoint(mortality), evaluation=None)  # thresholds are chosen anew
         content = evaluate(checkpoint, folder, TASK, "validation", mortality / EVALUATION_FILE, baseline=path).content
         found = content["baselines"] | found

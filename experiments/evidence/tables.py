@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import titled_table
-from experiments.evidence.models import FEW_LABELS, MODELS, PERCENTAGES
-from experiments.evidence.units import FIGURES, THRESHOLDS, benefit_name
+from experiments.evidence.studies import STUDIES, Study
+from experiments.evidence.units import benefit_name
 from experiments.pages import write_block
 from hymate_training.evaluation.metrics import METRICS
 from hymate_training.evaluation.resampling import percentile_interval
@@ -16,7 +16,7 @@ from hymate_training.files import markdown_table
 from hymate_training.inference.conformal import ALL, BY_LABEL
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
-SHOWN = ("auroc", "auprc", "log_loss", "brier", "expected_calibration_error")
+TITLES = METRICS["binary"] | {"normalized_utility": "normalized utility"}
 LEVEL = 0.95
 NOT_MEASURED = "Not measured yet."
 Results = dict[tuple[str, int], dict[int, dict]]
@@ -56,34 +56,40 @@ def paired(units: dict[int, dict], others: dict[int, dict], figure: str) -> tupl
     )
 
 
-def main_table(results: Results) -> str:
+def main_table(study: Study, results: Results) -> str:
     """Every model on all labels."""
     rows = []
-    for name, model in MODELS.items():
+    for name, model in study.models.items():
         if units := results.get((name, 100)):
             seconds = [unit["seconds"] for unit in units.values()]
-            shown = [mean_with_interval(units, figure) for figure in SHOWN]
+            shown = [mean_with_interval(units, figure) for figure in study.shown]
             rows.append([model.title, len(units), *shown, f"{np.median(seconds):.0f}"])
-    header = ("model", "folds", *(METRICS["binary"][figure] for figure in SHOWN), "seconds per fold")
-    return titled_table("Models", header, rows)
+    header = ("model", "folds", *(TITLES[figure] for figure in study.shown), "seconds per fold")
+    return titled_table("Models", header, rows) if rows else NOT_MEASURED
 
 
-def difference_table(results: Results, reference: str) -> str:
-    """A model minus every other one, paired by fold and resample."""
+def difference_tables(study: Study, results: Results) -> str:
+    """The recipe, and HyMaTE from scratch, minus every other model, paired by fold and resample."""
+    tables = (difference_table(study, results, name) for name in ("hymate", "scratch") if (name, 100) in results)
+    return "\n\n".join(filter(None, tables)) or NOT_MEASURED
+
+
+def difference_table(study: Study, results: Results, reference: str) -> str:
+    """A model minus every other one; empty where none ran on its folds."""
     rows = [
-        [MODELS[name].title, *_differences(results[reference, 100], units)]
-        for (name, percent), units in _in_order(results)
+        [study.models[name].title, *_differences(study, results[reference, 100], units)]
+        for (name, percent), units in _in_order(study, results)
         if percent == 100 and name != reference and reference_overlaps(results, reference, units)
     ]
     header = (
         "compared with",
-        *(f"{METRICS['binary'][figure]}, difference" for figure in FIGURES),
+        *(f"{TITLES[figure]}, difference" for figure in study.figures),
         "folds won (AUROC)",
     )
-    return titled_table(f"{MODELS[reference].title} minus another model", header, rows)
+    return titled_table(f"{study.models[reference].title} minus another model", header, rows) if rows else ""
 
 
-def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
+def verdicts(study: Study, results: Results, reference: str, others: Sequence[str]) -> str:
     """Whether the reference is better than others in AUROC and AUPRC, by their intervals; a line each."""
     lines = []
     for name in others:
@@ -95,24 +101,21 @@ def verdicts(results: Results, reference: str, others: Sequence[str]) -> str:
                 continue
             verdict = "above" if interval[0] > 0 else "below" if interval[1] < 0 else "neither above nor below"
             lines.append(
-                f'- {METRICS["binary"][figure]}: {verdict} "{MODELS[name].title}" ({mean:+.4f} '
+                f'- {TITLES[figure]}: {verdict} "{study.models[name].title}" ({mean:+.4f} '
                 f"[{interval[0]:+.4f}, {interval[1]:+.4f}], {of} {'folds' if of > 1 else 'fold'})."
             )
     return "\n".join(lines)
 
 
-def decision_table(results: Results) -> str:
-    """Net benefit of an alarm for all, of HyMaTE and of XGBoost at each threshold, over the folds that have it."""
-    known = {
-        name: {fold: unit for fold, unit in results.get((name, 100), {}).items() if _has_benefits(unit)}
-        for name in ("hymate", "xgboost")
-    }
-    folds = known["hymate"].keys() & known["xgboost"].keys()
+def decision_table(study: Study, results: Results) -> str:
+    """Net benefit of an alarm for all, of HyMaTE and of XGBoost at each threshold, over the folds that have both."""
+    known = {name: results.get((name, 100), {}) for name in ("hymate", "xgboost")}
+    folds = sorted(known["hymate"].keys() & known["xgboost"].keys())
     if not folds:
         return NOT_MEASURED
     ours, theirs = ({fold: units[fold] for fold in folds} for units in known.values())
     rows = []
-    for threshold in THRESHOLDS:
+    for threshold in study.thresholds:
         model, everyone = benefit_name("model", threshold), benefit_name("treat_all", threshold)
         mean, interval, won, of = paired(ours, theirs, model)
         difference = f"{mean:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else f"{mean:+.4f}"
@@ -120,16 +123,12 @@ def decision_table(results: Results) -> str:
             mean_with_interval(units, figure) for units, figure in ((ours, everyone), (ours, model), (theirs, model))
         )
         rows.append([f"{threshold:g}", len(folds), *shown, difference, f"{won} of {of}"])
-    titles = [MODELS[name].title for name in known]
+    titles = [study.models[name].title for name in known]
     header = ("threshold", "folds", "alarm for all", *titles, "difference", "folds won")
     return titled_table("Net benefit", header, rows)
 
 
-def _has_benefits(unit: dict) -> bool:
-    return all(benefit_name("model", threshold) in unit["samples"] for threshold in THRESHOLDS)
-
-
-def coverage_table(results: Results) -> str:
+def coverage_table(_study: Study, results: Results) -> str:
     """What conformal sets of the recipe, chosen on the validation split of each fold, cover of its test split."""
     return coverage_of("Coverage of conformal sets", results.get(("hymate", 100), {})) or NOT_MEASURED
 
@@ -154,25 +153,24 @@ def coverage_of(title: str, units: dict[int, dict]) -> str:
     return titled_table(title, header, rows) if rows else ""
 
 
-def findings(results: Results) -> str:
+FINDINGS = (
+    ("The recipe is, with paired 95% intervals,", "hymate", ("xgboost", "logistic_regression", "gru_d")),
+    ("The hybrid, pretrained like each of its halves, is", "hymate", ("attention_only", "mamba_only")),
+    ("After the short training, starting from a pretrained encoder is", "pretrained", ("scratch",)),
+)
+
+
+def findings(study: Study, results: Results) -> str:
     """Whether the recipe beats the baselines, pretraining the random start, and the hybrid its parts."""
-    return "\n\n".join(
-        [
-            "The recipe is, with paired 95% intervals,",
-            verdicts(results, "hymate", ("xgboost", "logistic_regression", "gru_d")),
-            "After the short training, starting from a pretrained encoder is",
-            verdicts(results, "pretrained", ("scratch",)),
-            "and the hybrid from scratch is",
-            verdicts(results, "scratch", ("attention_only", "mamba_only")),
-        ]
-    )
+    found = ((lead, verdicts(study, results, reference, others)) for lead, reference, others in FINDINGS)
+    return "\n\n".join(f"{lead}\n\n{lines}" for lead, lines in found if lines) or NOT_MEASURED
 
 
-def card_notes(results: Results) -> str:
+def card_notes(study: Study, results: Results) -> str:
     """What the card of a released model says about cross-validation: the recipe beside its baselines."""
     figures = ("auroc", "auprc")
     rows = [
-        [MODELS[name].title, *(mean_with_interval(results[name, 100], figure) for figure in figures)]
+        [study.models[name].title, *(mean_with_interval(results[name, 100], figure) for figure in figures)]
         for name in ("hymate", "xgboost", "logistic_regression", "gru_d")
         if (name, 100) in results
     ]
@@ -180,9 +178,8 @@ def card_notes(results: Results) -> str:
     return "\n\n".join(
         [
             f"The recipe in {folds}-fold cross-validation over sets b and c, one seed per fold. Means over folds, "
-            "with 95% intervals from resampled patients. Measured on the model as it was before its tokens could "
-            "answer at every hour; the weights here are of the model as it is now.",
-            markdown_table([("model", *(METRICS["binary"][figure] for figure in figures)), *rows]),
+            "with 95% intervals from resampled patients.",
+            markdown_table([("model", *(TITLES[figure] for figure in figures)), *rows]),
             "Ablations, fewer labels and paired differences are in the project's documentation, on the page Evidence.",
         ]
     )
@@ -193,39 +190,40 @@ def reference_overlaps(results: Results, reference: str, units: dict[int, dict])
     return bool(results.get((reference, 100), {}).keys() & units.keys())
 
 
-def _in_order(results: Results) -> list[tuple[tuple[str, int], dict[int, dict]]]:
-    names = list(MODELS)
+def _in_order(study: Study, results: Results) -> list[tuple[tuple[str, int], dict[int, dict]]]:
+    names = list(study.models)
     return sorted(results.items(), key=lambda item: (names.index(item[0][0]), item[0][1]))
 
 
-def _differences(units: dict[int, dict], others: dict[int, dict]) -> list[str]:
+def _differences(study: Study, units: dict[int, dict], others: dict[int, dict]) -> list[str]:
     cells = []
-    for figure in FIGURES:
+    for figure in study.figures:
         mean, interval, _, _ = paired(units, others, figure)
         cells.append(f"{mean:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else f"{mean:+.4f}")
-    _, _, won, of = paired(units, others, FIGURES[0])
+    _, _, won, of = paired(units, others, study.figures[0])
     return [*cells, f"{won} of {of}"]
 
 
-def label_table(results: Results) -> str:
+def label_table(study: Study, results: Results) -> str:
     """By percentage of the labels: metrics of what is trained on them, and what pretraining gains."""
     rows = []
-    for percent in (*PERCENTAGES, 100):
-        found = {name: results.get((name, percent), {}) for name in FEW_LABELS}
+    for percent in (*study.percentages, 100):
+        found = {name: results.get((name, percent), {}) for name in study.few_labels}
         if found["pretrained"].keys() & found["scratch"].keys():
             shown = [mean_with_interval(units, "auroc") if units else "" for units in found.values()]
-            rows.append([f"{percent}%", *shown, *_differences(found["pretrained"], found["scratch"])])
+            rows.append([f"{percent}%", *shown, *_differences(study, found["pretrained"], found["scratch"])])
     header = (
         "labels",
-        *(f"AUROC, {MODELS[name].title}" for name in FEW_LABELS),
-        *(f"{METRICS['binary'][figure]}, gain" for figure in FIGURES),
+        *(f"AUROC, {study.models[name].title}" for name in study.few_labels),
+        *(f"{TITLES[figure]}, gain" for figure in study.figures),
     )
-    return titled_table("What pretraining adds", (*header, "folds won (AUROC)"), rows)
+    table = titled_table("What pretraining adds", (*header, "folds won (AUROC)"), rows)
+    return table if rows else NOT_MEASURED
 
 
-TABLES: dict[str, Callable[[Results], str]] = {
+TABLES: dict[str, Callable[[Study, Results], str]] = {
     "models": main_table,
-    "differences": lambda results: "\n\n".join(difference_table(results, name) for name in ("hymate", "scratch")),
+    "differences": difference_tables,
     "decision_curves": decision_table,
     "coverage": coverage_table,
     "findings": findings,
@@ -233,7 +231,14 @@ TABLES: dict[str, Callable[[Results], str]] = {
 }
 
 
-def write_page(results: Results, page: Path = PAGE) -> None:
-    """Puts the tables between their markers in the page."""
-    for name, table in TABLES.items():
-        write_block(page, name, table(results))
+def write_page(results: Path, page: Path = PAGE) -> None:
+    """Puts the tables of every study between their markers in the page.
+
+    Args:
+        results: folder with one of each study's finished units.
+        page: of the documentation.
+    """
+    for study in STUDIES.values():
+        finished = read_results(results / study.name)
+        for name in study.tables:
+            write_block(page, f"{study.name}_{name}", TABLES[name](study, finished))

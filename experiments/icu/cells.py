@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from experiments.evidence.baselines import xgboost
 from experiments.evidence.folds import assign_folds, prepare_fold
-from experiments.evidence.units import flags, hymate, test_probabilities, write_unit
+from experiments.evidence.units import Predictions, chosen_threshold, finetuned, flags, hymate, write_unit
 from experiments.icu.release import RECIPE
 from experiments.icu.sources import prepare_sources
-from experiments.icu.targets import TARGETS, Target
-from hymate_training.data.collators import fit_feature_extractor
-from hymate_training.data.examples import load_task
+from experiments.icu.targets import TARGETS
 from hymate_training.data.prepared_folder import PreparedFolder
-from hymate_training.evaluation.trees import fit_trees
 from hymate_training.fitting.loop import LAST_FOLDER
 from hymate_training.fitting.state import STATE_FOLDER
 
@@ -77,16 +73,17 @@ def run_cell(cell: Cell, place: Workplace) -> None:
     output = place.work / "runs" / cell.name
     about: dict[str, Any] = {}
     if cell.arm == "xgboost":
-        probabilities = trees(target, data, cell.fold)
+        predict = xgboost(data, target.task, cell.fold)
+        predictions = Predictions(predict("test"), chosen_threshold(data, target.task, predict))
     else:
-        probabilities, about = finetune(cell, place, data, output)
+        predictions, about = finetune(cell, place, data, output)
     named = {"target": cell.target, "arm": cell.arm, "percent": cell.percent, "fold": cell.fold, "seed": cell.fold}
-    write_unit(path, named, PreparedFolder(data), target.task, probabilities, about, started)
+    write_unit(path, named, PreparedFolder(data), target, predictions, about, started)
     shutil.rmtree(output, ignore_errors=True)
 
 
-def finetune(cell: Cell, place: Workplace, data: Path, output: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Fine-tunes by the recipe; the test split's probabilities, and how the run went."""
+def finetune(cell: Cell, place: Workplace, data: Path, output: Path) -> tuple[Predictions, dict[str, Any]]:
+    """Fine-tunes by the recipe; what the model says of the test split, and how the run went."""
     target = TARGETS[cell.target]
     options = {"seed": cell.fold, **target.finetune}
     if cell.percent < 100:  # fewer batches an epoch, so more epochs
@@ -97,7 +94,7 @@ def finetune(cell: Cell, place: Workplace, data: Path, output: Path) -> tuple[np
     if cell.arm != "scratch":
         arguments += ["--checkpoint", str(encoder(cell, place))]
     hymate("finetune", arguments, output, RECIPE)
-    return test_probabilities(output, PreparedFolder(data), target.task)
+    return finetuned(output, PreparedFolder(data), target.task)
 
 
 def encoder(cell: Cell, place: Workplace) -> Path:
@@ -114,11 +111,3 @@ def encoder(cell: Cell, place: Workplace) -> Path:
         arguments = [part for folder in folders for part in ("--data", str(folder))]
         hymate("pretrain", [*arguments, "--output", str(output), *flags(options)], output, RECIPE)
     return output
-
-
-def trees(target: Target, data: Path, seed: int) -> np.ndarray:
-    """XGBoost on the same fold: on summary features of stays that are asked once, or on those of each hour."""
-    folder = PreparedFolder(data)
-    extractor = fit_feature_extractor(folder)
-    parts = {split: load_task(folder, target.task, split, extractor.variables) for split in folder.splits}
-    return fit_trees(parts["train"], parts["validation"], extractor, seed=seed).predict(parts["test"])

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.evidence.studies import FIGURES
+
 PERCENTAGES = (1, 5, 10, 25, 100)  # of the labels
 ARMS = {
     "others": "pretrained on other sources",
@@ -23,6 +25,8 @@ class Target:
         task: what is predicted.
         others: sources whose train and validation splits the encoder is pretrained on.
         finetune: options of `hymate finetune`, beside the recipe's.
+        thresholds: from which probability on there is an alarm, for the net benefit.
+        figures: metrics whose resamples are kept, so that differences are paired later on.
     """
 
     title: str
@@ -31,6 +35,8 @@ class Target:
     task: str
     others: tuple[str, ...]
     finetune: dict[str, Any] = field(default_factory=dict)
+    thresholds: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
+    figures: tuple[str, ...] = FIGURES
 
 
 # half of what the recipe trains, for what is compared with each other alone

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from benchmarks.measure import write_section
-from experiments.evidence.folds import TASK
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
@@ -17,7 +16,7 @@ def test_features_updated_by_each_event_are_those_of_the_whole_stay(synthetic_fo
 
     folder = PreparedFolder(synthetic_folder)
     extractor = fit_feature_extractor(folder)
-    dataset = load_task(folder, TASK, "train", extractor.variables)
+    dataset = load_task(folder, "in_hospital_mortality", "train", extractor.variables)
     for row in dataset.rows[:5]:
         events = dataset.events.take(np.array([row]))
         features = RunningFeatures(extractor.num_variables, extractor.encode_static(events.static, 1)[0])

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from experiments.evidence import baselines, units
-from experiments.evidence.folds import NUM_FOLDS, TASK, assign_folds, prepare_fold
-from experiments.evidence.models import MODELS, Model
-from experiments.evidence.tables import TABLES, coverage_of, paired, read_results, write_page
+from experiments.evidence.__main__ import open_place
+from experiments.evidence.folds import NUM_FOLDS, assign_folds, prepare_fold
+from experiments.evidence.models import Model
+from experiments.evidence.studies import STUDIES
+from experiments.evidence.tables import coverage_of, decision_table, difference_tables, paired, write_page
+from experiments.evidence.units import Place, run_unit
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import load_task
@@ -20,16 +23,21 @@ from hymate_training.evaluation.resampling import Resampler
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.fitting.finetuning import FinetuneOptions
 from modeling_hymate import HyMaTEConfig
+from tests.support.sepsis_files import make_hospital, write_hospital
+
+STUDY = STUDIES["mortality"]
+TASK, MODELS = STUDY.task, STUDY.models
 
 
 @pytest.fixture(scope="module")
 def folds(synthetic_folder, tmp_path_factory) -> list[list[str]]:
-    return assign_folds(synthetic_folder, tmp_path_factory.mktemp("folds") / "folds.json")
+    return assign_folds(synthetic_folder, tmp_path_factory.mktemp("folds") / "folds.json", STUDY.splits)
 
 
 @pytest.fixture(scope="module")
 def fold_folder(synthetic_folder, folds, tmp_path_factory):
-    return prepare_fold(synthetic_folder, folds, 1, 100, True, tmp_path_factory.mktemp("fold") / "prepared")
+    output = tmp_path_factory.mktemp("fold") / "prepared"
+    return prepare_fold(synthetic_folder, folds, 1, 100, True, output, STUDY.splits)
 
 
 def test_folds_partition_the_records_and_are_kept(synthetic_folder, folds, tmp_path):
@@ -42,15 +50,15 @@ def test_folds_partition_the_records_and_are_kept(synthetic_folder, folds, tmp_p
     assert sorted(names) == sorted(str(name) for name in own)
     assert len(folds) == NUM_FOLDS
     path = tmp_path / "folds.json"
-    assert assign_folds(synthetic_folder, path) == folds
+    assert assign_folds(synthetic_folder, path, STUDY.splits) == folds
     path.write_text(json.dumps({"folds": [["somebody"]]}))
     with pytest.raises(ValueError, match="lists other records"):
-        assign_folds(synthetic_folder, path)
+        assign_folds(synthetic_folder, path, STUDY.splits)
 
 
 def test_a_fold_is_the_test_split_and_fewer_labels_are_among_more(synthetic_folder, folds, fold_folder, tmp_path):
     assert PreparedFolder(fold_folder).records("test")["record_id"].to_pylist() == folds[1]
-    few = prepare_fold(synthetic_folder, folds, 1, 10, False, tmp_path / "few")
+    few = prepare_fold(synthetic_folder, folds, 1, 10, False, tmp_path / "few", STUDY.splits)
     assert PreparedFolder(few).info.static_columns == ()
     assert (
         PreparedFolder(few).records("train")["record_id"] == PreparedFolder(fold_folder).records("train")["record_id"]
@@ -64,12 +72,14 @@ def test_a_fold_is_the_test_split_and_fewer_labels_are_among_more(synthetic_fold
     assert len(some) == len(every) // 10
 
 
-@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.baseline is None])
-def test_every_row_has_options_that_exist(name):
-    model = MODELS[name]
-    recipe = read_recipe(units.RECIPE)
-    FinetuneOptions(**recipe["finetune"] | model.finetune)
-    HyMaTEConfig(num_variables=3, **recipe["model"] | model.model)
+@pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
+def test_every_row_has_options_that_exist(study):
+    recipe = read_recipe(study.recipe)
+    for model in study.models.values():
+        if model.baseline is None:
+            FinetuneOptions(**recipe["finetune"] | model.finetune)
+            HyMaTEConfig(num_variables=3, **recipe["model"] | model.model)
+    assert set(study.few_labels) <= set(study.models)
 
 
 @pytest.mark.parametrize("name", ["xgboost", "logistic_regression", "gru_d"])
@@ -78,11 +88,11 @@ def test_baselines_learn(name, fold_folder, monkeypatch):
     monkeypatch.setattr(baselines, "GRU_EPOCHS", 2)
     if name == "xgboost":
         pytest.importorskip("xgboost")
-    probabilities = MODELS[name].baseline(fold_folder, 0)
+    probabilities = MODELS[name].baseline(fold_folder, TASK, 0)("test")
     dataset = load_task(PreparedFolder(fold_folder), TASK, "test", PreparedFolder(fold_folder).info.variables)
     assert probabilities.shape == dataset.labels.shape
     assert ((probabilities > 0) & (probabilities < 1)).all()
-    assert np.array_equal(probabilities, MODELS[name].baseline(fold_folder, 0))
+    assert np.array_equal(probabilities, MODELS[name].baseline(fold_folder, TASK, 0)("test"))
 
 
 def test_the_grid_of_gru_d_counts_hours_since_a_measurement(fold_folder):
@@ -111,26 +121,54 @@ def test_differences_are_paired_by_fold_and_resample():
     assert (won, of) == (2, 2)
 
 
-def test_a_unit_is_run_once_and_fills_the_page(synthetic_folder, folds, tmp_path, monkeypatch):
+def test_a_unit_is_run_once_and_fills_the_page(synthetic_folder, folds, tmp_path):
     small = {"hidden_size": 16, "num_attention_heads": 2}
-    monkeypatch.setitem(MODELS, "hymate", Model("HyMaTE", model=small, finetune={"auxiliary_tasks": "length_of_stay"}))
-    arguments = (synthetic_folder, folds, tmp_path / "work", tmp_path / "runs", True)
-    units.run_unit("hymate", 100, 1, *arguments)
-    units.run_unit("logistic_regression", 100, 1, *arguments)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    hymate = Model("HyMaTE", model=small, finetune={"auxiliary_tasks": "length_of_stay"})
+    study = replace(STUDY, models={**MODELS, "hymate": hymate})
+    place = Place(study, synthetic_folder, folds, tmp_path / "work", tmp_path / "figures" / study.name, quick=True)
+    run_unit("hymate", 100, 1, place)
+    run_unit("logistic_regression", 100, 1, place)
+    before = {path: path.stat().st_mtime_ns for path in place.results.iterdir()}
     assert len(before) == 2
-    units.run_unit("hymate", 100, 1, *arguments)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == before
-    unit = json.loads(units.result_path(tmp_path / "runs", "hymate", 100, 1).read_text())
+    run_unit("hymate", 100, 1, place)
+    assert {path: path.stat().st_mtime_ns for path in place.results.iterdir()} == before
+    unit = json.loads(place.result("hymate", 100, 1).read_text())
     assert unit["n"] == len(folds[1])
     assert not set(json.dumps(unit).split('"')) & set(folds[1])  # names no record
     page = tmp_path / "evidence.md"
-    page.write_text("\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in TABLES))
+    names = [f"{one.name}_{table}" for one in STUDIES.values() for table in one.tables]
+    page.write_text("\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in names))
     for _ in range(2):
-        write_page(read_results(tmp_path / "runs"), page)
+        write_page(tmp_path / "figures", page)
         assert page.read_text().count("| HyMaTE | 1 |") == 1
         assert "logistic regression on summary statistics | " in page.read_text()
         assert "### Coverage of conformal sets" in page.read_text()
+
+
+def test_hourly_units_have_the_utility_at_a_threshold_of_the_validation_split(tmp_path, monkeypatch):
+    pytest.importorskip("xgboost")
+    monkeypatch.setattr(trees, "HOURLY", replace(trees.HOURLY, settings=trees.HOURLY.settings[:1], most_trees=5))
+    raw = tmp_path / "raw"
+    for letter in "AB":
+        write_hospital(raw, letter, make_hospital(letter, 40))
+    study = replace(
+        STUDIES["hospitals"],
+        models={"hymate": Model("HyMaTE", model={"hidden_size": 8, "num_attention_heads": 2})}
+        | {"xgboost": STUDIES["hospitals"].models["xgboost"]},
+    )
+    place = open_place(study, raw, tmp_path / "work", quick=True)
+    found = {}
+    for name in study.models:
+        run_unit(name, 100, 0, place)
+        found[name] = json.loads(place.result(name, 100, 0).read_text())
+    assert [len(fold) for fold in place.folds] == [40, 40]  # hospital A, hospital B
+    assert set(place.folds[0]) == set(PreparedFolder(place.fold(0)).record_ids["test"])
+    for unit in found.values():
+        assert len(unit["samples"]["normalized_utility"]) == units.NUM_SAMPLES
+        assert unit["metrics"]["normalized_utility"] <= 1
+    assert found["hymate"]["split_fingerprint"] == found["xgboost"]["split_fingerprint"]
+    results = {(name, 100): {0: unit} for name, unit in found.items()}
+    assert "normalized utility, difference" in difference_tables(study, results)
 
 
 def test_net_benefit_of_units_is_that_of_evaluate_and_paired_by_fold():
@@ -141,23 +179,23 @@ def test_net_benefit_of_units_is_that_of_evaluate_and_paired_by_fold():
         probabilities = np.clip(labels + rng.normal(0, noise, 300), 0, 1)
         sample = LabeledPredictions("binary", labels, probabilities)
         resampler = Resampler(len(sample), num_samples=50, seed=3)
-        points, samples = units.benefits(sample, resampler)
-        expected = net_benefit(sample, units.THRESHOLDS, resampler=resampler)
+        points, samples = units.benefits(sample, resampler, STUDY.thresholds)
+        expected = net_benefit(sample, STUDY.thresholds, resampler=resampler)
         for who in ("model", "treat_all"):
-            names = [units.benefit_name(who, threshold) for threshold in units.THRESHOLDS]
+            names = [units.benefit_name(who, threshold) for threshold in STUDY.thresholds]
             assert [points[one] for one in names] == pytest.approx(expected[who])
             intervals = [resampler.interval(samples[one]) for one in names]
             np.testing.assert_allclose(intervals, expected["confidence_intervals"][who])
         kept = {one: values.tolist() for one, values in samples.items()}
         results[name, 100] = {fold: {"metrics": points, "samples": kept} for fold in range(2)}
-    text = TABLES["decision_curves"](results)
+    text = decision_table(STUDY, results)
     difference = np.subtract(
         *(results[name, 100][0]["metrics"]["net_benefit_model_0.2"] for name in ("hymate", "xgboost"))
     )
     assert f"{difference:+.4f} [" in text
     assert text.count("| 2 of 2 |") >= 1
     del results["xgboost", 100]
-    assert TABLES["decision_curves"](results) == "Not measured yet."
+    assert decision_table(STUDY, results) == "Not measured yet."
 
 
 def test_coverage_counts_the_folds_whose_interval_holds_the_level():

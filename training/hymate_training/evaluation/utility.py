@@ -76,13 +76,14 @@ def best_threshold(gains: np.ndarray, probabilities: np.ndarray) -> float:
     return float((ranked[ends[best]] + following) / 2)  # half-way, so that rounding changes no decision
 
 
-def utility_interval(
+def utility_samples(
     gains: np.ndarray, alarms: np.ndarray, sample: LabeledPredictions, resampler: Resampler
-) -> list[float] | None:
-    """Percentile bootstrap interval of the normalized utility; records are resampled, each with all its rows."""
+) -> np.ndarray:
+    """The normalized utility of each resample of the records, each with all its rows; NaN where nothing can be
+    gained."""
     columns = np.stack([gains * alarms, np.maximum(gains, 0)], axis=1)
     earned, possible = resampler.sums(record_sums(sample.record, sample.num_records, columns)).T
-    return resampler.interval(np.divide(earned, possible, out=np.full_like(earned, np.nan), where=possible > 0))
+    return np.divide(earned, possible, out=np.full_like(earned, np.nan), where=possible > 0)
 
 
 def add_utility(
@@ -93,7 +94,7 @@ def add_utility(
     bootstrap = {name: evaluation["bootstrap"][name] for name in ("num_samples", "seed", "level")}
     value = normalized_utility(gains, alarms)
     resampler = Resampler(sample.num_records, **bootstrap)
-    interval = None if value is None else utility_interval(gains, alarms, sample, resampler)
+    interval = None if value is None else resampler.interval(utility_samples(gains, alarms, sample, resampler))
     evaluation["metrics"]["normalized_utility"] = value
     evaluation["confidence_intervals"]["normalized_utility"] = interval
     if value is None:
