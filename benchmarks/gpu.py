@@ -30,8 +30,28 @@ SCAN_SHAPES = {
 }
 TUNED_SHAPES = ("large", "hospital")
 # steps, lanes, warps
-FORWARD_TILES = ((4, 32, 1), (2, 32, 1), (4, 16, 1), (8, 8, 1), (4, 32, 2), (8, 32, 4))
-BACKWARD_TILES = ((8, 32, 4), (8, 8, 1), (8, 16, 2), (4, 16, 1), (4, 32, 4))
+FORWARD_TILES = (
+    (4, 32, 1),
+    (2, 32, 1),
+    (8, 32, 1),
+    (4, 16, 1),
+    (8, 16, 1),
+    (8, 8, 1),
+    (4, 32, 2),
+    (8, 32, 2),
+    (8, 32, 4),
+)
+BACKWARD_TILES = (
+    (8, 32, 4),
+    (8, 32, 2),
+    (8, 16, 2),
+    (8, 16, 4),
+    (8, 8, 1),
+    (4, 16, 1),
+    (4, 32, 4),
+    (16, 32, 8),
+    (8, 64, 8),
+)
 # hidden size, length, batch, in the order of how much is learned from each
 MODEL_SHAPES = (
     *((64, 880, 32), (64, 880, 512), (256, 2048, 32), (1024, 4096, 8), (32, 512, 8), (64, 65536, 8), (64, 4096, 128)),
@@ -158,12 +178,42 @@ def scans(device: torch.device, tiny: bool, bandwidth: float) -> Iterator[Row]:
                 }
 
 
-def tiles(device: torch.device, tiny: bool) -> Iterator[Row]:
-    """Every tile in place of the one that is chosen: what to choose on this card."""
+CANDIDATES = {"forward_tiles": FORWARD_TILES, "backward_tiles": BACKWARD_TILES}
+
+
+@contextlib.contextmanager
+def tile(choice: str, option: tuple[int, int, int]) -> Iterator[None]:
+    """Runs what is inside with one tile in place of the one that would be chosen."""
     from modeling_hymate import triton_launch  # noqa: PLC0415 - needs Triton
 
+    chosen, pair = getattr(triton_launch, choice), (triton_launch.Tile(*option),) * 2
+    setattr(triton_launch, choice, lambda _: pair)
+    try:
+        yield
+    finally:
+        setattr(triton_launch, choice, chosen)
+
+
+def compile_kernels(device: torch.device, part: int, parts: int) -> None:
+    """Has Triton compile one of `parts` shares of what `scans` and `tiles` run: what it keeps on disk serves the
+    processes after this one. The batch is small, and inner size and states are theirs, for which kernels are
+    compiled."""
+    cases = [(shape, dtype, None) for shape in SCAN_SHAPES.values() for dtype in DTYPES.values()]
+    for choice, options in CANDIDATES.items():
+        for shape in (SCAN_SHAPES[name] for name in TUNED_SHAPES):
+            cases += [(shape, dtype, (choice, option)) for dtype in DTYPES.values() for option in options]
+    for (batch, length, inner, state), dtype, chosen in cases[part::parts]:
+        training = both_passes(
+            lambda **leaves: selective_scan(**leaves, backend="triton"),
+            inputs_on((batch, min(length, 1024), inner, state), dtype, device),
+        )
+        with tile(*chosen) if chosen else contextlib.nullcontext():
+            training()
+
+
+def tiles(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Every tile in place of the one that is chosen: what to choose on this card."""
     shapes = TINY["scan"] if tiny else {name: SCAN_SHAPES[name] for name in TUNED_SHAPES}
-    candidates = {"forward_tiles": FORWARD_TILES, "backward_tiles": BACKWARD_TILES}
     for shape_name, shape in shapes.items():
         for dtype_name, dtype in _dtypes(tiny):
             inputs = inputs_on(shape, dtype, device)
@@ -173,16 +223,11 @@ def tiles(device: torch.device, tiny: bool) -> Iterator[Row]:
                     selective_scan(**inputs, backend="triton")
 
             training = both_passes(lambda **leaves: selective_scan(**leaves, backend="triton"), inputs)
-            for choice, options in candidates.items():
-                chosen = getattr(triton_launch, choice)
+            for choice, options in CANDIDATES.items():
                 call = forward if choice == "forward_tiles" else training
                 for option in options[:1] if tiny else options:
-                    pair = (triton_launch.Tile(*option),) * 2
-                    setattr(triton_launch, choice, lambda _, pair=pair: pair)
-                    try:
-                        spent = seconds(call, device)
-                    finally:
-                        setattr(triton_launch, choice, chosen)
+                    with tile(choice, option):
+                        spent = seconds(call, device, budget=0.1)
                     measured = "forward" if call is forward else "forward and backward"
                     place = {"shape": shape_name, "dtype": dtype_name, "pass": measured}
                     yield {**place, "steps, lanes, warps": str(option), "ms": 1e3 * spent}
@@ -216,7 +261,8 @@ def mixers(device: torch.device, tiny: bool) -> Iterator[Row]:
 
 
 class TransformersCase(torch.nn.Module):
-    """transformers' MambaModel in plain PyTorch, as many layers as a HyMaTE of the defaults, on embedded events."""
+    """transformers' MambaModel, as many layers as a HyMaTE of the defaults, on embedded events. In plain PyTorch,
+    unless causal_conv1d and mamba_ssm are installed."""
 
     def __init__(self, hidden: int):
         super().__init__()
