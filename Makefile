@@ -97,14 +97,15 @@ bench: install
 gpu-check:
 	PYTHONPATH=.:training $(PYTHON) -m benchmarks.gpu_check $(if $(DATA),--data $(DATA))
 
-# Cross-validation on PhysioNet 2012, into docs/evidence.md: RAW is the download. What is finished is not run again.
+# Cross-validation into docs/evidence.md: RAW is the download of STUDY's data. What is finished is not run again.
+STUDY = mortality
 RAW ?= downloads/physionet2012
 evidence: install
-	$(BIN)/python -m experiments.evidence --raw $(RAW)
+	$(BIN)/python -m experiments.evidence --study $(STUDY) --raw $(RAW)
 
-# The released checkpoints, from the raw download into model_cards/.
+# The released checkpoints, from the raw download of STUDY's data (mortality or sepsis) into model_cards/.
 release: install
-	$(BIN)/python -m experiments.evidence.release --raw $(RAW)
+	$(BIN)/python -m experiments.evidence.release --release $(STUDY) --raw $(RAW)
 
 # Into build/docs; any warning is an error.
 docs: install

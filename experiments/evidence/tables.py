@@ -89,13 +89,18 @@ def difference_table(study: Study, results: Results, reference: str) -> str:
     return titled_table(f"{study.models[reference].title} minus another model", header, rows) if rows else ""
 
 
+def compared_figures(study: Study) -> list[str]:
+    """Figures of which more is better."""
+    return [figure for figure in study.figures if figure != "log_loss"]
+
+
 def verdicts(study: Study, results: Results, reference: str, others: Sequence[str]) -> str:
-    """Whether the reference is better than others in AUROC and AUPRC, by their intervals; a line each."""
+    """Whether the reference is better than others in each figure, by their intervals; a line each."""
     lines = []
     for name in others:
         if not reference_overlaps(results, reference, results.get((name, 100), {})):
             continue
-        for figure in ("auroc", "auprc"):
+        for figure in compared_figures(study):
             mean, interval, _, of = paired(results[reference, 100], results[name, 100], figure)
             if interval is None:
                 continue
@@ -168,7 +173,7 @@ def findings(study: Study, results: Results) -> str:
 
 def card_notes(study: Study, results: Results) -> str:
     """What the card of a released model says about cross-validation: the recipe beside its baselines."""
-    figures = ("auroc", "auprc")
+    figures = compared_figures(study)
     rows = [
         [study.models[name].title, *(mean_with_interval(results[name, 100], figure) for figure in figures)]
         for name in ("hymate", "xgboost", "logistic_regression", "gru_d")
@@ -177,10 +182,11 @@ def card_notes(study: Study, results: Results) -> str:
     folds = len(results["hymate", 100])
     return "\n\n".join(
         [
-            f"The recipe in {folds}-fold cross-validation over sets b and c, one seed per fold. Means over folds, "
-            "with 95% intervals from resampled patients.",
+            f"The recipe in {folds}-fold cross-validation, one seed per fold. Means over folds, with 95% intervals "
+            "from resampled patients.",
             markdown_table([("model", *(TITLES[figure] for figure in figures)), *rows]),
-            "Ablations, fewer labels and paired differences are in the project's documentation, on the page Evidence.",
+            f"HyMaTE is, with paired intervals,\n\n{verdicts(study, results, 'hymate', ('xgboost',)) or NOT_MEASURED}",
+            "More is in the project's documentation, on the page Evidence.",
         ]
     )
 
