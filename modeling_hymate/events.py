@@ -4,17 +4,20 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
 
 EVENT_COLUMNS = ("time", "variable", "value")
+NUMBERS = (int, float, np.integer, np.floating)
 MAX_HOURS = 110 * 365.25 * 24  # of a record: nobody's lasts longer
 MAX_ID_LENGTH = 256  # characters; arrays of text are as wide as their longest item
 SHORTENED_ID = re.compile(r"[0-9](\.[0-9]+)?[eE]\+?[0-9]+")  # 1.33E+10: a number that a spreadsheet rounded
+PLAIN_NUMBER = re.compile(r"\s*([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|nan)\s*", re.IGNORECASE)
 # names under which exports hold what is `record_id` here
 OTHER_ID = re.compile(
     r"((record|patient|subject|person|case|(icu)?stay|hadm|admission|visit|encounter)[_ ]?)?id|mrn", re.IGNORECASE
@@ -99,8 +102,7 @@ class Events:
 
     def latest(self, max_events: int) -> "Events":
         """The last `max_events` events of each record."""
-        if max_events < 1:
-            raise ValueError(f"max_events must be at least 1, got {max_events}")
+        check_count("max_events", max_events)
         position_from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.times))
         return self.select(position_from_end <= max_events)
 
@@ -175,6 +177,36 @@ def parse_events(
     )
 
 
+def check_count(name: str, value: Any):
+    """Raises ValueError unless an argument is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def parse_hours(hours: Any, name: str) -> np.ndarray:
+    """Times at which a record is asked, as float64 `(times,)`.
+
+    Raises:
+        ValueError: naming the argument, for what is no list of hours that a record can last.
+    """
+    if not is_listlike(hours) or not len(hours):
+        raise ValueError(f"{name} must be a list of hours, got {hours!r}")
+    column = _column({name: hours}, name)
+    try:
+        numbers = column.astype(np.float64) if column.dtype.kind in "iuf" else np.array(list(map(as_number, column)))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    bad = ~((numbers >= 0) & (numbers <= MAX_HOURS))
+    if bad.any():
+        raise ValueError(
+            f"{name}: {numbers[bad][0]} is not a finite number of hours since the record's start, not negative, and "
+            "at most 110 years"
+        )
+    return numbers
+
+
 def _is_frame(data: Any) -> bool:
     if hasattr(data, "collect_schema") and hasattr(data, "lazy") and not hasattr(data, "height"):
         raise ValueError("a lazy frame holds no rows yet: hand over what its collect() returns")
@@ -224,10 +256,11 @@ def _record_ids(data: Any) -> np.ndarray:
         return ids
     if ids.dtype.kind == "f":
         raise ValueError(f"column 'record_id' must hold text or whole numbers, not {ids.dtype}")
+    for item in ids.tolist():
+        if isinstance(item, bool) or not (isinstance(item, str | Integral) or is_missing(item)):
+            raise ValueError(f"column 'record_id' must hold text or whole numbers, not {type(item).__name__}")
     found = {item for item in ids.tolist() if not is_missing(item)}
     for item in found:
-        if isinstance(item, bool) or not isinstance(item, str | Integral):
-            raise ValueError(f"column 'record_id' must hold text or whole numbers, not {type(item).__name__}")
         if isinstance(item, str) and len(item) > MAX_ID_LENGTH:
             raise ValueError(f"column 'record_id' holds an id of more than {MAX_ID_LENGTH} characters")
         if isinstance(item, str) and SHORTENED_ID.fullmatch(item):
@@ -246,7 +279,7 @@ def _refuse_other_ids(data: Any, what: str):
     for name in _column_names(data):
         if isinstance(data, Mapping) and hasattr(getattr(data[name], "index", None), "nlevels"):
             _refuse_index(data[name].index, what)
-        if OTHER_ID.fullmatch(str(name)) and _is_listlike(data[name]) and len(set(_column(data, name).tolist())) > 1:
+        if OTHER_ID.fullmatch(str(name)) and is_listlike(data[name]) and len(set(_column(data, name).tolist())) > 1:
             raise ValueError(
                 f"{what} has no column 'record_id', but {name!r}: rename it to record_id, or leave it out"
             )
@@ -254,21 +287,23 @@ def _refuse_other_ids(data: Any, what: str):
 
 def _column(data: Any, name: str) -> np.ndarray:
     column = data[name]
-    if isinstance(column, np.ndarray):
-        return column
     if hasattr(column, "to_numpy"):
-        return np.asarray(column.to_numpy())
-    if hasattr(column, "__array__"):
-        return np.asarray(column)
-    if not _is_listlike(column):
+        array = np.asarray(column.to_numpy())
+    elif hasattr(column, "__array__"):
+        array = np.asarray(column)
+    elif not is_listlike(column):
         raise ValueError(f"column {name!r} must hold a list, got {type(column).__name__}")
-    return _object_array(column) if any(item is None or isinstance(item, str) for item in column) else np.array(column)
+    else:
+        # True would become 1 beside numbers, and numbers text beside text
+        all_numbers = all(issubclass(kind, NUMBERS) and kind is not bool for kind in set(map(type, column)))
+        array = np.array(column) if all_numbers else _object_array(column)
+    if array.ndim != 1:
+        raise ValueError(f"column {name!r} must hold one item per row, got an array of {array.ndim} dimensions")
+    return array
 
 
 def _object_array(items: Sequence) -> np.ndarray:
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return array
+    return np.fromiter(items, dtype=object, count=len(items))
 
 
 def _require_columns(data: Any, where: str):
@@ -287,8 +322,8 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         return *_flatten_frame(records, static_columns), "record_id" not in _column_names(records)
     if isinstance(records, Mapping):
         _require_columns(records, "the record")
-        nested = _is_listlike(records["time"]) and _is_listlike(next(iter(records["time"]), None))
-        if not nested and _is_listlike(records.get("record_id")):
+        nested = is_listlike(records["time"]) and is_listlike(next(iter(records["time"]), None))
+        if not nested and is_listlike(records.get("record_id")):
             return *_flatten_frame(records, static_columns), False
         is_one_record = not nested
         records = _unzip(records) if nested else [records]
@@ -309,7 +344,10 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         names = _column_names(record)
         record_id = str(position)
         if "record_id" in names:
-            record_id = str(_record_ids({"record_id": [_constant(record["record_id"], "record_id", position)]})[0])
+            (own,) = _record_ids({"record_id": [_constant(record["record_id"], "record_id", position)]})
+            if is_missing(own) or own == "":
+                raise ValueError(f"record {position}: the record id is missing")
+            record_id = str(own)
         else:
             _refuse_other_ids(record, f"record {position}")
         _require_columns(record, f"record {record_id!r}")
@@ -322,7 +360,7 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         lengths.append(sizes["time"])
         record_ids.append(record_id)
         for name, found in own_static.items():
-            found.append(_constant(record[name], name, record_id) if name in names else None)
+            found.append(_constant(record[name], name, record_id, sizes["time"]) if name in names else None)
     columns = {name: _concatenate(column) for name, column in parts.items()}
     return columns, np.array(lengths, dtype=np.int64), record_ids, own_static, is_one_record
 
@@ -331,19 +369,27 @@ def _unzip(columns: Mapping) -> list[dict]:
     """Rows of a mapping whose columns hold one item per record."""
     size = len(columns["time"])
     for name, column in columns.items():
-        if not _is_listlike(column) or len(column) != size:
-            found = f"{len(column)} items" if _is_listlike(column) else f"a {type(column).__name__}"
+        if not is_listlike(column) or len(column) != size:
+            found = f"{len(column)} items" if is_listlike(column) else f"a {type(column).__name__}"
             raise ValueError(
                 f"column {name!r} must hold one item per record, as 'time' does ({size}); it holds {found}"
             )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _constant(column: Any, name: str, record_id: Any) -> Any:
+def _constant(column: Any, name: str, record_id: Any, num_events: int | None = None) -> Any:
     """What a column says about a whole record: a single value, or the one that all of its rows repeat."""
-    if not _is_listlike(column):
+    if not is_listlike(column):
         return column.item() if hasattr(column, "item") else column
-    found = {item for item in _column({name: column}, name).tolist() if not is_missing(item)}
+    if num_events is not None and len(column) not in (1, num_events):
+        raise ValueError(
+            f"column {name!r} must hold one value per record, or one per event: record {record_id!r} has "
+            f"{num_events} events, but {len(column)} of them"
+        )
+    try:
+        found = {item for item in _column({name: column}, name).tolist() if not is_missing(item)}
+    except TypeError:  # a list or a mapping is no item of a set
+        raise ValueError(f"column {name!r} must hold numbers or text, but record {record_id!r} has others") from None
     if len(found) > 1:
         raise ValueError(f"column {name!r} must hold one value per record, but record {record_id!r} has {len(found)}")
     return next(iter(found), None)
@@ -368,7 +414,7 @@ def _flatten_frame(frame: Any, static_columns: Sequence[str]):
     if len(set(sizes.values())) > 1:
         raise ValueError(f"columns differ in length: {sizes}")
     for row, record_id in enumerate(given):
-        if is_missing(record_id):
+        if is_missing(record_id) or record_id == "":
             raise ValueError(f"column 'record_id', row {row}: the record id is missing")
     unique, first, inverse = np.unique(given.astype(str), return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # records in the order in which they first appear
@@ -406,15 +452,32 @@ def _numbers(column: np.ndarray, name: str, rows: np.ndarray, record_ids: list[s
         raise ValueError(f"column {name!r} must hold numbers (times in hours), got {column.dtype}")
     numbers = np.empty(len(column))
     for at, item in enumerate(column):
-        if is_missing(item):
-            numbers[at] = np.nan
-            continue
         try:
-            numbers[at] = float(item)
-        except (TypeError, ValueError):
-            place = _place(at, rows, record_ids)
-            raise ValueError(f"column {name!r}, {place}: {item!r} is not a number") from None
+            numbers[at] = as_number(item)
+        except ValueError:
+            raise ValueError(f"column {name!r}, {_place(at, rows, record_ids)}: {item!r} is not a number") from None
     return numbers
+
+
+def as_number(item: Any) -> float:
+    """An item of a column as a number, also where it is the text of one; NaN where it is missing.
+
+    Raises:
+        ValueError: for anything else, such as `True`, which may mean something else than 1, and a number too large.
+    """
+    if type(item) is float:
+        return item
+    if is_missing(item):
+        return math.nan
+    if hasattr(item, "item") and getattr(item, "ndim", 1) == 0:
+        item = item.item()  # of NumPy or PyTorch
+    is_text = isinstance(item, str) and PLAIN_NUMBER.fullmatch(item)
+    if not is_text and (isinstance(item, bool) or not isinstance(item, Real | Decimal)):
+        raise ValueError(f"{item!r} is not a number")
+    try:
+        return float(item)
+    except OverflowError:
+        raise ValueError("the number is too large") from None
 
 
 def _variable_indices(column, variables, unknown_variables, rows, record_ids) -> tuple[np.ndarray, Counter]:
@@ -430,6 +493,11 @@ def _variable_indices(column, variables, unknown_variables, rows, record_ids) ->
         return column.astype(np.int64), ignored
     if len(column) and column.dtype.kind == "f":
         raise ValueError("column 'variable' must hold names or whole-number indices, got floating-point numbers")
+    odd = {kind for kind in set(map(type, column)) if kind is bool or not issubclass(kind, str | Integral)}
+    for at, item in enumerate(column) if odd else ():
+        if type(item) in odd and not is_missing(item):
+            place = _place(at, rows, record_ids)
+            raise ValueError(f"column 'variable', {place}: {item!r} is neither a name nor a whole-number index")
     # names, and indices beside them where records of both kinds were mixed
     index = {position: position for position in range(len(variables))}
     index |= {name: position for position, name in enumerate(variables)}
@@ -466,7 +534,7 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
     if not (_is_frame(static) or isinstance(static, Mapping)):
         raise ValueError(f"static must be a frame or a mapping of its columns, got {type(static).__name__}")
     static = _without_index(static, "static", ("record_id", *static_columns))
-    if isinstance(static, Mapping) and not any(_is_listlike(static[name]) for name in static):
+    if isinstance(static, Mapping) and not any(is_listlike(static[name]) for name in static):
         static = {name: [item] for name, item in static.items()}
     names = _column_names(static)
     if "record_id" not in names:
@@ -493,5 +561,7 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
     return arrays
 
 
-def _is_listlike(item: Any) -> bool:
-    return hasattr(item, "__len__") and not isinstance(item, str) and getattr(item, "ndim", 1) > 0
+def is_listlike(item: Any) -> bool:
+    """Whether something holds items in an order: a list, an array, a column of a frame; no text, and no mapping."""
+    is_one = isinstance(item, str | bytes | Mapping | Set) or getattr(item, "ndim", 1) == 0
+    return hasattr(item, "__len__") and not is_one

@@ -10,7 +10,7 @@ import torch
 from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
-from .events import Events, is_missing, parse_events
+from .events import Events, as_number, check_count, is_listlike, is_missing, parse_events, parse_hours
 
 logger = logging.get_logger(__name__)
 
@@ -88,8 +88,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
         if not 0 < time_scale < math.inf:
             raise ValueError(f"time_scale must be positive, got {time_scale}")
-        if max_events is not None and max_events < 1:
-            raise ValueError(f"max_events must be at least 1, got {max_events}")
+        if max_events is not None:
+            check_count("max_events", max_events)
         if self.trained_hours is not None and not (
             len(self.trained_hours) == 2 and 0 <= self.trained_hours[0] <= self.trained_hours[1] < math.inf
         ):
@@ -209,6 +209,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             ValueError: for another number of lists than records, an empty list, and a time that is negative or no
                 finite number.
         """
+        if not is_listlike(prediction_times):
+            raise ValueError(f"prediction_times must be a list of hours, got {prediction_times!r}")
         given = list(prediction_times)
         nested = [isinstance(item, Sequence | np.ndarray) and not isinstance(item, str) for item in given]
         if any(nested) and len(given) != len(record_ids):
@@ -217,23 +219,14 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
                 f"got {len(given)}"
             )
         lists = given if any(nested) else [given] * len(record_ids)
-        for record_id, hours in zip(record_ids, lists, strict=True):
-            try:
-                numbers = np.asarray(hours, dtype=np.float64)
-            except (TypeError, ValueError):
-                numbers = np.array(np.nan)
-            if numbers.ndim != 1 or not len(numbers):
-                raise ValueError(f"prediction_times of record {record_id!r} must be a list of hours, got {hours!r}")
-            bad = ~(np.isfinite(numbers) & (numbers >= 0))
-            if bad.any():
-                raise ValueError(
-                    f"prediction_times of record {record_id!r}: {numbers[bad][0]} is not a finite number of hours "
-                    "since the record's start, not negative"
-                )
-        lengths = np.array([len(hours) for hours in lists])
+        asked = [
+            parse_hours(hours, f"prediction_times of record {record_id!r}")
+            for record_id, hours in zip(record_ids, lists, strict=True)
+        ]
+        lengths = np.array([len(hours) for hours in asked])
         mask = np.arange(lengths.max()) < lengths[:, None]
         times = np.zeros(mask.shape)
-        times[mask] = np.concatenate([np.asarray(hours, dtype=np.float64) for hours in lists])
+        times[mask] = np.concatenate(asked)
         return times, mask
 
     def shorten(self, events: Events, max_events: int | None = None) -> Events:
@@ -483,8 +476,8 @@ def _static_numbers(column: np.ndarray, name: str) -> np.ndarray:
         numbers = column.astype(np.float64)
     else:
         try:
-            numbers = np.array([np.nan if is_missing(item) else item for item in column], dtype=np.float64)
-        except (TypeError, ValueError):
+            numbers = np.array([as_number(item) for item in column], dtype=np.float64)
+        except ValueError:
             raise ValueError(f"static column {name!r} must hold numbers, got {list(column[:3])}") from None
     if np.isinf(numbers).any():
         raise ValueError(f"static column {name!r} must hold finite numbers, or missing ones")

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
 
+from .events import check_count
 from .stream import Stream
 
 TASK = "ehr-classification"
@@ -114,8 +115,8 @@ class HyMaTEPipeline(Pipeline):
         postprocess = {}
         if "top_k" in parameters:
             top_k = parameters.pop("top_k")
-            if top_k is not None and top_k < 1:
-                raise ValueError(f"top_k must be at least 1, or None for all, got {top_k}")
+            if top_k is not None:
+                check_count("top_k", top_k)
             postprocess["top_k"] = top_k
         names = ("max_events", "prediction_times")
         preprocess = {name: parameters.pop(name) for name in names if name in parameters}

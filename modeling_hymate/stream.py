@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .events import Events
+from .events import MAX_HOURS, Events, check_count, parse_hours
 from .streaming import StreamState
 
 SNAPSHOTS = 32  # calls that a late event can go back by default
+MAX_PLAIN = 1e300  # larger values may be no float
 
 
 class Stream:
@@ -52,8 +53,11 @@ class Stream:
             raise ValueError(f"a stream needs a HyMaTEForSequenceClassification, got {type(model).__name__}")
         if on_late not in ("error", "rewind"):
             raise ValueError(f"on_late must be 'error' or 'rewind', got {on_late!r}")
-        if snapshots < 1:
-            raise ValueError(f"snapshots must be at least 1, got {snapshots}")
+        check_count("snapshots", snapshots)
+        if not isinstance(state, StreamState | None):
+            raise ValueError(f"state must be the state of a Stream, got {type(state).__name__}")
+        if not isinstance(static, Mapping | None):
+            raise ValueError(f"static must be a mapping of static columns, got {type(static).__name__}")
         if state is not None and static is not None:
             raise ValueError("static is part of the state: give one of the two")
         if feature_extractor.time_scale != model.config.time_scale:
@@ -107,12 +111,13 @@ class Stream:
 
     def ask(self, time: float) -> dict[str, Any]:
         """Answers at a time, in hours, no earlier than the latest event's, from the events so far."""
-        scaled = np.float32(time / self.feature_extractor.time_scale)
-        if not np.isfinite(scaled) or scaled < float(self.state.current.last_time[0]):
+        (hours,) = parse_hours([time], "time")
+        scaled = np.float32(hours / self.feature_extractor.time_scale)
+        if scaled < float(self.state.current.last_time[0]):
             raise ValueError(f"time must be no earlier than the latest event, at {self.time:g} hours, got {time}")
         asked = torch.tensor([scaled], device=self.model.device)
         outputs, _ = self.model.stream(self.state, prediction_time=asked)
-        return self._answer(outputs, float(time))
+        return self._answer(outputs, float(hours))
 
     def _parse(self, events: Any) -> Events:
         if isinstance(events, Mapping) and "time" in events and np.ndim(events["time"]) == 0:
@@ -136,7 +141,7 @@ class Stream:
         index = self._indices.get(variable) if isinstance(variable, str) else None
         if index is None or type(time) not in (int, float) or type(value) not in (int, float):
             return None
-        if not 0 <= time < math.inf or math.isinf(value):
+        if not 0 <= time <= MAX_HOURS or abs(value) > MAX_PLAIN:
             return None
         return Events(np.array([0, 1]), np.array([float(time)]), np.array([index]), np.array([float(value)]))
 

@@ -84,7 +84,7 @@ def test_the_tools_of_scikit_learn_take_it():
         ({"y": [0, 1]}, "one label per record: 2 labels, 6 records"),
         ({"y": [1] * 6}, "at least two classes, got 1"),
         ({"records": [{"time": [1.0], "value": [2.0]}] * 6}, "record 0 lacks 'variable'"),
-        ({"records": [{"time": [1.0], "variable": ["HR"], "value": [2.0, 3.0]}] * 6}, "record 0"),
+        ({"records": [{"time": [1.0], "variable": ["HR"], "value": [2.0, 3.0]}] * 6}, "record '0': columns differ"),
         ({"records": [{"time": [1.0], "variable": ["HR"], "value": [2.0], "split": "test"}] * 6}, "'split'"),
         ({"validation_fraction": 1.0}, "validation_fraction must be between 0 and 1"),
     ],

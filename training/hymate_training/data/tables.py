@@ -76,7 +76,7 @@ def tidy_frame(frame: pl.DataFrame, path: str | Path) -> pl.DataFrame:
             frame = frame.with_columns(_names(path, frame[name]))
     others = [name for name in words if name not in ("record_id", "patient_id")]
     frame = frame.with_columns(pl.col(others).str.strip_chars().replace("", None))
-    refuse(path, frame["record_id"].is_null(), "record_id is missing")
+    refuse(path, frame["record_id"].fill_null("") == "", "record_id is missing")
     return frame
 
 
