@@ -14,11 +14,13 @@ import torch
 from hymate_training.cli.main import main
 from hymate_training.fitting import state
 from hymate_training.fitting.finetuning import FinetuneOptions, finetune
-from hymate_training.fitting.loop import InterruptedRunError, TrainingLoop
+from hymate_training.fitting.loop import InterruptedRunError, TrainingLoop, write_checkpoint
+from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE
 from tests.support.kills import CONTEXT, killed_at_write, num_writes
 from tests.support.runs import TASK, TINY, TINY_MODEL, assert_same_weights, weights
 
 NUM_KILLS = 12
+CHECKPOINT_FILES = {CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE}
 OPTIONS = FinetuneOptions(epochs=2, batch_size=16, save_steps=3, ema_decay=0.9, model=TINY_MODEL)
 
 
@@ -129,6 +131,29 @@ def test_a_run_killed_before_its_first_state_can_also_start_anew(synthetic_folde
     assert {path.name for path in output.iterdir()} == {"state"}
     finetune(synthetic_folder, TASK, output, OPTIONS)
     assert_same_run(whole, output)
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_weights_come_with_all_that_they_need(moves, pretrained, tmp_path, monkeypatch):
+    """A checkpoint that is interrupted between two of its files either has no weights yet or is whole."""
+    replace, moved = os.replace, []
+
+    def interrupted(*paths):
+        if len(moved) == moves:
+            raise InterruptedRunError
+        moved.append(paths)
+        replace(*paths)
+
+    def save(_, folder: Path) -> None:
+        for name in CHECKPOINT_FILES:
+            shutil.copyfile(pretrained / name, folder / name)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(InterruptedRunError):
+        write_checkpoint(None, save, tmp_path / "run")
+    monkeypatch.undo()
+    held = {path.name for path in (tmp_path / "run").glob("*.*") if not path.name.startswith(".")}
+    assert WEIGHTS_FILE not in held or held == CHECKPOINT_FILES
 
 
 def current(output: Path) -> Path:

@@ -296,12 +296,15 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def write_checkpoint(model: nn.Module, save: Callable[[nn.Module, Path], None], output: Path) -> None:
-    """Writes a checkpoint beside its place and moves it there file by file, so that none is ever half-written."""
+    """Writes a checkpoint beside its place and moves it there file by file, so that none is ever half-written.
+
+    Weights come last: where there are any, what they need is there as well.
+    """
     incoming = output / ".incoming"
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
     save(model, incoming)
-    for path in sorted(incoming.iterdir()):
+    for path in sorted(incoming.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
         with writing_file(output / path.name) as flushed:
             os.replace(path, flushed)
     incoming.rmdir()
