@@ -132,11 +132,17 @@ def of_data(classifier: object, data: object, events: object) -> dict[str, list[
     }
 
 
+def linked_to_itself(path: Path) -> Path:
+    path.symlink_to(path)
+    return path
+
+
 SUFFIX = {"evaluate": ".json", "predict": ".csv", "embed": ".parquet", "export": ".onnx"}
 OUTPUTS: dict[str, Callable[[Path, str], Path]] = {
     "below a file": lambda folder, name: folder / "file" / name,
     "too long a name": lambda folder, name: folder / f"{LONG_NAME}{name}",
     "too long a folder": lambda folder, name: folder / LONG_NAME / name,
+    "a link to itself": lambda folder, name: linked_to_itself(folder / name),
     "where nothing can be written": lambda folder, name: Path("/proc/1") / name,
     "a file for a folder or a folder for a file": lambda folder, name: folder / ("folder" if "." in name else "file"),
 }
@@ -153,7 +159,7 @@ def test_a_place_to_write(output, command, classifier, synthetic_folder, events,
     line = complaint(command, *arguments, "--output", path)
     assert any(str(part) in line for part in (path, path.parent)), line
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine").read_text() == "kept"
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "here"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "here", *([path.name] if os.path.islink(path) else [])]
 
 
 NUMBERS: dict[str, dict[str, list[str]]] = {

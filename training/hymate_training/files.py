@@ -6,10 +6,12 @@ process that is killed, or a disk that is full, leaves what was there before; an
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -45,8 +47,8 @@ def writing_file(path: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: if `path` is there and is not a file.
     """
-    path = _followed(path)
-    if path.exists() and not path.is_file():
+    path = followed(path)
+    if os.path.lexists(path) and not path.is_file():
         raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; name a file to write")
     with _parents_made(path):
         incoming = _sibling(path)
@@ -61,9 +63,10 @@ def writing_file(path: str | Path) -> Iterator[Path]:
 
 def check_place(path: str | Path) -> None:
     """Raises OSError unless something of that name can be written: for before the work, not after it."""
-    path = _followed(path)
+    path = followed(path)
     with contextlib.suppress(FileNotFoundError):
-        path.lstat()  # complains of a name that is too long
+        if stat.S_ISLNK(path.lstat().st_mode):  # which also complains of a name that is too long
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     with contextlib.suppress(_Tried), writing_folder(path.with_name(f"{path.name[:48]}.try")):
         raise _Tried
 
@@ -79,7 +82,7 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
     A folder of that name is replaced, with all that it holds; whether it may be is for the caller to check. Folders
     above it that are missing are made, and a link is followed.
     """
-    path = _followed(path)
+    path = followed(path)
     with _parents_made(path):
         incoming = _sibling(path)
         try:
@@ -97,7 +100,7 @@ def locked(output: str | Path) -> Iterator[None]:
     Raises:
         ValueError: if another process holds it.
     """
-    output = _followed(Path(output))
+    output = followed(Path(output))
     with _parents_made(output):
         lock = FileLock(output.with_name(f".{output.name[:48]}.lock"), timeout=0)
         try:
@@ -153,7 +156,8 @@ def _cell(value: object) -> str:
     return " ".join(str(value).replace("|", r"\|").splitlines())
 
 
-def _followed(path: str | Path) -> Path:
+def followed(path: str | Path) -> Path:
+    """Where a path leads, links followed; one that leads to itself stays, and is neither a file nor a folder."""
     return Path(os.path.realpath(path))
 
 

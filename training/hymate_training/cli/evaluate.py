@@ -7,6 +7,7 @@ from hymate_training.cli.arguments import add_batches, add_checkpoint, add_data,
 from hymate_training.evaluation.alarms import SNOOZE_HOURS
 from hymate_training.evaluation.decisions import THRESHOLDS
 from hymate_training.evaluation.evaluation import evaluate, format_evaluation
+from hymate_training.files import followed
 from hymate_training.inference.prediction import BATCH_SIZE
 from hymate_training.publishing.cards import EVALUATION_FILES, write_model_card
 
@@ -81,6 +82,6 @@ def run(args: argparse.Namespace) -> str:
         max_events=args.max_events,
     )
     folder = Path(args.checkpoint)
-    if args.output.resolve() in [path.resolve() for path in folder.glob(EVALUATION_FILES)]:
+    if followed(args.output) in [followed(path) for path in folder.glob(EVALUATION_FILES)]:
         write_model_card(folder)
     return f"{format_evaluation(evaluation.content)}\n\n{evaluation.output}"

@@ -12,7 +12,7 @@ from hymate_training.evaluation.baseline import check_baseline, read_baseline
 from hymate_training.evaluation.evaluation import check_task, labeled
 from hymate_training.evaluation.metrics import format_differences, paired_difference
 from hymate_training.evaluation.sample import LabeledPredictions
-from hymate_training.files import write_json
+from hymate_training.files import followed, write_json
 from hymate_training.inference.checkpoints import RUN_FILE, Checkpoint, load_checkpoint, read_json
 from hymate_training.inference.prediction import BATCH_SIZE, predict_examples
 
@@ -76,7 +76,7 @@ def compare(
         raise ValueError(f"output must end in .json, got {output}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if Path(first).resolve() == Path(second).resolve():
+    if followed(first) == followed(second):
         raise ValueError(f"{first} and {second} are the same run: name two")
     folder, names = open_prepared(data), _names(first, second)
     models = [run if Path(run).is_file() else load_checkpoint(run) for run in (first, second)]

@@ -16,7 +16,7 @@ from hymate_training.explanations.cohort import Cohort, cohort_of_records, cohor
 from hymate_training.explanations.cohort_page import EXPLANATION_FILE, write_cohort_page
 from hymate_training.explanations.faithfulness import findings
 from hymate_training.explanations.patient_page import page_names, write_patient_pages
-from hymate_training.files import locked, write_json, writing_folder
+from hymate_training.files import followed, locked, write_json, writing_folder
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 from hymate_training.inference.prediction import read_export
 from hymate_training.inference.records import count_remarks, read_records
@@ -208,11 +208,11 @@ def add_to_card(report: Report, checkpoint: Path) -> None:
 
 def check_output(output: Path, sources: Sequence[Path]) -> None:
     """Raises ValueError unless a report may be written to `output`, in place of an earlier one at most."""
-    place = output.resolve()
+    place = followed(output)
     for source in sources:
-        if source.exists() and (place == source.resolve() or source.resolve() in place.parents):
+        if source.exists() and (place == followed(source) or followed(source) in place.parents):
             raise ValueError(f"{output} lies where the model or the records are read from: name another output folder")
-        if place in source.resolve().parents:
+        if place in followed(source).parents:
             raise ValueError(f"{output} holds {source}, which the report reads: name another output folder")
     if not place.exists():
         return

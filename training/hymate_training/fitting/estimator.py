@@ -74,6 +74,7 @@ class HyMaTEClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(options, FinetuneOptions):
             raise ValueError(f"options must be FinetuneOptions, got {type(options).__name__}")
         _check_sequences(records, y)
+        self.classes_: np.ndarray
         self.classes_, codes = _classes(y)
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "data"

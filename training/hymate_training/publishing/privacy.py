@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 import modeling_hymate
 from hymate_training.evaluation.aggregates import counts_of
 from hymate_training.evaluation.metrics import SMALLEST_GROUP
+from hymate_training.files import followed
 from hymate_training.inference.checkpoints import (
     CONFIG_FILE,
     EXTRACTOR_FILE,
@@ -257,7 +258,7 @@ def check_text(path: Path) -> str:
 def check_place(folder: Path, name: str) -> None:
     """Refused unless a file of the folder is a regular one, lies in it, and is no larger than its kind can be."""
     path = folder / name
-    if folder.resolve() not in path.resolve().parents:
+    if followed(folder) not in followed(path).parents:
         raise Refused("is a link that leads out of the folder")
     if not path.is_file():
         raise Refused("is a link that leads nowhere" if path.is_symlink() else "is not a regular file")

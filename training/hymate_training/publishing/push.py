@@ -21,6 +21,7 @@ import configuration_hymate
 import modeling_hymate
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
 from hymate_training.data.schema import SPLITS
+from hymate_training.files import followed
 from hymate_training.inference.checkpoints import (
     CONFIG_FILE,
     EXPORT_FILE,
@@ -314,7 +315,7 @@ def plan_data_push(data: PreparedFolder | str | Path, private: bool, acknowledge
     tasks = {task.name for task in info.tasks}
     uploaded = [name for name, match in found.items() if match and match["task"] in {None, *tasks}]
     for name in uploaded:
-        if folder.resolve() not in (folder / name).resolve().parents or not (folder / name).is_file():
+        if followed(folder) not in followed(folder / name).parents or not (folder / name).is_file():
             raise ValueError(
                 f"{folder} is not pushed: {name} is a link that leads out of it, or is not a regular file"
             )
