@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from itertools import repeat
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -164,7 +165,7 @@ def parse_events(
         empty = record_ids[int(np.argmin(counts))]
         reason = " left: all of its variables are unknown" if ignored else ""
         raise ValueError(f"record {empty!r} has no events{reason}")
-    order = np.lexsort((values, variable_ids, times, rows))  # ties have one order, whatever that of the input
+    order = _in_order(rows, times, variable_ids, values)  # ties have one order, whatever that of the input
     return Events(
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         times=times[order],
@@ -205,6 +206,16 @@ def parse_hours(hours: Any, name: str) -> np.ndarray:
             "at most 110 years"
         )
     return numbers
+
+
+def _in_order(*keys: np.ndarray) -> np.ndarray | slice:
+    """What sorts by the first key, its ties by the second, and so on; nothing to do where all is in order."""
+    tied, ordered = np.ones(max(0, len(keys[0]) - 1), dtype=bool), True
+    for key in keys:
+        before, after = key[:-1][tied], key[1:][tied]
+        ordered &= bool((before <= after).all())
+        tied[tied] = before == after
+    return slice(None) if ordered else np.lexsort(keys[::-1])
 
 
 def _is_frame(data: Any) -> bool:
@@ -256,10 +267,12 @@ def _record_ids(data: Any) -> np.ndarray:
         return ids
     if ids.dtype.kind == "f":
         raise ValueError(f"column 'record_id' must hold text or whole numbers, not {ids.dtype}")
-    for item in ids.tolist():
-        if isinstance(item, bool) or not (isinstance(item, str | Integral) or is_missing(item)):
-            raise ValueError(f"column 'record_id' must hold text or whole numbers, not {type(item).__name__}")
-    found = {item for item in ids.tolist() if not is_missing(item)}
+    # found by their types first: there may be millions of ids
+    if any(kind is bool or not issubclass(kind, str | Integral) for kind in set(map(type, ids.tolist()))):
+        for item in ids.tolist():
+            if isinstance(item, bool) or not (isinstance(item, str | Integral) or is_missing(item)):
+                raise ValueError(f"column 'record_id' must hold text or whole numbers, not {type(item).__name__}")
+    found = {item for item in set(ids[_begins(ids)].tolist()) if not is_missing(item)}
     for item in found:
         if isinstance(item, str) and len(item) > MAX_ID_LENGTH:
             raise ValueError(f"column 'record_id' holds an id of more than {MAX_ID_LENGTH} characters")
@@ -413,14 +426,12 @@ def _flatten_frame(frame: Any, static_columns: Sequence[str]):
     sizes = {name: len(column) for name, column in (columns | {"record_id": given}).items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"columns differ in length: {sizes}")
-    for row, record_id in enumerate(given):
+    unique, rows = _numbered(given)
+    for number, record_id in enumerate(unique):
         if is_missing(record_id) or record_id == "":
-            raise ValueError(f"column 'record_id', row {row}: the record id is missing")
-    unique, first, inverse = np.unique(given.astype(str), return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))  # records in the order in which they first appear
-    rows = rank[inverse]
+            raise ValueError(f"column 'record_id', row {int(np.argmax(rows == number))}: the record id is missing")
     order = np.argsort(rows, kind="stable")
-    record_ids = [str(unique[i]) for i in np.argsort(first)]
+    record_ids = list(map(str, unique))
     lengths = np.bincount(rows, minlength=len(unique))
     columns = {name: column[order] for name, column in columns.items()}
     own_static = {
@@ -433,6 +444,23 @@ def _flatten_frame(frame: Any, static_columns: Sequence[str]):
         for name in static_columns
     }
     return columns, lengths, record_ids, own_static
+
+
+def _numbered(items: np.ndarray) -> tuple[list, np.ndarray]:
+    """The different items in the order in which they first appear, and of each item its number among them."""
+    begins = _begins(items)
+    runs = items[begins].tolist()
+    numbers = {item: number for number, item in enumerate(dict.fromkeys(runs))}
+    found = np.fromiter(map(numbers.__getitem__, runs), dtype=np.int64, count=len(runs))
+    return list(numbers), np.repeat(found, np.diff(begins, append=len(items)))
+
+
+def _begins(items: np.ndarray) -> np.ndarray:
+    """Where each run of equal items begins: records mostly lie together, and have far fewer runs than events."""
+    try:
+        return np.flatnonzero(np.append(True, items[1:] != items[:-1])[: len(items)])
+    except TypeError:  # the NA of pandas equals nothing, and does not even differ
+        return np.arange(len(items))
 
 
 def is_missing(item: Any) -> bool:
@@ -501,7 +529,7 @@ def _variable_indices(column, variables, unknown_variables, rows, record_ids) ->
     # names, and indices beside them where records of both kinds were mixed
     index = {position: position for position in range(len(variables))}
     index |= {name: position for position, name in enumerate(variables)}
-    indices = np.fromiter((index.get(item, -1) for item in column), dtype=np.int64, count=len(column))
+    indices = np.fromiter(map(index.get, column.tolist(), repeat(-1)), dtype=np.int64, count=len(column))
     if (indices < 0).any():
         unknown = np.flatnonzero(indices < 0)
         if unknown_variables == "error":

@@ -104,6 +104,9 @@ def read_records(
         )
     dropped = set(frame.filter(unknown)["record_id"])
     names = [column["name"] for column in extractor.static_columns]
+    if not unknown.any():  # as indices, which are read much faster
+        index = pl.lit(frame["variable"].cast(pl.Enum(extractor.variables)).to_physical())
+        frame = frame.with_columns(index.alias("variable"))
     parsed = parse_events(frame, extractor.variables, None, names, "ignore", allow_empty=True)
     own, static_name = (None, "") if static is None else read_table(static, "static", ("record_id",), UNKNOWN)
     if own is not None:
