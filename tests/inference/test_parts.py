@@ -1,10 +1,12 @@
 """A table of events that is read in parts gives what it gives in the whole."""
 
+import gzip
+
 import polars as pl
 import pytest
 
-from hymate_training.inference import prediction
-from hymate_training.inference.parts import add_static, is_plain, split_records
+from hymate_training.inference import parts, prediction
+from hymate_training.inference.parts import add_tables, plain_events, split_records
 from hymate_training.inference.prediction import predict
 from tests.support.runs import event_frame
 
@@ -29,53 +31,91 @@ def arranged(events, how):
 def test_parts_are_whole_records(tables, tmp_path, how):
     events, static = tables
     arranged(events, how).write_parquet(tmp_path / "events.parquet", row_group_size=700)
-    assert is_plain(tmp_path / "events.parquet")
+    files = plain_events([tmp_path / "events.parquet"], tmp_path)
+    assert files == [tmp_path / "events.parquet"]
     (tmp_path / "parts").mkdir()
-    parts = add_static(split_records(tmp_path / "events.parquet", tmp_path / "parts", 2000), static, tmp_path)
-    frames = [pl.read_parquet(part.events) for part in parts]
+    found = add_tables(split_records(files, tmp_path / "parts", 2000), static, None, tmp_path)
+    frames = [pl.read_parquet(part.events) for part in found]
     assert len(frames) > 2
     names = [set(frame["record_id"]) for frame in frames]
     assert sum(map(len, names)) == len(set.union(*names)) == events["record_id"].n_unique()
     assert pl.concat(frames).sort(pl.all()).equals(events.sort(pl.all()))
     if how == "together":
         assert pl.concat(frames).equals(events)
-    for part, own in zip(parts, names, strict=True):
+    for part, own in zip(found, names, strict=True):
         assert set(pl.read_parquet(part.static)["record_id"]) - {"empty"} <= own
-    assert sum(pl.scan_parquet(part.static).select(pl.len()).collect().item() for part in parts) == static.height
+    assert sum(pl.scan_parquet(part.static).select(pl.len()).collect().item() for part in found) == static.height
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
 @pytest.mark.parametrize("how", ["together", "shuffled"])
-@pytest.mark.parametrize("as_export", [True, False])
-def test_prediction_in_parts_is_that_of_the_whole(tables, finetuned, tmp_path, monkeypatch, how, suffix, as_export):
+@pytest.mark.parametrize("form", ["parquet", "csv", "csv.gz", "two files"])
+@pytest.mark.parametrize("asked", ["at the end", "every 12 hours", "at times"])
+def test_prediction_in_parts_is_that_of_the_whole(tables, finetuned, tmp_path, monkeypatch, how, form, asked):
     events, static = tables
-    arranged(events, how).write_parquet(tmp_path / "events.parquet", row_group_size=700)
-    source = [tmp_path / "events.parquet"] if as_export else tmp_path / "events.parquet"
+    given = arranged(events, how)
+    halves = [given] if form != "two files" else [given.head(given.height // 2), given.tail(-(given.height // 2))]
+    suffix = form if form != "two files" else "parquet"
+    files = [tmp_path / f"events-{number}.{suffix}" for number in range(len(halves))]
+    for half, file in zip(halves, files, strict=True):
+        if suffix == "parquet":
+            half.write_parquet(file, row_group_size=700)
+        else:
+            text = half.write_csv().encode()
+            file.write_bytes(gzip.compress(text) if suffix == "csv.gz" else text)
     static.write_parquet(tmp_path / "static.parquet")
-    given = {"static": tmp_path / "static.parquet", "ignore_unknown_variables": True}
-    whole = predict(finetuned, source, **given)
+    times = (
+        static.head(20).select("record_id", pl.lit([5.0, 30.0]).alias("prediction_time")).explode("prediction_time")
+    )
+    times = times.with_columns(comment=pl.lit("round"))
+    times.write_csv(tmp_path / "times.csv")
+    options = {"at the end": {}, "every 12 hours": {"every": 12.0}, "at times": {"at": tmp_path / "times.csv"}}[asked]
+    options |= {"static": tmp_path / "static.parquet", "ignore_unknown_variables": True, "untrained_hours": True}
+    source = files[0] if form == "csv" else files  # one as a path, the others as a hospital's files
+    whole = predict(finetuned, source, **options)
     monkeypatch.setattr(prediction, "EVENTS_PER_PART", 2000)
-    found = predict(finetuned, source, output=tmp_path / f"out.{suffix}", **given)
+    monkeypatch.setattr(parts, "PACKED", 1000)
+    output = tmp_path / ("out.csv" if form == "csv" else "out.parquet")
+    found = predict(finetuned, source, output=output, **options)
     assert not found.parts  # nothing is held
     one, other = whole.frame, found.frame
-    if how == "together":
+    if how == "together" and asked != "at times":
         assert other["record_id"].to_list() == one["record_id"].to_list()
-    one, other = one.sort("record_id"), other.sort("record_id")
+    order = ["record_id", "prediction_time"] if asked != "at the end" else ["record_id"]
+    one, other = one.sort(order), other.sort(order)
     assert other["remarks"].to_list() == one["remarks"].to_list()
     for name, column in zip(one.columns, one.iter_columns(), strict=True):
         if column.dtype.is_numeric():
             assert other[name].to_list() == pytest.approx(column.to_list(), abs=1e-6)
     assert sorted(found.remarks) == sorted(whole.remarks)
     assert found.num_ignored_events == whole.num_ignored_events == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"events.parquet", "static.parquet", f"out.{suffix}"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(file.name for file in files),
+        "static.parquet",
+        "times.csv",
+        output.name,
+    }
 
 
 def test_what_is_wrong_with_a_part_names_the_table(tables, finetuned, tmp_path, monkeypatch):
-    events, _ = tables
+    events, static = tables
     events.write_parquet(tmp_path / "events.parquet")
     monkeypatch.setattr(prediction, "EVENTS_PER_PART", 2000)
     with pytest.raises(ValueError, match=r"events\.parquet, part part-0000\d: row \d+: variable 'gamma_gt'"):
         predict(finetuned, tmp_path / "events.parquet", output=tmp_path / "out.csv")
+    for hour, record_id, problem in ((-1.0, "empty", "not negative"), (3.0, "nobody", "in neither the events nor")):
+        times = pl.DataFrame({"record_id": ["empty", record_id], "prediction_time": [1.0, hour]})
+        times.write_parquet(tmp_path / "times.parquet")
+        with pytest.raises(ValueError, match=rf"times\.parquet.*row 2: .*{problem}"):
+            predict(
+                finetuned,
+                tmp_path / "events.parquet",
+                static,
+                tmp_path / "out.csv",
+                at=tmp_path / "times.parquet",
+                ignore_unknown_variables=True,
+                untrained_hours=True,
+            )
+    (tmp_path / "times.parquet").unlink()
     events.with_columns(variable=pl.lit("gamma_gt")).write_parquet(tmp_path / "events.parquet")
     with pytest.raises(ValueError, match="none of its variables is known"):
         predict(finetuned, tmp_path / "events.parquet", output=tmp_path / "out.csv", ignore_unknown_variables=True)
@@ -91,6 +131,19 @@ def test_a_table_whose_cells_say_what_they_are_together_is_read_whole(tables, tm
         "wide": events.drop("variable", "value"),
     }.items():
         frame.write_parquet(tmp_path / f"{name}.parquet")
-        assert not is_plain(tmp_path / f"{name}.parquet")
-    events.write_csv(tmp_path / "events.csv")
-    assert not is_plain(tmp_path / "events.csv")
+        assert plain_events([tmp_path / f"{name}.parquet"], tmp_path) is None, name
+    words = events.with_columns(value=pl.when(pl.int_range(pl.len()) == 1).then(pl.lit("yes")).otherwise("value"))
+    for name, text in {
+        "word": words.write_csv(),
+        "semicolons": events.write_csv(separator=";"),
+        "another column": events.with_columns(age=pl.lit(3)).write_csv(),
+        "a column less": events.drop("value").write_csv(),
+    }.items():
+        (tmp_path / "events.csv").write_text(text)
+        assert plain_events([tmp_path / "events.csv"], tmp_path) is None, name
+    (tmp_path / "events.csv").write_bytes(events.write_csv().encode("utf-16"))
+    assert plain_events([tmp_path / "events.csv"], tmp_path) is None
+    (tmp_path / "events.csv").write_text(events.write_csv())
+    assert plain_events([tmp_path / "events.csv", tmp_path / "events.csv"], tmp_path) is not None
+    events.write_parquet(tmp_path / "events.parquet")  # times and values in single precision
+    assert plain_events([tmp_path / "events.csv", tmp_path / "events.parquet"], tmp_path) is None

@@ -156,16 +156,15 @@ def _predict_split(args: argparse.Namespace) -> RecordPredictions:
 
 
 def _predict_on_ray(args: argparse.Namespace) -> ClusterPredictions:
-    for name in ("at", "start", "columns", "layout", "time_zone", "concepts", "horizons"):
+    for name in ("start", "columns", "layout", "time_zone", "concepts", "horizons"):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} is for --engine local")
-    if len(args.events) > 1:
-        raise ValueError("--engine ray takes one --events, a Parquet file or a folder of such files")
     return predict_on_ray(
         args.checkpoint,
-        args.events[0],
+        args.events,
         args.static,
         args.output,
+        at=args.at,
         address=args.address,
         every=args.every,
         untrained_hours=args.untrained_hours,

@@ -1,7 +1,7 @@
 """Prediction on several machines: each takes parts of a table of events, on Ray (extra `[ray]`)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from hymate_training.files import writing_file, writing_folder
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 from hymate_training.inference.conformal import ALL, kept_thresholds
 from hymate_training.inference.findings import Findings
-from hymate_training.inference.parts import EVENTS_PER_PART, Part, add_static, is_plain, split_records
+from hymate_training.inference.parts import EVENTS_PER_PART, Part, add_tables, names_of, plain_events, split_records
 from hymate_training.inference.prediction import (
     Questions,
     RecordPredictions,
-    predict_part,
+    answer,
+    read_part,
     reads_plainly,
     refuse_all_unknown,
 )
@@ -39,15 +40,16 @@ class ClusterPredictions(RecordPredictions):
 class PartPredictor:
     """Holds the model in a worker, and predicts the parts that it is handed."""
 
-    def __init__(self, checkpoint: str, source: str, questions: Questions) -> None:
-        self.checkpoint, self.source, self.questions = load_checkpoint(checkpoint), source, questions
+    def __init__(self, checkpoint: str, names: Part, questions: Questions) -> None:
+        self.checkpoint, self.names, self.questions = load_checkpoint(checkpoint), names, questions
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Predicts the part of a batch of one and writes its file, the same whoever does it and however often; returns
         what was found, and on which machine."""
-        events, static, output = (str(batch[name][0]) for name in ("events", "static", "output"))
-        part = Part(Path(events), Path(static) if static else None)
-        frame, findings = predict_part(self.checkpoint, part, self.source, True, self.questions)
+        events, static, times, output = (str(batch[name][0]) for name in ("events", "static", "times", "output"))
+        part = Part(Path(events), Path(static) if static else None, Path(times) if times else None)
+        asked = read_part(self.checkpoint, part, self.names, True, self.questions)
+        frame, findings = answer(self.checkpoint, asked, self.questions)
         with writing_file(output) as incoming:
             frame.write_parquet(incoming)
         found = np.empty(1, dtype=object)
@@ -57,10 +59,11 @@ class PartPredictor:
 
 def predict_on_ray(
     checkpoint: str | Path | Checkpoint,
-    events: str | Path,
+    events: str | Path | Sequence[str | Path],
     static: Any,
     output: str | Path,
     *,
+    at: Any = None,
     address: str | None = None,
     conformal: float | None = None,
     conformal_by: str = ALL,
@@ -75,9 +78,10 @@ def predict_on_ray(
 
     Args:
         checkpoint: as of `predict`.
-        events: a Parquet file or folder of `record_id`, `time` (hours), `variable` and `value` (a number).
+        events: Parquet files or folders, or CSV, of `record_id`, `time` (hours), `variable` and `value` (a number).
         static: as of `predict`.
         output: new folder, with one Parquet file of predictions per part.
+        at: as of `predict`.
         address: of the cluster, such as `auto` or `ray://HOST:10001`; one is started on this machine where absent.
         events_per_part: more where one record alone has more.
         conformal: as of `predict`.
@@ -92,24 +96,28 @@ def predict_on_ray(
     output, opened = Path(output).absolute(), load_checkpoint(checkpoint)
     if output.exists() and not overwrite:
         raise ValueError(f"{output} is there already: name another folder, or replace it (overwrite, --overwrite)")
-    if not is_plain(events) or not reads_plainly(opened):
-        raise ValueError(
-            f"{events}: the engine ray takes Parquet with record_id, time (hours), variable and value (a number); "
-            "leave --engine out for other tables"
-        )
     thresholds = None if conformal is None else kept_thresholds(opened, conformal, conformal_by)
     asked = Questions(thresholds=thresholds, conformal_by=conformal_by, **questions)
-    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    paths = [Path(path) for path in ([events] if isinstance(events, str | Path) else events)]
+    names = names_of(paths, static, at)
     with writing_folder(output) as incoming:
         scratch = incoming / PARTS_FOLDER
         scratch.mkdir()
-        parts = add_static(split_records(events, scratch, events_per_part), static, scratch)
+        files = plain_events(paths, scratch) if reads_plainly(opened) else None
+        if files is None:
+            raise ValueError(
+                f"{names.events}: the engine ray takes Parquet, or CSV with commas, of record_id, time (hours), "
+                "variable and value (a number); leave --engine out for other tables"
+            )
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        parts = add_tables(split_records(files, scratch, events_per_part), static, at, scratch)
         rows = [
             {
                 "number": number,
                 "events": str(part.events),
                 "static": str(part.static or ""),
+                "times": str(part.times or ""),
                 "output": str(incoming / f"part-{number:05d}.parquet"),
             }
             for number, part in enumerate(parts)
@@ -117,13 +125,13 @@ def predict_on_ray(
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             PartPredictor,
             batch_size=1,
-            fn_constructor_args=(str(opened.path.absolute()), str(events), asked),
+            fn_constructor_args=(str(opened.path.absolute()), names, asked),
             compute=ray.data.ActorPoolStrategy(min_size=min(len(rows), cores), max_size=len(rows)),
             num_cpus=1,
         )
         done = sorted(found.take_all(), key=lambda row: row["number"])
         findings = Findings.join([row["findings"] for row in done])
-        refuse_all_unknown(findings, opened.extractor, events)
+        refuse_all_unknown(findings, opened.extractor, names.events)
         for path in scratch.iterdir():
             path.unlink()
         scratch.rmdir()

@@ -45,6 +45,19 @@ def regular_hours(events: Events, every: float) -> tuple[np.ndarray, np.ndarray]
     return rows, np.round(number * every, 9)
 
 
+def read_times(source: Any) -> tuple[pl.DataFrame, str]:
+    """A table of `record_id` and `prediction_time`, and what messages call it; see `read_table`."""
+    try:
+        return read_table(source, "at", ("record_id", "prediction_time"))
+    except ValueError as error:
+        if "subject_id" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}. Labels of MEDS have subject_id and a timestamp: give record_id, and prediction_time in hours "
+            "since the record's start"
+        ) from error
+
+
 def listed_hours(events: Events, source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Asks records as a table says.
 
@@ -60,15 +73,7 @@ def listed_hours(events: Events, source: Any) -> tuple[np.ndarray, np.ndarray]:
         ValueError: naming the row whose record is unknown, whose time is missing, negative or no finite number, or
             that repeats an earlier one.
     """
-    try:
-        frame, name = read_table(source, "at", ("record_id", "prediction_time"))
-    except ValueError as error:
-        if "subject_id" not in str(error):
-            raise
-        raise ValueError(
-            f"{error}. Labels of MEDS have subject_id and a timestamp: give record_id, and prediction_time in hours "
-            "since the record's start"
-        ) from error
+    frame, name = read_times(source)
     hours = numbers(name, frame["prediction_time"])
     refuse(name, hours.is_null(), "prediction_time is missing")
     refuse(name, hours < 0, "prediction_time is hours since the record's start, not negative", hours)

@@ -1,7 +1,9 @@
 """A table of events that is larger than memory, in files of whole records that are each small enough."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import gzip
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hymate_training.data.tables import UNKNOWN, parquet_files, refuse
+from hymate_training.data.tables import HEAD_BYTES, UNKNOWN, parquet_files, read_csv_pieces, refuse
+from hymate_training.inference.hours import read_times
 from hymate_training.inference.records import read_table
-from modeling_hymate.events import EVENT_COLUMNS
 
-EVENTS_PER_PART = 1_000_000
-ROWS_AT_ONCE = 1 << 17
+EVENTS_PER_PART = 1 << 18
+MOST_PARTS = 512  # files open at a time; parts of still larger tables have more events
+ROWS_AT_ONCE = 1 << 19
+TEXT, NUMBER = pa.string(), pa.float64()
+EVENTS = {"record_id": TEXT, "time": NUMBER, "variable": TEXT, "value": NUMBER}
+TIMES = {"record_id": TEXT, "prediction_time": NUMBER}
+SHORTEST_ROW = 7  # bytes of a CSV of events, such as 1,0,K,
+PACKED = 20  # times smaller than its text is a packed CSV at most, roughly
 
 
 @dataclass(frozen=True)
@@ -26,27 +34,99 @@ class Part:
     Attributes:
         events: Parquet file of all events of these records.
         static: Parquet file of their static columns, if there is a table of these.
+        times: Parquet file of the times at which they are asked, likewise.
     """
 
     events: Path
     static: Path | None = None
+    times: Path | None = None
 
 
-def is_plain(path: str | Path) -> bool:
-    """Whether a table is Parquet with the columns that `predict` names, times in hours and values as numbers, so that
-    a part of it means what it does in the whole. In other tables the words of a column say together what it is."""
-    path = Path(path)
-    if not (path.is_dir() or path.name.lower().endswith(".parquet")) or not path.exists():
-        return False
+def names_of(paths: Sequence[Path], static: Any, at: Any) -> Part:
+    """What messages call the tables of which a part is one."""
+    named = (
+        str(source) if isinstance(source, str | Path) else name for source, name in ((static, "static"), (at, "at"))
+    )
+    return Part(Path(", ".join(map(str, paths))), *map(Path, named))
+
+
+def may_exceed(paths: Sequence[Path], rows: int) -> bool:
+    """Whether tables may have more rows than that, as their size tells; False for what is no such file."""
+    most = 0
+    for path in paths:
+        if not path.exists():
+            return False
+        if path.is_dir() or path.name.lower().endswith(".parquet"):
+            most += _count(path)
+        else:
+            most += path.stat().st_size * (PACKED if path.suffix == ".gz" else 1) // SHORTEST_ROW
+    return most > rows
+
+
+def count_events(files: Sequence[Path]) -> int:
+    """The number of rows of Parquet files."""
+    return sum(pq.read_metadata(file).num_rows for file in files)
+
+
+def _count(path: Path) -> int:
     try:
-        schemas = [pq.read_schema(file) for file in parquet_files(path)]
-    except (pa.ArrowInvalid, OSError):
-        return False  # for the reader of whole tables to say
-    names = {"record_id", *EVENT_COLUMNS}
-    return all(schema.equals(schemas[0]) for schema in schemas) and (
-        set(schemas[0].names) == names
-        and all(_is_number(schemas[0].field(name).type) for name in ("time", "value"))
-        and not _is_number(schemas[0].field("variable").type)
+        return count_events(parquet_files(path))
+    except (pa.ArrowInvalid, OSError, ValueError):
+        return 0  # for the reader of whole tables to say
+
+
+def plain_events(paths: Sequence[Path], folder: Path) -> list[Path] | None:
+    """Tables of events as Parquet files of one schema, of which a part means what it does in the whole.
+
+    Such are Parquet, and CSV with commas in UTF-8, with the columns that `predict` names, times in hours and values as
+    numbers. In other tables the words of a column say together what it is.
+
+    Args:
+        paths: the tables.
+        folder: an existing folder, where a CSV becomes Parquet, piece by piece.
+
+    Returns:
+        The files, one table after the other; None if one of the tables is not such.
+    """
+    files: list[Path] = []
+    for path in paths:
+        own = _as_parquet(path, EVENTS, folder / f"events-{len(files)}.parquet", alone=True)
+        if own is None:
+            return None
+        files += own
+    first, *others = (pq.read_schema(file) for file in files)
+    return files if all(schema.equals(first) for schema in others) else None
+
+
+def _as_parquet(
+    path: Path, columns: Mapping[str, pa.DataType], target: Path, *, alone: bool = False
+) -> list[Path] | None:
+    """The Parquet files of a table that has these columns, and with `alone` no other; or `target`, to which a CSV is
+    written. None if it is no such table."""
+    try:
+        if path.is_dir() or path.name.lower().endswith(".parquet"):
+            files = parquet_files(path)
+            return files if all(_holds(pq.read_schema(file), columns, alone) for file in files) else None
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as text:
+            names = text.readline(HEAD_BYTES).decode("utf-8-sig").strip().replace('"', "").split(",")
+        if not set(columns) <= set(names) or len(names) > len(set(names)) or (alone and len(names) > len(columns)):
+            return None
+        schema = pa.schema(list(columns.items()))
+        with pq.ParquetWriter(target, schema, compression="lz4") as writer:
+            for piece in read_csv_pieces(path, columns):
+                writer.write_table(piece.to_arrow().cast(schema))
+        return [target]
+    except (pa.ArrowInvalid, OSError, EOFError, ValueError):
+        return None  # for the reader of whole tables to say
+
+
+def _holds(schema: pa.Schema, columns: Mapping[str, pa.DataType], alone: bool) -> bool:
+    """Whether a table has columns with numbers where these are to be numbers, and none where they are to be text."""
+    if not set(columns) <= set(schema.names) or (alone and len(schema.names) > len(columns)):
+        return False
+    return all(
+        name == "record_id" or _is_number(schema.field(name).type) == (kind == NUMBER)
+        for name, kind in columns.items()
     )
 
 
@@ -54,62 +134,95 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
-def count_events(path: str | Path) -> int:
-    """The number of rows of a table in Parquet."""
-    return sum(pq.read_metadata(file).num_rows for file in parquet_files(Path(path)))
-
-
-def split_records(path: str | Path, folder: Path, events_per_part: int) -> list[Part]:
+def split_records(files: Sequence[Path], folder: Path, events_per_part: int) -> list[Part]:
     """Writes a table of events into `folder` as parts of whole records, of about `events_per_part` events.
 
     Where the rows of each record lie together, whatever the order of the records, the parts follow each other as their
     records do in the table. Elsewhere each record goes to a part that its name decides.
 
     Args:
-        path: a Parquet file, or a folder of such files, one after the other by name.
+        files: Parquet files of one schema, one after the other.
         folder: an existing folder.
-        events_per_part: more where one record alone has more.
+        events_per_part: more where one record alone has more, and where there would be more than `MOST_PARTS` parts.
     """
-    tables = _together(path, events_per_part) if _is_together(path) else None
-    if tables is None:
-        return _by_name(path, folder, events_per_part)
+    events_per_part = max(events_per_part, -(-count_events(files) // MOST_PARTS))
+    if not _is_together(files):
+        return _by_name(files, folder, events_per_part)
     parts = []
-    for number, table in enumerate(tables):
+    for number, table in enumerate(_together(files, events_per_part)):
         parts.append(Part(folder / f"part-{number:05d}.parquet"))
         pq.write_table(table, parts[-1].events, compression="lz4")
     return parts
 
 
-def add_static(parts: Sequence[Part], source: Any, folder: Path) -> list[Part]:
-    """Writes of a table of static columns to each part the rows of its records, and to the last part those of records
-    without events, too.
+def add_tables(parts: Sequence[Part], static: Any, at: Any, folder: Path) -> list[Part]:
+    """Writes of a table of static columns, and of one of times, to each part the rows of its records; the records
+    without events are those of the last part.
 
     Args:
         parts: as `split_records` returns them.
-        source: as of `predict`; None leaves the parts as they are.
+        static: as of `predict`; None where there is none. It is held as a whole.
+        at: the same.
         folder: where to write.
 
     Raises:
-        ValueError: as `read_frame`, and for a record that is there twice.
+        ValueError: as `read_frame`, for a record that `static` holds twice, and for one that only `at` knows.
     """
-    if source is None:
-        return list(parts)
-    rest, name = read_table(source, "static", ("record_id",), UNKNOWN)
-    refuse(name, rest["record_id"].is_duplicated(), "record_id appears more than once", rest["record_id"])
-    complete = []
-    for part in parts:
-        own = pl.Series(pq.read_table(part.events, columns=["record_id"])["record_id"]).unique().cast(pl.String)
-        there = rest["record_id"].is_in(own.implode())
-        there |= part is parts[-1]
-        path = folder / f"static-{part.events.name}"
-        rest.filter(there).write_parquet(path)
-        rest = rest.filter(~there)
-        complete.append(Part(part.events, path))
+    owners = pl.concat(
+        pl.scan_parquet(part.events).select(pl.col("record_id").cast(pl.String).unique(), part=number).collect()
+        for number, part in enumerate(parts)
+    )
+    complete = list(parts)
+    if static is not None:
+        table, name = read_table(static, "static", ("record_id",), UNKNOWN)
+        refuse(name, table["record_id"].is_duplicated(), "record_id appears more than once", table["record_id"])
+        owned = table.join(owners, on="record_id", how="left", maintain_order="left")
+        owned = owned.with_columns(pl.col("part").fill_null(len(parts) - 1))
+        owners = pl.concat([owners, owned.select(owners.columns)]).unique()
+        files = _distribute([owned], len(parts), lambda number: folder / f"static-{number:05d}.parquet")
+        complete = [replace(part, static=file) for part, file in zip(complete, files, strict=True)]
+    if at is not None:
+        files = _distribute(_asked(at, owners, folder), len(parts), lambda number: folder / f"at-{number:05d}.parquet")
+        complete = [replace(part, times=file) for part, file in zip(complete, files, strict=True)]
     return complete
 
 
-def _batches(path: str | Path, columns: list[str] | None = None, rows: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
-    for file in parquet_files(Path(path)):
+def _asked(at: Any, owners: pl.DataFrame, folder: Path) -> Iterator[pl.DataFrame]:
+    """The rows of a table of times, piece by piece, with the part of their records."""
+    files = _as_parquet(Path(at), TIMES, folder / "times.parquet") if isinstance(at, str | Path) else None
+    table, name = read_times(at) if files is None else (None, str(at))
+    pieces = [table.to_arrow()] if table is not None else _batches(files or [], list(TIMES))
+    before = 0
+    for piece in pieces:
+        rows = pl.DataFrame(pl.from_arrow(piece)).select(pl.col("record_id").cast(pl.String), "prediction_time")
+        owned = rows.join(owners, on="record_id", how="left", maintain_order="left")
+        if (unknown := owned["part"].is_null()).any():
+            row = int(unknown.arg_max() or 0)
+            raise ValueError(
+                f"{name}: row {before + row + 1}: record_id is in neither the events nor the static table, found "
+                f"{rows['record_id'][row]!r}"
+            )
+        before += rows.height
+        yield owned
+
+
+def _distribute(pieces: Iterable[pl.DataFrame], count: int, name: Callable[[int], Path]) -> list[Path]:
+    """Writes the rows of each part, which the column `part` tells, to a file of its own; a part may have none."""
+    files, writers = [name(number) for number in range(count)], {}
+    with ExitStack() as stack:
+        for piece in pieces:
+            schema = piece.drop("part").to_arrow().schema
+            for (number,), rows in piece.partition_by("part", as_dict=True, include_key=False).items():
+                if number not in writers:
+                    writers[number] = stack.enter_context(pq.ParquetWriter(files[number], schema, compression="lz4"))
+                writers[number].write_table(rows.to_arrow().cast(schema))
+        for number in set(range(count)) - set(writers):
+            stack.enter_context(pq.ParquetWriter(files[number], schema))
+    return files
+
+
+def _batches(files: Sequence[Path], columns: list[str] | None = None, rows: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
+    for file in files:
         with pq.ParquetFile(file, memory_map=True) as opened:
             for batch in opened.iter_batches(rows, columns=columns):
                 yield pa.Table.from_batches([batch])
@@ -120,10 +233,10 @@ def _starts(names: pl.Series) -> np.ndarray:
     return np.flatnonzero(names.ne_missing(names.shift(1)).to_numpy() | (np.arange(len(names)) == 0))
 
 
-def _is_together(path: str | Path) -> bool:
+def _is_together(files: Sequence[Path]) -> bool:
     runs: list[pl.Series] = []
     last = None
-    for table in _batches(path, ["record_id"]):
+    for table in _batches(files, ["record_id"]):
         names = pl.Series(table["record_id"])
         begun = names[_starts(names)]
         if begun[0] == last:
@@ -135,9 +248,9 @@ def _is_together(path: str | Path) -> bool:
     return not pl.concat(runs).is_duplicated().any()
 
 
-def _together(path: str | Path, events_per_part: int) -> Iterator[pa.Table]:
+def _together(files: Sequence[Path], events_per_part: int) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
-    for table in _batches(path, rows=min(events_per_part, ROWS_AT_ONCE)):
+    for table in _batches(files, rows=min(events_per_part, ROWS_AT_ONCE)):
         held.append(table)
         if sum(map(len, held)) < events_per_part:
             continue
@@ -150,11 +263,11 @@ def _together(path: str | Path, events_per_part: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _by_name(path: str | Path, folder: Path, events_per_part: int) -> list[Part]:
-    count = -(-count_events(path) // events_per_part)
+def _by_name(files: Sequence[Path], folder: Path, events_per_part: int) -> list[Part]:
+    count = -(-count_events(files) // events_per_part)
     writers: dict[int, pq.ParquetWriter] = {}
     try:
-        for table in _batches(path):
+        for table in _batches(files):
             place = (pl.Series(table["record_id"]).cast(pl.String).hash(seed=0) % count).to_numpy()
             order = np.argsort(place, kind="stable")
             ordered, bounds = table.take(order), np.searchsorted(place[order], np.arange(count + 1))

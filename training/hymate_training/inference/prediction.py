@@ -3,9 +3,10 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,11 @@ from hymate_training.inference.hours import (
 from hymate_training.inference.parts import (
     EVENTS_PER_PART,
     Part,
-    add_static,
+    add_tables,
     count_events,
-    is_plain,
+    may_exceed,
+    names_of,
+    plain_events,
     split_records,
 )
 from hymate_training.inference.records import Records, read_records
@@ -55,6 +58,7 @@ from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceCla
 BATCH_SIZE = 64
 EVENTS_AT_ONCE = 1 << 20  # of a batch with its padding
 CHANNELS_AT_ONCE = 1 << 24  # variables of all predictions of a batch, likewise
+NOT_ASKED = {"record_id": pl.String, "prediction_time": pl.Float64}  # of a part whose records are asked at no time
 NO_EVENTS = "no events by then: predicted from static columns alone"
 OWN_COLUMNS = ("record_id", "prediction_time", "prediction", SET_COLUMN, "remarks")  # of the output, beside the labels
 
@@ -276,13 +280,15 @@ def predict(
     questions = Questions(
         every, at, untrained_hours, max_events, batch_size, ignore_unknown_variables, thresholds, conformal_by
     )
-    if output is not None and at is None and start is None and concepts is None and in_parts(opened, events, layout):
-        findings = predict_parts(opened, events, static, output, questions)
-        return RecordPredictions(output, findings, findings.sentences(opened.extractor), [])
+    as_it_is = start is None and concepts is None and layout in (None, Layout()) and reads_plainly(opened)
+    found = predict_parts(opened, events, static, output, questions) if output is not None and as_it_is else None
+    if output is not None and found is not None:
+        return RecordPredictions(output, found, found.sentences(opened.extractor), [])
     dropped: dict[str, int] = {}
     if isinstance(events, list):
         events, static, dropped = read_export(opened, events, static, start, layout, concepts)
-    frame, findings = predict_tables(opened, events, static, questions, dropped)
+    asked = read_asked(opened.extractor, events, static, questions, dropped)
+    frame, findings = answer(opened, asked, questions, "predict")
     if output is not None:
         write_frame(frame, output)
     return RecordPredictions(output, findings, findings.sentences(opened.extractor), [frame])
@@ -302,42 +308,54 @@ class Questions:
     conformal_by: str = ALL
 
 
-def predict_tables(
-    checkpoint: Checkpoint,
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Records that were read, and what is asked about them.
+
+    Attributes:
+        records: the records.
+        dataset: one example per prediction.
+        hours: of the predictions; None where each record is asked at its end.
+        dropped: what of a hospital's files was dropped before, by reason.
+    """
+
+    records: Records
+    dataset: ExampleDataset
+    hours: np.ndarray | None
+    dropped: dict[str, int]
+
+
+def read_asked(
+    extractor: HyMaTEFeatureExtractor,
     events: Any,
     static: Any,
     questions: Questions,
     dropped: dict[str, int],
     *,
     is_part: bool = False,
-) -> tuple[pl.DataFrame, Findings]:
-    """Predicts the records of tables that are in memory as a whole, or that are a part of larger ones.
-
-    Returns:
-        The predictions, and what is to be said about the records.
-    """
-    extractor = checkpoint.extractor
+) -> Asked:
+    """Reads the records of tables, which are in memory as a whole or are a part of larger ones."""
     ignore = questions.ignore_unknown_variables or extractor.unknown_variables == "ignore"
     records = read_records(extractor, events, static, ignore_unknown_variables=ignore, is_part=is_part)
-    dataset, hours = asked_examples(records.events, questions.every, questions.at)
+    dataset, hours = asked_examples(records.events, questions.every, questions.at, is_part=is_part)
     if hours is not None and not questions.untrained_hours:
         refuse_untrained(hours, list(dataset.record_ids), extractor.trained_hours)
+    return Asked(records, dataset, hours, dropped)
+
+
+def answer(
+    checkpoint: Checkpoint, asked: Asked, questions: Questions, progress: str | None = None
+) -> tuple[pl.DataFrame, Findings]:
+    """The predictions that are asked for, and what is to be said about the records."""
+    extractor, dataset = checkpoint.extractor, asked.dataset
     collator = TaskCollator(extractor, questions.max_events)
-    progress = None if is_part else "predict"
     predicted = predict_examples(checkpoint.model, dataset, collator, questions.batch_size, progress=progress)
-    remarks, sets = _remarks(records, dataset, hours, extractor), {}
+    remarks, sets = _remarks(asked.records, dataset, asked.hours, extractor), {}
     if questions.thresholds is not None:
         sets = conformal_columns(checkpoint, dataset, predicted.values, questions.thresholds, questions.conformal_by)
-    frame = prediction_frame(list(dataset.record_ids), predicted.values, checkpoint.model, hours, remarks, sets)
-    return frame, Findings.of(extractor, records, remarks, len(np.unique(dataset.rows)), dropped)
-
-
-def in_parts(checkpoint: Checkpoint, events: Any, layout: Layout | None) -> bool:
-    """Whether a table of events is so large that it is read in parts, and says in each what it says in the whole."""
-    source = events[0] if isinstance(events, list) and len(events) == 1 else events
-    if not isinstance(source, str | Path) or layout not in (None, Layout()):
-        return False
-    return reads_plainly(checkpoint) and is_plain(source) and count_events(source) > EVENTS_PER_PART
+    names = list(dataset.record_ids)
+    frame = prediction_frame(names, predicted.values, checkpoint.model, asked.hours, remarks, sets)
+    return frame, Findings.of(extractor, asked.records, remarks, len(np.unique(dataset.rows)), asked.dropped)
 
 
 def reads_plainly(checkpoint: Checkpoint) -> bool:
@@ -347,38 +365,62 @@ def reads_plainly(checkpoint: Checkpoint) -> bool:
     return "concepts" not in export and Layout(**export.get("layout", {})) == Layout()
 
 
-def predict_parts(checkpoint: Checkpoint, events: Any, static: Any, output: Path, questions: Questions) -> Findings:
-    """Predicts the records of a table of events that is read and written in parts, see `split_records`."""
-    source = events[0] if isinstance(events, list) else events
+def predict_parts(
+    checkpoint: Checkpoint, events: Any, static: Any, output: Path, questions: Questions
+) -> Findings | None:
+    """Predicts the records of tables of events that are read and written in parts, see `split_records`; None where
+    they are small enough to be read as a whole, or what they say in parts is not what they say in the whole."""
+    sources = events if isinstance(events, list) else [events]
+    if not all(isinstance(source, str | Path) for source in sources):
+        return None
+    paths = [Path(source) for source in sources]
+    if not may_exceed(paths, EVENTS_PER_PART):
+        return None
     beside = output.parent if output.parent.is_dir() else None
     with tempfile.TemporaryDirectory(dir=beside, prefix=".predict-") as scratch:
-        found = []
-        parts = split_records(source, Path(scratch), EVENTS_PER_PART)
+        files = plain_events(paths, Path(scratch))
+        if files is None or count_events(files) <= EVENTS_PER_PART:
+            return None
+        names, found = names_of(paths, static, questions.at), []
+        parts = add_tables(split_records(files, Path(scratch), EVENTS_PER_PART), static, questions.at, Path(scratch))
+        read = partial(read_part, checkpoint, names=names, is_export=isinstance(events, list), questions=questions)
         with writing_parts(output) as write:
-            for part in tqdm(add_static(parts, static, Path(scratch)), desc="predict", unit="part", disable=None):
-                frame, findings = predict_part(checkpoint, part, source, isinstance(events, list), questions)
+            for asked in tqdm(read_ahead(read, parts), total=len(parts), desc="predict", unit="part", disable=None):
+                frame, findings = answer(checkpoint, asked, questions)
                 write(frame)
                 found.append(findings)
             joined = Findings.join(found)
-            refuse_all_unknown(joined, checkpoint.extractor, source)
+            refuse_all_unknown(joined, checkpoint.extractor, names.events)
     return joined
 
 
-def predict_part(
-    checkpoint: Checkpoint, part: Part, source: str | Path, is_export: bool, questions: Questions
-) -> tuple[pl.DataFrame, Findings]:
-    """Predicts one part of a table of events."""
+def read_part(checkpoint: Checkpoint, part: Part, names: Part, is_export: bool, questions: Questions) -> Asked:
+    """Reads one part of the tables of these names."""
+    static = part.static if part.static and count_events([part.static]) else None
+    if part.times is not None:
+        at: Any = part.times if count_events([part.times]) else pl.DataFrame(schema=NOT_ASKED)
+        questions = replace(questions, at=at)
     try:
         table: Any = part.events
         dropped: dict[str, int] = {}
         if is_export:
             table, _, dropped = read_export(checkpoint, [part.events])
-        static = None if part.static is None else pl.read_parquet(part.static)
-        if static is not None and not static.height:
-            static = None
-        return predict_tables(checkpoint, table, static, questions, dropped, is_part=True)
+        return read_asked(checkpoint.extractor, table, static, questions, dropped, is_part=True)
     except ValueError as error:
-        raise ValueError(str(error).replace(str(part.events), f"{source}, part {part.events.stem}")) from error
+        text = str(error)
+        for file, name in zip(astuple(part), astuple(names), strict=True):
+            text = text.replace(str(file), f"{name}, part {part.events.stem}")
+        raise ValueError(text) from error
+
+
+def read_ahead(read: Callable[[Part], Asked], parts: Sequence[Part]) -> Iterator[Asked]:
+    """What is read of each part, the next one while the last is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, parts[0])
+        for part in parts[1:]:
+            asked, coming = coming.result(), reader.submit(read, part)
+            yield asked
+        yield coming.result()
 
 
 def refuse_all_unknown(findings: Findings, extractor: HyMaTEFeatureExtractor, source: str | Path) -> None:
@@ -387,11 +429,17 @@ def refuse_all_unknown(findings: Findings, extractor: HyMaTEFeatureExtractor, so
         raise ValueError(f"{source}: none of its variables is known; one is {next(iter(findings.ignored))!r}")
 
 
-def asked_examples(events: Events, every: float | None, at: Any) -> tuple[ExampleDataset, np.ndarray | None]:
-    """What is asked about the records, and at which hours; None for the end of each."""
+def asked_examples(
+    events: Events, every: float | None, at: Any, *, is_part: bool = False
+) -> tuple[ExampleDataset, np.ndarray | None]:
+    """What is asked about the records, and at which hours; None for the end of each. A part of a larger table may have
+    no record that is asked."""
     if every is None and at is None:
         return ExampleDataset(events, np.arange(len(events)), last_times(events)), None
-    rows, hours = listed_hours(events, at) if every is None else regular_hours(events, every)
+    if is_part and isinstance(at, pl.DataFrame):
+        rows, hours = np.zeros(0, dtype=np.int64), np.zeros(0)
+    else:
+        rows, hours = listed_hours(events, at) if every is None else regular_hours(events, every)
     dataset = ExampleDataset(events, rows, hours)
     dataset.asks_once = False  # the time matters even where each record has one
     return dataset, hours
@@ -475,7 +523,8 @@ def prediction_frame(
     columns |= sets or {}
     if remarks is not None:
         columns["remarks"] = pl.Series(["; ".join(texts) or None for texts in remarks], dtype=pl.String)
-    return pl.DataFrame(columns)
+    text = {name: pl.String for name in ("record_id", "prediction", SET_COLUMN) if name in columns}
+    return pl.DataFrame(columns, schema_overrides=text)  # also where there are no rows
 
 
 def check_output(output: Path, sources: Sequence[Any], overwrite: bool) -> None:
