@@ -9,34 +9,30 @@ import pytest
 from hymate_training.cli.main import main
 from hymate_training.inference.cluster import predict_on_ray
 from hymate_training.inference.prediction import predict
+from tests.support.clusters import two_machines
 from tests.support.runs import event_frame
 
-ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
+pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A head without a worker, and two raylets with one each."""
-    from ray.cluster_utils import Cluster  # noqa: PLC0415 - of an extra
-
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    memory = 100 * 2**20
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
-    for _ in range(2):
-        started.add_node(num_cpus=1, object_store_memory=memory)
-    yield started
-    ray.shutdown()
-    started.shutdown()
+    with two_machines() as started:
+        yield started
 
 
 @pytest.mark.timeout(600)
 def test_a_lost_machine_loses_nothing(synthetic_folder, finetuned, tmp_path, cluster):
     events, static = event_frame(synthetic_folder, 60)
-    events.write_parquet(tmp_path / "events.parquet")
+    events.write_csv(tmp_path / "events.csv")
+    times = events.group_by("record_id", maintain_order=True).agg(prediction_time=pl.col("time").max())
+    times.write_csv(tmp_path / "times.csv")
     static.write_parquet(tmp_path / "static.parquet")
-    tables = (finetuned, tmp_path / "events.parquet", tmp_path / "static.parquet")
-    options = {"address": cluster.address, "events_per_part": 100}
-    expected = predict(*tables)
+    tables = (finetuned, tmp_path / "events.csv", tmp_path / "static.parquet")
+    options = {"at": tmp_path / "times.csv", "untrained_hours": True}
+    expected = predict(*tables, **options)
+    options |= {"address": cluster.address, "events_per_part": 100}
     whole = predict_on_ray(*tables, tmp_path / "whole", **options)
     assert len(whole.machines) == 2  # both did work
     assert whole.frame.drop("died", "survived").equals(expected.frame.drop("died", "survived"))
@@ -63,10 +59,10 @@ def test_a_lost_machine_loses_nothing(synthetic_folder, finetuned, tmp_path, clu
 
 def test_what_the_engine_does_not_take(synthetic_folder, finetuned, tmp_path, capsys):
     events, _ = event_frame(synthetic_folder)
-    events.write_csv(tmp_path / "events.csv")
+    events.with_columns(value=pl.lit("yes")).write_csv(tmp_path / "events.csv")
     command = ["predict", "--checkpoint", str(finetuned), "--events", str(tmp_path / "events.csv")]
     command += ["--output", str(tmp_path / "out"), "--engine", "ray"]
     assert main(command) == 2
-    assert "the engine ray takes Parquet with record_id" in capsys.readouterr().err
+    assert "the engine ray takes Parquet, or CSV with commas, of record_id" in capsys.readouterr().err
     assert main([*command, "--columns", "value=x"]) == 2
     assert "--columns is for --engine local" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import SPLITS
-from hymate_training.readers import meds
+from hymate_training.readers import meds, meds_shards
 from tests.support.leakage import check_leakage
 
 START = datetime(2000, 1, 1)
@@ -165,7 +165,7 @@ def test_parts_put_together_are_the_whole(raw, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_with_the_shards_left(raw, tmp_path, monkeypatch):
-    read = meds.read_shard
+    read = meds_shards.read_shard
     done: list[str] = []
 
     def interrupted(source, *args, **kwargs):
@@ -174,12 +174,14 @@ def test_an_interrupted_run_goes_on_with_the_shards_left(raw, tmp_path, monkeypa
         done.append(source.name)
         read(source, *args, **kwargs)
 
-    monkeypatch.setattr(meds, "read_shard", interrupted)
+    monkeypatch.setattr(meds_shards, "read_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         meds.prepare(raw, tmp_path / "out", min_subjects=2)
     assert not (tmp_path / "out").exists()
     again: list[str] = []
-    monkeypatch.setattr(meds, "read_shard", lambda source, *a, **k: (again.append(source.name), read(source, *a, **k)))
+    monkeypatch.setattr(
+        meds_shards, "read_shard", lambda source, *a, **k: (again.append(source.name), read(source, *a, **k))
+    )
     meds.prepare(raw, tmp_path / "out", min_subjects=2)
     assert len(again) == 3
     assert not set(again) & set(done)
@@ -393,7 +395,7 @@ def test_our_small_data_set_is_valid_meds(raw):
     standard.SubjectSplitSchema.validate(
         standard.SubjectSplitSchema.align(pq.read_table(raw / standard.subject_splits_filepath))
     )
-    assert standard.birth_code == meds.BIRTH
+    assert standard.birth_code == meds_shards.BIRTH
 
 
 def test_data_of_meds_testing_helpers(tmp_path):

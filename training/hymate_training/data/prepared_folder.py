@@ -111,10 +111,14 @@ class PreparedFolder:
         Raises:
             ValueError: naming what is missing, or the file and the record that are not as they should be.
         """
-        return pa.concat_tables([self.info.schema.empty_table(), *self._parts(split)])
+        return pa.concat_tables([self.info.schema.empty_table(), *self.parts(split)])
 
-    def _parts(self, split: str) -> Iterator[pa.Table]:
-        """The records of a split, checked, as many at a time as hold about `BLOCK` events."""
+    def parts(self, split: str) -> Iterator[pa.Table]:
+        """The records of a split, checked, as many at a time as hold about `BLOCK` events.
+
+        Raises:
+            ValueError: as `records` does.
+        """
         if split not in self.record_ids:
             raise self._unknown_split(split, self.splits)
         for path in self.shards(split):
@@ -139,7 +143,7 @@ class PreparedFolder:
         wanted = self.info.variables if variables is None else tuple(variables)
         if (split, wanted) not in self._events:
             if wanted == self.info.variables:
-                events = _flat_events(self._parts(split), self.info, self.path)
+                events = _flat_events(self.parts(split), self.info, self.path)
             else:
                 events = self._renumbered(self.events(split), wanted)
             self._events[split, wanted] = events

@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -39,6 +41,54 @@ def nest_events(events: pl.DataFrame, static: pl.DataFrame) -> pl.DataFrame:
     nested = ordered.group_by("record_id", maintain_order=True).agg("time", "variable", "value")
     joined = nested.join(static, on="record_id", how="left", validate="1:1", maintain_order="left")
     return joined.with_columns(pl.col("record_id").cast(pl.String))
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Records of a split that were checked and written to a file of their own.
+
+    Attributes:
+        path: the file.
+        first_event: record -> hours of its first event.
+        largest_variable: index of a variable.
+        static: static column -> the categories met; None: numeric.
+    """
+
+    path: Path
+    first_event: dict[str, float]
+    largest_variable: int
+    static: dict[str, set[str] | None]
+
+
+def write_shard(path: Path, split: str, frame: pl.DataFrame, columns: Sequence[str] | None = None) -> Shard:
+    """Checks records and writes them to a file, which `PreparedFolderWriter.add_shard` takes, here or elsewhere.
+
+    Args:
+        path: the file, on the disk of the prepared folder.
+        split: name of the split.
+        frame: the columns of a record, in any order; see `nest_events`.
+        columns: order of the static columns; that of the frame where absent.
+
+    Raises:
+        ValueError: as `PreparedFolderWriter.write_records`.
+    """
+    names = [name for name in frame.columns if name not in {field.name for field in EVENT_FIELDS}]
+    static: dict[str, set[str] | None] = {
+        name: None if frame.schema[name].is_numeric() else set() for name in columns or names
+    }
+    types = [pa.field(name, pa.float64() if kind is None else pa.string()) for name, kind in static.items()]
+    where = f"records of split {split!r}"
+    table = _to_arrow(frame, pa.schema([*EVENT_FIELDS, *types]), where)
+    first, largest = check_records(table, where)
+    first_event = dict(zip(frame["record_id"].to_list(), first.tolist(), strict=True))
+    if len(first_event) < len(first):
+        record_id = frame.filter(frame["record_id"].is_duplicated())["record_id"][0]
+        raise ValueError(f"record {record_id!r} of split {split!r} was already written to {split!r}")
+    for name, categories in static.items():
+        if categories is not None:
+            categories.update(frame[name].drop_nulls().unique())
+    pq.write_table(table, path, compression="zstd")
+    return Shard(path, first_event, largest, static)
 
 
 class PreparedFolderWriter:
@@ -93,27 +143,35 @@ class PreparedFolderWriter:
         """
         _check_split(split)
         names = [name for name in frame.columns if name not in {field.name for field in EVENT_FIELDS}]
-        static = {name: frame.schema[name].is_numeric() for name in names}
-        if not self._static:
-            self._static = {name: None if numeric else set() for name, numeric in static.items()}
-        if static != {name: categories is None for name, categories in self._static.items()}:
-            raise ValueError(f"static columns {names} differ from those of the first shard, {list(self._static)}")
-        types = [pa.field(name, pa.float64() if static[name] else pa.string()) for name in self._static]
-        where = f"records of split {split!r}"
-        table = _to_arrow(frame, pa.schema([*EVENT_FIELDS, *types]), where)
+        if self._static and set(names) != set(self._static):
+            raise _other_columns(names, self._static)
+        self.add_shard(split, write_shard(self._incoming / "records" / "next", split, frame, list(self._static)))
 
-        first, largest = check_records(table, where)
-        self._largest_variable = max(self._largest_variable, largest)
-        for name, categories in self._static.items():
-            if categories is not None:
-                categories.update(frame[name].drop_nulls().unique())
-        for record_id, time in zip(frame["record_id"].to_list(), first.tolist(), strict=True):
-            for other, records in self._first_event.items():
-                if record_id in records:
-                    raise ValueError(f"record {record_id!r} of split {split!r} was already written to {other!r}")
-            self._first_event.setdefault(split, {})[record_id] = time
-        path = self._incoming / "records" / f"{split}-{self._shards[split]:05d}.parquet"
-        pq.write_table(table, path, compression="zstd")
+    def add_shard(self, split: str, shard: Shard) -> None:
+        """Take over a file of records that `write_shard` wrote.
+
+        Args:
+            split: name of the split.
+            shard: the file, which is moved.
+
+        Raises:
+            ValueError: naming the record that was written before, or the static columns that differ.
+        """
+        _check_split(split)
+        if not self._static:
+            self._static = {name: None if met is None else set() for name, met in shard.static.items()}
+        numeric = {name: met is None for name, met in self._static.items()}
+        if list(numeric.items()) != [(name, met is None) for name, met in shard.static.items()]:
+            raise _other_columns(list(shard.static), self._static)
+        self._largest_variable = max(self._largest_variable, shard.largest_variable)
+        for name, met in shard.static.items():
+            self._static[name] = None if met is None else met | (self._static[name] or set())
+        written = self._first_event.setdefault(split, {})
+        for other, records in self._first_event.items():
+            if again := shard.first_event.keys() & records.keys():
+                raise ValueError(f"record {min(again)!r} of split {split!r} was already written to {other!r}")
+        written.update(shard.first_event)
+        shard.path.replace(self._incoming / "records" / f"{split}-{self._shards[split]:05d}.parquet")
         self._shards[split] += 1
 
     def write_task(self, task: TaskInfo, split: str, frame: pl.DataFrame) -> None:
@@ -184,6 +242,10 @@ class PreparedFolderWriter:
         write_file(self._incoming / METADATA_FILE, info.to_json() + "\n")
         write_file(self._incoming / "README.md", card(PreparedFolder(self._incoming)))
         self._finished = True
+
+
+def _other_columns(names: Sequence[str], first: Iterable[str]) -> ValueError:
+    return ValueError(f"static columns {list(names)} differ from those of the first shard, {list(first)}")
 
 
 def _check_split(split: str) -> None:

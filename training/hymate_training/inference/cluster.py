@@ -1,12 +1,9 @@
 """Prediction on several machines: each takes parts of a table of events, on Ray (extra `[ray]`)."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hymate_training.files import writing_file, writing_folder
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
@@ -21,6 +18,7 @@ from hymate_training.inference.prediction import (
     reads_plainly,
     refuse_all_unknown,
 )
+from hymate_training.machines import import_ray, on_machines
 
 PARTS_FOLDER = ".parts"
 
@@ -38,23 +36,19 @@ class ClusterPredictions(RecordPredictions):
 
 
 class PartPredictor:
-    """Holds the model in a worker, and predicts the parts that it is handed."""
+    """Holds the model in a worker, and predicts the parts that it is handed, each with the file of its predictions."""
 
     def __init__(self, checkpoint: str, names: Part, questions: Questions) -> None:
         self.checkpoint, self.names, self.questions = load_checkpoint(checkpoint), names, questions
 
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Predicts the part of a batch of one and writes its file, the same whoever does it and however often; returns
-        what was found, and on which machine."""
-        events, static, times, output = (str(batch[name][0]) for name in ("events", "static", "times", "output"))
-        part = Part(Path(events), Path(static) if static else None, Path(times) if times else None)
+    def __call__(self, item: tuple[Part, Path]) -> Findings:
+        """Predicts a part and writes its file, the same whoever does it and however often; what was found."""
+        part, output = item
         asked = read_part(self.checkpoint, part, self.names, True, self.questions)
         frame, findings = answer(self.checkpoint, asked, self.questions)
         with writing_file(output) as incoming:
             frame.write_parquet(incoming)
-        found = np.empty(1, dtype=object)
-        found[0] = findings
-        return {"findings": found, "number": batch["number"], "node": np.array([_node()])}
+        return findings
 
 
 def predict_on_ray(
@@ -92,7 +86,7 @@ def predict_on_ray(
     Raises:
         ValueError: if Ray is not installed, for another table, for an output that is there already, and as `predict`.
     """
-    ray = _ray()
+    import_ray()  # or say that it is missing, before the work
     output, opened = Path(output).absolute(), load_checkpoint(checkpoint)
     if output.exists() and not overwrite:
         raise ValueError(f"{output} is there already: name another folder, or replace it (overwrite, --overwrite)")
@@ -109,44 +103,12 @@ def predict_on_ray(
                 f"{names.events}: the engine ray takes Parquet, or CSV with commas, of record_id, time (hours), "
                 "variable and value (a number); leave --engine out for other tables"
             )
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         parts = add_tables(split_records(files, scratch, events_per_part), static, at, scratch)
-        rows = [
-            {
-                "number": number,
-                "events": str(part.events),
-                "static": str(part.static or ""),
-                "times": str(part.times or ""),
-                "output": str(incoming / f"part-{number:05d}.parquet"),
-            }
-            for number, part in enumerate(parts)
-        ]
-        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            PartPredictor,
-            batch_size=1,
-            fn_constructor_args=(str(opened.path.absolute()), names, asked),
-            compute=ray.data.ActorPoolStrategy(min_size=min(len(rows), cores), max_size=len(rows)),
-            num_cpus=1,
-        )
-        done = sorted(found.take_all(), key=lambda row: row["number"])
-        findings = Findings.join([row["findings"] for row in done])
+        items = [(part, incoming / f"part-{number:05d}.parquet") for number, part in enumerate(parts)]
+        found, machines = on_machines(PartPredictor, (str(opened.path.absolute()), names, asked), items, address)
+        findings = Findings.join(found)
         refuse_all_unknown(findings, opened.extractor, names.events)
         for path in scratch.iterdir():
             path.unlink()
         scratch.rmdir()
-    machines = Counter(str(row["node"]) for row in done)
     return ClusterPredictions(output, findings, findings.sentences(opened.extractor), [], dict(machines))
-
-
-def _node() -> str:
-    return _ray().get_runtime_context().get_node_id()
-
-
-def _ray() -> Any:
-    try:
-        import ray  # noqa: PLC0415 - an extra of its own
-        import ray.data  # noqa: PLC0415 - the same
-    except ImportError as error:
-        raise ValueError("the engine ray needs Ray: pip install 'hymate[ray]'") from error
-    return ray

@@ -22,7 +22,8 @@ from hymate_training.data.examples import ExampleDataset
 from hymate_training.files import writing_file
 from hymate_training.inference.checkpoints import EXPORT_FILE, Checkpoint, load_checkpoint, read_json
 from hymate_training.inference.prediction import BATCH_SIZE, check_output, predict_examples
-from hymate_training.readers.meds import check_time_zones, find_shards, read_labels, read_shard, read_splits
+from hymate_training.readers.meds import check_time_zones, read_labels, read_splits
+from hymate_training.readers.meds_shards import find_shards, read_shard
 from hymate_training.readers.times import single_precision
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 

@@ -280,7 +280,9 @@ def predict(
     questions = Questions(
         every, at, untrained_hours, max_events, batch_size, ignore_unknown_variables, thresholds, conformal_by
     )
-    as_it_is = start is None and concepts is None and layout in (None, Layout()) and reads_plainly(opened)
+    as_it_is = not isinstance(events, list) or (
+        start is None and concepts is None and layout in (None, Layout()) and reads_plainly(opened)
+    )
     found = predict_parts(opened, events, static, output, questions) if output is not None and as_it_is else None
     if output is not None and found is not None:
         return RecordPredictions(output, found, found.sentences(opened.extractor), [])

@@ -22,27 +22,23 @@ prediction is therefore stored at a time that is larger than the prediction's in
 Shards are read one by one and independently, and each leaves its result in a hidden folder beside the output. A run
 that was interrupted goes on with the shards that are not done. `--shard 2/8` does the second eighth of the shards and
 stops, for a cluster; the run without it does what is left, puts everything together and removes the hidden folder.
+With `--engine ray` the machines of a Ray cluster do the shards, and each writes the records of its own.
 A shard has to fit into memory, as the standard intends.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
-from tqdm import tqdm
 
 from hymate_training.data.schema import (
     EVENT_FIELDS,
@@ -53,15 +49,24 @@ from hymate_training.data.schema import (
     StaticColumn,
     TaskInfo,
 )
-from hymate_training.data.splits import split_by_hash
-from hymate_training.data.writer import PreparedFolderWriter, nest_events
-from hymate_training.files import writing_folder
+from hymate_training.data.writer import PreparedFolderWriter
+from hymate_training.machines import import_ray
 from hymate_training.readers.aces import extract_labels
-from hymate_training.readers.times import single_precision
+from hymate_training.readers.meds_shards import (
+    Each,
+    RecordWriter,
+    Source,
+    find_shards,
+    hours_since_origin,
+    in_threads,
+    on_ray,
+    part_of,
+    read_parquet,
+    read_shards,
+)
 
 logger = logging.getLogger(__name__)
 
-BIRTH = "MEDS_BIRTH"
 SPLIT_NAMES = {
     "train": "train",
     "tuning": "validation",
@@ -72,7 +77,6 @@ SPLIT_NAMES = {
 SUBJECT_SPLITS = Path("metadata", "subject_splits.parquet")
 MAX_CATEGORIES = 50
 RESERVED = {"age", *(field.name for field in EVENT_FIELDS)}
-LAYOUT_VERSION = 1  # of a shard's result; raised when it changes, so that older ones are not taken up again
 CITATION = (
     "Arnrich B, Choi E, Fries JA, et al. Medical Event Data Standard (MEDS): facilitating machine learning for "
     "health. ICLR 2024 Workshop on Learning from Time Series for Health."
@@ -105,6 +109,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="Shards read at a time (default: one per processor)."
     )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="Where to read the shards: in this process, or with ray on the machines of a cluster (default: local).",
+    )
+    parser.add_argument(
+        "--address",
+        help="With --engine ray: the cluster, such as auto or ray://HOST:10001 (default: one on this machine).",
+    )
 
 
 def prepare(
@@ -118,6 +132,8 @@ def prepare(
     min_subjects: int = 10,
     shard: str | None = None,
     workers: int | None = 1,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> DatasetInfo | None:
@@ -133,6 +149,9 @@ def prepare(
         min_subjects: drop codes that fewer training subjects have.
         shard: `"I/N"` for the I-th of N parts of the shards alone.
         workers: shards read at a time.
+        engine: "ray" reads the shards and writes their records on the machines of a Ray cluster, which must reach the
+            data set and the output under the same paths. A shard whose worker is lost is done anew by another.
+        address: of the cluster, such as `auto`; one is started on this machine where absent.
         seed: of the split where the data set has none.
         overwrite: replace an existing prepared folder.
 
@@ -146,7 +165,13 @@ def prepare(
         raise ValueError(f"--min-subjects must be at least 1, got {min_subjects}")
     if workers is None or workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    raw, output = Path(raw), Path(output).absolute()
+    if engine not in ("local", "ray"):
+        raise ValueError(f"--engine must be local or ray, got {engine!r}")
+    if engine == "local" and address is not None:
+        raise ValueError("--address is for --engine ray")
+    if engine == "ray":
+        import_ray()  # or say that it is missing, before the work
+    raw, output = Path(raw).absolute(), Path(output).absolute()
     writer = PreparedFolderWriter(output, overwrite=overwrite)  # refuses an output it may not replace, before the work
     if aces and predicates is None:
         raise ValueError("--aces needs --predicates, which says what the tasks' events are in this data set")
@@ -161,15 +186,16 @@ def prepare(
     if len({task.name for task, _ in tasks}) < len(tasks):
         raise ValueError("--labels, --aces: two of them have the same name, which is the task's")
 
+    each: Each = partial(in_threads, workers=workers) if engine == "local" else partial(on_ray, address=address)
     results = output.with_name(f".{output.name}.shards")
-    mine = sources if shard is None else _part(sources, shard)
+    mine = sources if shard is None else part_of(sources, shard)
     started_here = not results.exists()
     try:
-        done = _read_shards(mine, splits, seed, results, workers)
+        done = read_shards(mine, splits, seed, results, each)
         if shard is not None:
             return None
         with writer:
-            info = _assemble(writer, raw, done, tasks, min_subjects, splits is None, seed)
+            info = _assemble(writer, raw, done, tasks, min_subjects, splits is None, seed, each)
     except ValueError:
         if started_here and shard is None:  # else other processes may have results there
             shutil.rmtree(results, ignore_errors=True)
@@ -178,141 +204,7 @@ def prepare(
     return info
 
 
-# ------------------------------------------------------------------------------------------------------------ shards
-
-
-@dataclass(frozen=True)
-class Source:
-    """A shard of the data set and the name it has there."""
-
-    path: Path
-    name: str
-
-    def key(self, splits: pl.DataFrame | None, seed: int) -> str:
-        """Names the shard's result: it changes with the file and with whatever else the result depends on."""
-        stat = self.path.stat()
-        division = str(seed) if splits is None else hashlib.sha256(splits.write_csv().encode()).hexdigest()
-        parts = [LAYOUT_VERSION, self.name, stat.st_size, stat.st_mtime_ns, division]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def find_shards(raw: Path) -> list[Source]:
-    """The shards of a data set, in order.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    sources = [
-        Source(path, str(path.relative_to(raw)))
-        for path in sorted((raw / "data").rglob("*.parquet"))
-        if not path.name.startswith(".")
-    ]
-    if not sources:
-        raise ValueError(f"{raw} is not a MEDS data set: there is no Parquet file in its folder data/")
-    return sources
-
-
-def _part(sources: list[Source], shard: str) -> list[Source]:
-    """The shards of part `I/N`."""
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    index, count = (int(number) for number in match.groups()) if match else (0, 0)
-    if not 1 <= index <= count:
-        raise ValueError(f"--shard must be I/N with I from 1 to N, such as 2/8; got {shard!r}")
-    return sources[index - 1 :: count]
-
-
-def _read_shards(
-    sources: list[Source], splits: pl.DataFrame | None, seed: int, results: Path, workers: int
-) -> list[tuple[Source, Path]]:
-    """Reads the shards that were not read before; each with the folder of its result."""
-    results.mkdir(parents=True, exist_ok=True)
-    folders = [results / source.key(splits, seed) for source in sources]
-    todo = [(source, folder) for source, folder in zip(sources, folders, strict=True) if not folder.is_dir()]
-    if len(todo) < len(sources):
-        logger.info("%d of %d shards were read before", len(sources) - len(todo), len(sources))
-    read = partial(read_shard, splits=splits, seed=seed)
-    with ThreadPoolExecutor(workers) as executor:
-        try:
-            for _ in tqdm(
-                executor.map(read, *zip(*todo, strict=True)), total=len(todo), desc="shards", leave=False, disable=None
-            ):
-                pass
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
-    return list(zip(sources, folders, strict=True))
-
-
-def read_shard(source: Source, folder: Path, splits: pl.DataFrame | None, seed: int) -> None:
-    """Writes the shard's result, whole or not at all: events, static events, subjects, and how many have each code.
-
-    Times are hours in double precision since the subject's first event.
-    """
-    rows = _read_parquet(
-        source.path,
-        {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32},
-        optional=("numeric_value",),
-    )
-    for column in ("subject_id", "code"):
-        if rows[column].null_count():
-            raise ValueError(f"{source.path}: {column} is null in {rows[column].null_count()} row(s)")
-    if (empty := (rows["code"].str.strip_chars() == "").sum()) > 0:
-        raise ValueError(f"{source.path}: code is empty in {empty} row(s)")
-    if (infinite := rows.filter(pl.col("numeric_value").is_infinite())).height:
-        raise ValueError(f"{source.path}: subject {infinite['subject_id'][0]} has an infinite numeric_value")
-    rows = rows.with_columns(pl.col("numeric_value").fill_nan(None))
-    is_birth = (pl.col("code") == BIRTH) | pl.col("code").str.starts_with(f"{BIRTH}//")
-    is_timed = pl.col("time").is_not_null()
-    subjects = rows.group_by("subject_id").agg(
-        origin=pl.col("time").filter(~is_birth).min(), birth=pl.col("time").filter(is_birth).min()
-    )
-    if splits is None:
-        names = split_by_hash(subjects["subject_id"].to_list(), seed)
-        subjects = subjects.with_columns(split=pl.Series(names, dtype=pl.String))
-    else:
-        subjects = subjects.join(splits, on="subject_id", how="left")
-    years = (pl.col("origin") - pl.col("birth")).dt.total_seconds() / (365.25 * 24 * 3600)
-    subjects = subjects.select("subject_id", "split", "origin", pl.when(years >= 0).then(years).alias("age"))
-
-    chosen = rows.filter(~is_birth).join(subjects.drop_nulls(["split", "origin"]), on="subject_id")
-    events = chosen.filter(is_timed).select(
-        "subject_id", _hours_since_origin("time").alias("time"), "code", pl.col("numeric_value").alias("value")
-    )
-    static = chosen.filter(~is_timed).select("subject_id", "code", pl.col("numeric_value").alias("value"))
-    codes = chosen.group_by("code").agg(
-        subjects=pl.col("subject_id").filter(pl.col("split") == "train").n_unique(), events=pl.len()
-    )
-    with writing_folder(folder) as incoming:  # another process may write the same shard meanwhile, and the same to it
-        for name, frame in (("events", events), ("static", static), ("subjects", subjects), ("codes", codes)):
-            frame.write_parquet(incoming / f"{name}.parquet")
-
-
-def _hours_since_origin(column: str) -> pl.Expr:
-    return (pl.col(column) - pl.col("origin")).dt.total_microseconds() / 3.6e9
-
-
-def _read_parquet(
-    path: Path, schema: dict[str, pl.DataType | type[pl.DataType]], optional: Sequence[str] = ()
-) -> pl.DataFrame:
-    """The columns of a file in the wanted types; ValueError naming the file."""
-    try:
-        present = pl.read_parquet_schema(path)
-        if missing := [name for name in schema if name not in present and name not in optional]:
-            raise ValueError(f"lacks the column(s) {', '.join(missing)}")
-        if not present["subject_id"].is_integer():
-            raise ValueError(f"subject_id must be whole numbers, not {present['subject_id']}")
-        if "numeric_value" in optional and "numeric_value" not in present and (other := _numeric_columns(present)):
-            raise ValueError(f"lacks numeric_value, but {other[0]} holds numbers: rename it, or drop it")
-        frame = pl.read_parquet(path, columns=[name for name in schema if name in present], hive_partitioning=False)
-        frame = frame.with_columns(pl.lit(None).alias(name) for name in schema if name not in present)
-        return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not MEDS: {error}") from error
-
-
-def _numeric_columns(present: Mapping[str, pl.DataType]) -> list[str]:
-    """Columns of events, other than those of MEDS, whose name says that they hold the events' numbers."""
-    return [name for name, kind in present.items() if kind.is_numeric() and "val" in name.lower()]
+# ---------------------------------------------------------------------------------------------------- splits, labels
 
 
 def check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
@@ -338,7 +230,7 @@ def read_splits(raw: Path) -> pl.DataFrame | None:
     if not path.is_file():
         logger.warning("%s is missing: subjects are divided 80/10/10 at random", path)
         return None
-    splits = _read_parquet(path, {"subject_id": pl.Int64, "split": pl.String})
+    splits = read_parquet(path, {"subject_id": pl.Int64, "split": pl.String})
     if not splits.height:
         raise ValueError(f"{path} has no rows")
     if (twice := splits["subject_id"].is_duplicated()).any():
@@ -356,7 +248,7 @@ def read_labels(folder: Path) -> tuple[TaskInfo, pl.DataFrame]:
     kinds = {"boolean_value": pl.Boolean, "categorical_value": pl.String}
     kinds |= {"integer_value": pl.Int64, "float_value": pl.Float32}
     rows = pl.concat(
-        _read_parquet(
+        read_parquet(
             path, {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), **kinds}, optional=tuple(LABEL_TYPES)
         )
         for path in paths
@@ -395,6 +287,7 @@ def _assemble(
     min_subjects: int,
     split_by_hash: bool,
     seed: int,
+    each: Each,
 ) -> DatasetInfo:
     """Vocabulary, records and tasks out of the shards' results."""
     dropped: Counter[str] = Counter()
@@ -414,26 +307,13 @@ def _assemble(
     predictions = [_locate(task, rows, subjects, dropped) for task, rows in tasks]
     asked = pl.concat([pl.DataFrame(schema={"subject_id": pl.Int64, "time": pl.Float64})])
     asked = pl.concat([asked, *(rows.select("subject_id", "time") for rows in predictions)]).unique()
+    tables = (vocabulary, subjects.select("subject_id", "split"), static_rows, at_start, asked)
     first = [pl.DataFrame(schema={"subject_id": pl.Int64, "first": pl.Float32})]
-    for _, folder in tqdm(done, desc="writing records", unit=" shards", leave=False, disable=None):
-        events = pl.read_parquet(folder / "events.parquet")
-        own = events.select("subject_id").unique()
-        beginning = at_start.join(own, on="subject_id", how="semi").with_columns(time=pl.lit(0.0))
-        events = pl.concat([events, beginning.select(events.columns)])
-        known = events.join(vocabulary, on="code")
-        dropped[f"events of codes that fewer than {min_subjects} training subjects have"] += (
-            events.height - known.height
-        )
-        known = known.with_columns(single_precision(known, asked, "subject_id"))
-        first.append(known.group_by("subject_id").agg(pl.col("time").min().alias("first")))
-        for split in SPLITS:
-            members = subjects.filter(pl.col("split") == split).select("subject_id")
-            chosen = known.join(members, on="subject_id", how="semi")
-            if chosen.height:
-                nested = nest_events(
-                    chosen.rename({"subject_id": "record_id"}), static_rows.rename({"subject_id": "record_id"})
-                )
-                writer.write_records(split, nested)
+    for written, begins, unknown in each(RecordWriter, tables, done, label="writing"):
+        dropped[f"events of codes that fewer than {min_subjects} training subjects have"] += unknown
+        first.append(begins)
+        for split, shard in written.items():
+            writer.add_shard(split, shard)
     begun = pl.concat(first)
     dropped["subjects without an event of a known code"] = subjects.height - begun.height
     for (task, _), rows in zip(tasks, predictions, strict=True):
@@ -543,7 +423,7 @@ def _locate(task: TaskInfo, rows: pl.DataFrame, subjects: pl.DataFrame, dropped:
     if not located.height:
         raise ValueError(f"no label of {task.name} is left: none is of a subject with a record")
     dropped[f"labels of {task.name} of subjects without a record"] = rows.height - located.height
-    return located.with_columns(time=_hours_since_origin("prediction_time"))
+    return located.with_columns(time=hours_since_origin("prediction_time"))
 
 
 def _write_task(writer: PreparedFolderWriter, task: TaskInfo, rows: pl.DataFrame, dropped: Counter[str]) -> None:
