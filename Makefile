@@ -7,8 +7,8 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO := runs/demo
 STRESS_SECONDS ?= 7200
 
-.PHONY: install demo test test-floor test-space common-tests stress audit lint lint-workflows format bench gpu-check evidence \
-	release docs wheel wheels sanitize aarch64 clean
+.PHONY: install demo test test-floor test-space common-tests stress audit lint lint-workflows format bench \
+	bench-pipeline gpu-check evidence release docs wheel wheels sanitize aarch64 clean
 
 install: $(VENV)/.installed
 
@@ -92,6 +92,10 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# From raw tables to predictions on copies of the MIMIC-IV demo, into docs/speed.md: RAW is the download.
+bench-pipeline: install
+	$(BIN)/python -m benchmarks.pipeline $(RAW) --write
 
 # On a machine with a GPU, with the Python that holds PyTorch for it: make gpu-check PYTHON=python3 [DATA=prepared folder]
 gpu-check:

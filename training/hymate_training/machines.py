@@ -49,7 +49,9 @@ def on_machines(
     ray = import_ray()
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    done = ray.data.range(len(items), override_num_blocks=len(items)).map_batches(
+    # items that are at hand need no processor to be read, and all of these are for the workers
+    numbers = ray.data.from_items([{"id": number} for number in range(len(items))], override_num_blocks=len(items))
+    done = numbers.map_batches(
         Worker,
         batch_size=1,
         fn_constructor_args=(make, arguments, items),

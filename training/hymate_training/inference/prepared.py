@@ -53,7 +53,9 @@ def predict_split(
             for part in folder.parts(split):
                 records = pl.DataFrame(pl.from_arrow(part))
                 if asked is not None:
-                    records = records.join(asked.select("record_id").unique(), on="record_id", how="semi", maintain_order="left")
+                    records = records.join(
+                        asked.select("record_id").unique(), on="record_id", how="semi", maintain_order="left"
+                    )
                 write_events(_events_of(records, folder.info.variables, None if times is not None else asked))
                 write_static(records.drop("time", "variable", "value"))
         try:
