@@ -36,7 +36,7 @@ HYMATE = [sys.executable, "-m", "hymate_training"]
 INTRODUCTION = """\
 `make bench-pipeline RAW=DEMO` writes this section: DEMO is the MIMIC-IV demo, written several times over, every copy
 with stays of its own. `hymate prepare mimic-iv` and `hymate predict` (a small model, fine-tuned for one epoch on the
-demo; the training stays, each at its end) are beside what a user might write instead: polars reads the same five tables
+demo; the training stays, each at its end) are beside what a user might write instead: polars reads the same tables
 of events and makes features per stay and item (count, mean, minimum, maximum, last), and 200 trees of XGBoost learn
 from them and predict. It reconciles no units, and an event counts from when it was charted, not from when it stood in
 the database. CPU seconds depend little on what else the machine does; seconds do. Memory is the largest resident set,
