@@ -63,6 +63,25 @@ def test_a_static_number_that_stands_for_unknown_is_pointed_out(tmp_path):
     assert said.startswith("age is 999 in 3 of 60 values")
 
 
+@pytest.mark.parametrize(
+    ("usual", "others", "said"),
+    [
+        (21.0, [-9999.0] * 4, ["HR is -9999 in 4 of 180 values, and 21 in at least half"]),
+        (21.0, [30.0, 40.0, 50.0, 60.0, 9999.0], ["HR is 9999 in 1 of 180 values, and 21 in at least half"]),
+        (0.0, [50.0, 200.0, 400.0, 800.0, 300.0], []),  # such as the volume of what is seldom drained
+        (0.0, [1.0, 1.0], []),
+        (15.0, [3.0] * 4, []),
+        (21.0, [], []),
+    ],
+)
+def test_a_variable_that_is_mostly_one_number(usual, others, said, tmp_path):
+    values = [[usual, usual, usual, None] for _ in range(COUNT)]
+    for row, other in zip(values, others, strict=False):
+        row[1] = other
+    found = remarks(make(tmp_path / "out", value=values))
+    assert [line.partition(" of them")[0] for line in found] == said
+
+
 def test_a_placeholder_date_and_late_times_are_pointed_out(tmp_path):
     times = [[0.0, 1.0, 2.0, 3.0]] * (COUNT - 1) + [[0.0, 100 * YEAR, 100 * YEAR, 100 * YEAR]]
     [said] = remarks(make(tmp_path / "out", time=times))

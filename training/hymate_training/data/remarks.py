@@ -56,6 +56,7 @@ def _far_values(folder: PreparedFolder, records: pl.DataFrame) -> Iterator[str]:
         if column.kind == "numeric"
     ]
     value = pl.col("value")
+    between = value.filter((value != value.median()) & (value > value.min()) & (value < value.max()))
     found = (
         pl.concat(columns)
         .drop_nulls()
@@ -64,23 +65,30 @@ def _far_values(folder: PreparedFolder, records: pl.DataFrame) -> Iterator[str]:
             number=pl.len(),
             lower=value.quantile(0.25),
             upper=value.quantile(0.75),
+            between=between.quantile(0.75) - between.quantile(0.25),
             low=value.min(),
             lows=(value == value.min()).sum(),
             high=value.max(),
             highs=(value == value.max()).sum(),
         )
-        .filter((pl.col("number") >= FEW) & (pl.col("upper") > pl.col("lower")))
+        .filter((pl.col("number") >= FEW) & (pl.col("low") < pl.col("high")))
         .sort("name")
         .collect()
     )
-    for name, number, lower, upper, low, lows, high, highs in found.iter_rows():
+    for name, number, lower, upper, between_them, low, lows, high, highs in found.iter_rows():
+        # where half of the values are one, how far the others are apart, or else how large it is
+        spread = upper - lower or between_them or max(1.0, abs(upper))
         for extreme, count, beyond in ((low, lows, lower - low), (high, highs, high - upper)):
-            distance = beyond / (upper - lower)
+            distance = beyond / spread
             if distance > FAR or (distance > FAR_AND_REPEATED and count >= REPEATED):
                 yield (
-                    f"{name} is {extreme:g} in {count:,} of {number:,} values, and between {lower:g} and {upper:g} in "
-                    "half of them. Does it stand for unknown, or is it a slip?"
+                    f"{name} is {extreme:g} in {count:,} of {number:,} values, and {_half(lower, upper)} of them. "
+                    "Does it stand for unknown, or is it a slip?"
                 )
+
+
+def _half(lower: float, upper: float) -> str:
+    return f"between {lower:g} and {upper:g} in half" if lower < upper else f"{lower:g} in at least half"
 
 
 def _odd_times(records: pl.DataFrame) -> Iterator[str]:

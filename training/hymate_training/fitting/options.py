@@ -3,7 +3,8 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -56,6 +57,7 @@ class LoopOptions:
     model: dict = option({}, "Fields of HyMaTEConfig.")  # noqa: RUF009 - makes a field with a factory
 
     def __post_init__(self) -> None:
+        _check_types(self)
         counts = ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "examples_per_record")
         for name in (*counts, "max_events", "save_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -79,3 +81,14 @@ class LoopOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+
+
+def _check_types(options: LoopOptions) -> None:
+    """Raise ValueError for the first field that holds another type; whole numbers are also numbers, True is none."""
+    for field in dataclasses.fields(options):
+        value, is_union = getattr(options, field.name), isinstance(field.type, UnionType)
+        kinds = tuple(get_origin(kind) or kind for kind in (get_args(field.type) if is_union else (field.type,)))
+        wanted = (*kinds, int) if float in kinds else kinds
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise ValueError(f"{field.name} must be {names}, got {value!r}")

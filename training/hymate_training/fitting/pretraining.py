@@ -62,8 +62,9 @@ class PretrainOptions(LoopOptions):
             raise ValueError(f"min_observed_hours must not be negative, got {self.min_observed_hours}")
         if self.forecast_hours is not None:
             self.forecast_horizons = [self.forecast_hours]
-        if not self.forecast_horizons or not all(0 < hours < math.inf for hours in self.forecast_horizons):
-            raise ValueError(f"forecast_horizons must be positive hours, got {self.forecast_horizons}")
+        horizons = self.forecast_horizons
+        if not horizons or not all(type(hours) in (int, float) and 0 < hours < math.inf for hours in horizons):
+            raise ValueError(f"forecast_horizons must be positive hours, got {horizons}")
         if not 1 <= self.source_temperature < math.inf:
             raise ValueError(f"source_temperature must be at least 1, got {self.source_temperature}")
         if self.cuts_per_record < 1:
