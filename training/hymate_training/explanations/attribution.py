@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from captum.attr import IntegratedGradients
 from torch import nn
 from tqdm.auto import tqdm
 
+from hymate_training.explanations.integrated_gradients import integrated_gradients
 from hymate_training.explanations.markup import table_html
 from hymate_training.explanations.occlusion import logits_without, shares_work
 from hymate_training.inference.checkpoints import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
-from modeling_hymate.embedding import HyMaTEEmbedding
 from modeling_hymate.inputs import canonical_order
 
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
@@ -34,7 +33,7 @@ RISK_MARGIN = 1e-6  # from 0 and 1, of risks whose log-odds are taken
 EVENTS_AT_ONCE = 1 << 17  # of a batch with its padding
 ALTERED_AT_ONCE = 1 << 19  # events of altered records that are held at a time
 OF_RECORDS = ("static_values", "prediction_times")  # of a batch's tensors, those that do not hold a number per event
-GRADIENTS_AT_ONCE = 128  # of them in a batch, which also holds no more than `EVENTS_AT_ONCE`
+GRADIENTS_AT_ONCE = 64  # records times points of the line in a batch, which holds at most `EVENTS_AT_ONCE`, too
 SHOWN_ROWS = 8  # of an explanation in a notebook
 
 
@@ -244,7 +243,7 @@ def explain(
     method: str = "attention",
     label: str | None = None,
     window_hours: float = 6.0,
-    steps: int = 32,
+    steps: int = 16,
     batch_size: int = BATCH_SIZE,
     asked: Mapping[str, float] | None = None,
     progress: bool = False,
@@ -261,7 +260,8 @@ def explain(
             - `"integrated_gradients"`: along the straight line on which every event's value turns into its variable's
               mean in the training data and its variable's embedding into the mean over all variables (the number and
               the times of a variable's values, where tokens hold statistics, stay as they are); a record's
-              attributions sum to the difference of the two ends' scores (Sundararajan et al., arXiv 1703.01365);
+              attributions sum to the difference of the two ends' scores (Sundararajan et al., arXiv 1703.01365), up to
+              an error that falls with the number of `steps`;
             - `"occlusion"`: the score minus that without some events. Events are removed by variable within a window
               of hours and share the effect equally; `variables` and `hours` are removed as a whole.
         label: name of the output to be explained; see `Explainer`.
@@ -344,43 +344,12 @@ def _attention(explainer: Explainer, events: Events, progress: str | None) -> np
 
 
 def _integrated_gradients(explainer: Explainer, events: Events, steps: int, progress: str | None) -> np.ndarray:
-    embedding = explainer.model.hymate.embedding
-    # values reach the score through the embedding, and where tokens hold statistics of them on a second way
-    channel_tokens = explainer.model.hymate.channel_tokens
-    has_statistics = channel_tokens is not None and channel_tokens.statistics is not None
-    names: tuple[str, ...] = ()
-
-    def score_of_inputs(embeds: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        with replaced(embedding, embeds):
-            return explainer.scores_of(**dict(zip(names, tensors, strict=True))).flatten()
-
     attributions = np.zeros(len(events.times))
-    # the steps of a few records fill a batch
-    size = min(GRADIENTS_AT_ONCE, explainer.batch_size)
-    at_once = max(1, size // steps)
+    at_once = max(1, min(GRADIENTS_AT_ONCE, explainer.batch_size) // steps)
     for rows, batch in explainer.batches(events, progress, at_once):
-        features, order = in_model_order(explainer.encode(batch))
-        with torch.no_grad():
-            embeds, baseline = _embeds_and_baseline(embedding, features)
-        names = ("values", *(name for name in features if name != "values"))
-        values, *others = (features[name] for name in names)
-        inputs: tuple[torch.Tensor, ...] = (embeds, values)
-        baselines: tuple[torch.Tensor, ...] = (baseline, torch.zeros_like(values))
-        if not has_statistics:
-            inputs, baselines, others = inputs[:1], baselines[:1], [values, *others]
-        with weights_fixed(explainer.model):
-            parts = IntegratedGradients(score_of_inputs).attribute(
-                inputs,
-                baselines=baselines,
-                additional_forward_args=tuple(others),
-                n_steps=steps,
-                internal_batch_size=max(len(rows), min(size, EVENTS_AT_ONCE // values.shape[1])),
-            )
-        found = sum(part.detach().float().reshape(*values.shape, -1).sum(-1) for part in parts)
-        found = torch.zeros_like(found).scatter(1, order, found)
-        mask = features["attention_mask"]
-        given_mask = torch.zeros_like(mask).scatter(1, order, mask)
-        attributions[event_positions(events, rows)] = found[given_mask].cpu().numpy()
+        features = explainer.encode(batch)
+        found = integrated_gradients(explainer.model, explainer.score, features, steps, EVENTS_AT_ONCE)
+        attributions[event_positions(events, rows)] = found[features["attention_mask"]].cpu().numpy()
     return attributions
 
 
@@ -394,17 +363,6 @@ def _occlusion(
         _removal_effects(explainer, events, scores, keys, progress) for keys in (cells, events.variable_ids, windows)
     )
     return by_cell / _group_sizes(events, cells), by_variable, by_window
-
-
-def _embeds_and_baseline(
-    embedding: HyMaTEEmbedding, features: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embedded events, and what the path to them starts from, each (batch, length, hidden_size)."""
-    values, times, ids, has_value = (features[name] for name in ("values", "times", "variable_ids", "value_mask"))
-    lengths = features["attention_mask"].sum(1)
-    at_mean = embedding(torch.zeros_like(values), times, ids, has_value, lengths)  # standardized: 0 is the mean
-    average = embedding.variable_embedding.weight.mean(0)
-    return embedding(values, times, ids, has_value, lengths), at_mean - embedding.variable_embedding(ids) + average
 
 
 def in_model_order(features: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -493,28 +451,6 @@ def _frames(
         variables=grouped(["variable"], "of_variable", variables is not None),
         hours=by_hour.select("record_id", "hour", "hours", "events", "attribution"),
     )
-
-
-@contextlib.contextmanager
-def replaced(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
-    """For the while, a module that gives this output, and computes nothing."""
-    module.forward = lambda *_: output
-    try:
-        yield
-    finally:
-        del module.forward
-
-
-@contextlib.contextmanager
-def weights_fixed(model: HyMaTEForSequenceClassification) -> Iterator[None]:
-    """For the while, weights that need no gradient, which then need not be found."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in trained:
-            weight.requires_grad_()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from hymate_training.explanations.static_columns import static_effects, static_s
 from hymate_training.files import write_json
 
 EXPLANATION_FILE = "explanation.json"
-PACKAGES = ("hymate", "torch", "captum")
+PACKAGES = ("hymate", "torch")
 
 
 def write_cohort_page(
