@@ -79,6 +79,8 @@ def shares_figure(
     else:
         figure = new_figure(WIDE, height)
         all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+        for axes in all_axes[1:]:
+            axes.yaxis.set_visible(False)  # that of the first, whose labels would be made in vain
     for axes, (method, by_group) in zip(all_axes, panels.items(), strict=True):
         dress(axes, capitalized(spoken(method)), x="mean share", grid="x")
         for at in row[1::2]:

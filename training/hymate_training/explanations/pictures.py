@@ -1,8 +1,10 @@
 """The pictures of a report's cohort page: each a figure with its text and its numbers as a table."""
 
 import base64
+import contextlib
+import gc
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,15 +49,17 @@ class Picture:
 
     def html(self) -> Markup:
         """The HTML that shows the figure, drawn for wide and for narrow screens, and holds its numbers."""
-        return self._shown(self._drawn(self.draw(narrow=False), "svg"))
+        with collection_paused():
+            return self._shown(self._drawn(self.draw(narrow=False), "svg"))
 
     def save(self, folder: Path) -> Markup:
         """Writes `{name}.png` and `{name}.svg` into `folder`; returns the HTML that shows the figure."""
-        figure = self.draw(narrow=False)
-        drawn = {kind: self._drawn(figure, kind) for kind in ("svg", "png")}
-        for kind, content in drawn.items():
-            (folder / f"{self.name}.{kind}").write_bytes(content)
-        return self._shown(drawn["svg"])
+        with collection_paused():
+            figure = self.draw(narrow=False)
+            drawn = {kind: self._drawn(figure, kind) for kind in ("svg", "png")}
+            for kind, content in drawn.items():
+                (folder / f"{self.name}.{kind}").write_bytes(content)
+            return self._shown(drawn["svg"])
 
     def _shown(self, wide: bytes) -> Markup:
         narrow = self._drawn(self.draw(narrow=True), "svg")
@@ -76,6 +80,19 @@ class Picture:
                 figure.set_layout_engine(None)
             figure.savefig(drawn, format=kind, dpi=150, metadata=metadata)
         return drawn.getvalue()
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """For the while, no search for unused objects: a figure makes very many, and each search goes through those of all
+    libraries that are loaded, too."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _address(svg: bytes) -> str:
