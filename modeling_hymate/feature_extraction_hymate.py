@@ -45,6 +45,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             of them by default.
         trained_hours (`tuple[float, float]`, *optional*): First and last hour at which the model was asked in
             training; None where it was asked at the end of each record alone, and what it says earlier means little.
+        units (`dict[str, str]`, *optional*): Units of variables and static columns, where they are known, as reports
+            name them. They say what values must be in; nothing is converted.
     """
 
     model_input_names = [  # noqa: RUF012 - transformers' own convention
@@ -64,6 +66,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         unknown_variables: Literal["error", "ignore"] = "error",
         max_events: int | None = None,
         trained_hours: Sequence[float] | None = None,
+        units: Mapping[str, str] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -77,6 +80,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         self.unknown_variables = unknown_variables
         self.max_events = max_events
         self.trained_hours = None if trained_hours is None else [float(hour) for hour in trained_hours]
+        self.units = dict(units or {})
         for name in ("value_ranges", "value_medians", "value_means", "value_deviations"):
             if len(getattr(self, name)) != len(self.variables):
                 raise ValueError(
@@ -94,6 +98,9 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             len(self.trained_hours) == 2 and 0 <= self.trained_hours[0] <= self.trained_hours[1] < math.inf
         ):
             raise ValueError(f"trained_hours must be a first and a last hour, got {trained_hours}")
+        named = {*self.variables, *(column["name"] for column in self.static_columns)}
+        if unnamed := [name for name in self.units if name not in named]:
+            raise ValueError(f"units must name variables or static columns, got {unnamed[0]!r}")
         _check_statistics("value_", self.value_ranges, self.value_medians, self.value_means, self.value_deviations)
         for column in self.static_columns:
             if "categories" not in column:

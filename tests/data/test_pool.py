@@ -11,6 +11,7 @@ from hymate_training.data.examples import ForecastDataset, SampledDataset, load_
 from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import StaticColumn
+from modeling_hymate import HyMaTEFeatureExtractor
 from tests.support.prepared import INFO, record_rows, write_folder
 
 CONCEPTS = {"concepts": {"vocabulary": "0123456789abcdef", "map": [], "unmapped": {}, "unmapped_static": []}}
@@ -148,3 +149,23 @@ def test_static_columns_keep_the_order_of_their_first_folder(tmp_path):
     pool = FolderPool([one, other])
     assert [column.name for column in pool.info.static_columns] == ["age", "sex"]
     np.testing.assert_array_equal(pool.events("train").static["age"], [np.nan, 61.0, np.nan, np.nan])
+
+
+def test_units_are_those_of_each_source(tmp_path):
+    units = {"heart_rate": "bpm", "glucose": "", "of another": "mg"}, {"heart_rate": "1/min", "lactate": "mmol/L"}
+    infos = (
+        replace(info, extra=CONCEPTS | {"units": found}) for info, found in zip((FIRST, SECOND), units, strict=True)
+    )
+    paths = [tmp_path / "first", tmp_path / "second"]
+    for path, info in zip(paths, infos, strict=True):
+        folder(
+            path,
+            info,
+            **({"value": [[1.5, 90.0], [2.5, 100.0]], "age": [50.0, 70.0]} if info.source == "second" else {}),
+        )
+    extractor = fit_feature_extractor(FolderPool(paths))
+    assert extractor.units == {"heart_rate": "bpm", "lactate": "mmol/L"}
+    extractor.save_pretrained(tmp_path / "saved")
+    assert HyMaTEFeatureExtractor.from_pretrained(tmp_path / "saved").units == extractor.units
+    with pytest.raises(ValueError, match="units must name variables or static columns, got 'pulse'"):
+        HyMaTEFeatureExtractor([], units={"pulse": "bpm"})

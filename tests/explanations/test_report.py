@@ -227,6 +227,10 @@ def test_events_of_a_file(checkpoint, synthetic_folder, tmp_path, monkeypatch):
     links = {link["href"] for link in listed.all("a") if link["href"].endswith(".html")} - {"../index.html"}
     headings = {re.search("<h1>(.*)</h1>", (output / "patients" / link).read_text())[1] for link in links}
     assert headings == {f"Record {html.escape(name)}" for name in names}
+    units = {info.extra["units"][name] for name in info.variables[:3]} - {""}
+    assert units, "of which the checkpoint knows no more than its training data"
+    page = (output / "patients" / next(iter(links))).read_text()
+    assert all(html.escape(unit) in page for unit in units)
 
 
 def test_mistakes_leave_everything_as_it_was(report, checkpoint, data, tmp_path, capsys):

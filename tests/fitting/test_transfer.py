@@ -49,7 +49,10 @@ def test_records_of_shared_variables_give_the_same_output(head):
     """The order of the variables, new ones and those that are gone change nothing of what both know."""
     known, fitted = extractor(KNOWN), extractor(OTHER, shift=3)
     old = checkpoint(head, known)
+    known.units, fitted.units = {"lactate": "mg/dL", KNOWN[0]: "a"}, {"lactate": "mmol/L", OTHER[-1]: "b"}
     merged = merge_extractors(known, fitted)
+    assert merged.units["lactate"] == "mg/dL"  # in which the weights know it
+    assert set(merged.units) <= set(merged.variables)
     new = head(transferred_config(old.config, merged)).eval()
     transfer = transfer_weights(new, old.state_dict(), known, merged)
     assert transfer.shared == ("creatinine", "heart_rate", "lactate", "sodium")

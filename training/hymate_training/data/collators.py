@@ -16,6 +16,8 @@ from modeling_hymate import Events, HyMaTEFeatureExtractor
 def fit_feature_extractor(folder: PreparedFolder | FolderPool) -> HyMaTEFeatureExtractor:
     """A feature extractor fitted on the training records of a prepared folder, or of several together."""
     info = folder.info
+    named = {*info.variables, *(column.name for column in info.static_columns)}
+    units = {name: unit for name, unit in info.extra.get("units", {}).items() if unit and name in named}
     return HyMaTEFeatureExtractor.fit(
         folder.events("train"),
         info.variables,
@@ -23,6 +25,7 @@ def fit_feature_extractor(folder: PreparedFolder | FolderPool) -> HyMaTEFeatureE
         categorical_columns={
             column.name: column.categories for column in info.static_columns if column.kind == "categorical"
         },
+        units=units,
     )
 
 

@@ -66,6 +66,7 @@ class FolderPool:
         columns: dict[str, StaticColumn] = {}
         for info in infos:
             columns |= {column.name: column for column in info.static_columns if column.name not in columns}
+        units = {name: unit for info in reversed(infos) for name, unit in info.extra.get("units", {}).items()}
         return DatasetInfo(
             source=_joined(info.source for info in infos),
             variables=tuple(dict.fromkeys(name for info in infos for name in info.variables)),
@@ -76,6 +77,7 @@ class FolderPool:
             license=_joined(info.license for info in infos),
             citation="\n\n".join(dict.fromkeys(info.citation for info in infos)),
             seed=None,
+            extra={"units": units} if units else {},
         )
 
     @cached_property

@@ -138,7 +138,7 @@ def cohort_of_task(
         truths=truths_of(asked, dataset.labels[chosen], explainer.label),
         # subgroups of a column are made over the whole split, so that they do not depend on what is drawn
         subgroups={name: column[chosen] for name, column in subgroup_columns(dataset).items()},
-        units=dict(info.extra.get("units", {})),
+        units=explainer.extractor.units | info.extra.get("units", {}),
         drivers=true_drivers(info, asked.name, explainer.label),
         account={
             "Data": info.source,
@@ -180,6 +180,7 @@ def cohort_of_records(
         title,
         dataset.prediction_times,
         subgroups=subgroup_columns(dataset),
+        units=explainer.extractor.units,
         account={"Data": title, "Asked": "each record at its last event"},
         sources=tuple(sources),
     )

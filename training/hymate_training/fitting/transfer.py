@@ -127,6 +127,8 @@ def merge_extractors(known: HyMaTEFeatureExtractor, fitted: HyMaTEFeatureExtract
         _known_column(column, columns.get(column["name"])) if column["name"] in columns else dict(column)
         for column in fitted.static_columns or known.static_columns
     ]
+    held = {*fitted.variables, *(column["name"] for column in static)}
+    units = {name: unit for name, unit in (fitted.units | known.units).items() if name in held}
     return HyMaTEFeatureExtractor(
         fitted.variables,
         **merged,
@@ -134,6 +136,7 @@ def merge_extractors(known: HyMaTEFeatureExtractor, fitted: HyMaTEFeatureExtract
         time_scale=known.time_scale,
         unknown_variables=fitted.unknown_variables,
         max_events=fitted.max_events,
+        units=units,
     )
 
 

@@ -165,6 +165,7 @@ PREPROCESSOR = _object(
         ),
         "time_scale": NUMBER,
         "trained_hours": _optional(INTERVAL),
+        "units": _map(LABEL, NAME, MAX_VARIABLES),
         "unknown_variables": {"enum": ["error", "ignore"]},
         "value_deviations": _list(NUMBER, MAX_VARIABLES),
         "value_means": _list(NUMBER, MAX_VARIABLES),
