@@ -243,7 +243,7 @@ def explain(
     method: str = "attention",
     label: str | None = None,
     window_hours: float = 6.0,
-    steps: int = 16,
+    steps: int = 24,
     batch_size: int = BATCH_SIZE,
     asked: Mapping[str, float] | None = None,
     progress: bool = False,

@@ -25,7 +25,7 @@ from modeling_hymate.running_quantities import QUANTITIES, running_quantities
 
 # Near the baseline embedded events are short, and the norm behind them makes much of a small step: within about this
 # share of the line the score changes as much as on the rest of it.
-BEND = 0.07
+BEND = 0.1
 SQUARED = [QUANTITIES.index(name) for name in ("variance", "change_variance")]
 
 
