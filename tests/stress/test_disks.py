@@ -104,11 +104,12 @@ def test_a_run_whose_disk_was_full_resumes_to_the_same_bits(left, disk, syntheti
     assert not killed_after(start_command([*arguments, "--output", whole], 1, log), 600, log=log)
     (run,) = start_command([*arguments, "--output", output], 1, log)
     while not (output / "state" / "current").exists():
+        assert run.exitcode is None, log.read_text()[-2000:]
         run.join(0.01)
     killed_after([run], 0)
     filling = fill(disk, left)
     (resumed,) = start_command([*arguments, "--output", output, "--resume"], 1, log)
-    resumed.join()
+    resumed.join(600)
     assert resumed.exitcode == 2, log.read_text()[-2000:]
     assert "No space left" in log.read_text()
     filling.unlink()
