@@ -80,6 +80,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         self.unknown_variables = unknown_variables
         self.max_events = max_events
         self.trained_hours = None if trained_hours is None else [float(hour) for hour in trained_hours]
+        if not isinstance(units, Mapping | None) or not all(isinstance(unit, str) for unit in (units or {}).values()):
+            raise ValueError(f"units must map names to text, got {units!r}")
         self.units = dict(units or {})
         for name in ("value_ranges", "value_medians", "value_means", "value_deviations"):
             if len(getattr(self, name)) != len(self.variables):

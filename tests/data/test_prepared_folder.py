@@ -217,7 +217,7 @@ def test_events_lie_in_files_and_not_in_memory(synthetic_folder, monkeypatch):
     whole = PreparedFolder(synthetic_folder).records("train")
     monkeypatch.setattr(prepared_folder, "BLOCK", 1000)  # so that a file is read in many parts
     folder = PreparedFolder(synthetic_folder)
-    assert len(list(folder._parts("train"))) > 10
+    assert len(list(folder.parts("train"))) > 10
     for variables in (folder.info.variables, folder.info.variables[::-1]):
         events = folder.events("train", variables)
         for array, column in ((events.times, "time"), (events.values, "value")):

@@ -124,7 +124,7 @@ DAMAGES = {
         r"does not fit its model: time_scale is 3.0, but in .*config.json",
     ),
     "no static columns": (
-        change_extractor(lambda content: content["static_columns"].clear()),
+        change_extractor(lambda content: content.update(static_columns=[], units={})),
         r"does not fit its model: the number of static features is 0, but in",
     ),
     "NaN mean": (

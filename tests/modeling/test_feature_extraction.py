@@ -511,3 +511,16 @@ def test_fit_looks_at_a_block_of_events_at_a_time(monkeypatch, at_once):
 def test_the_time_scale_holds_nearly_all_events(times, scale):
     records = {"time": times, "variable": ["lactate"] * len(times), "value": [1.0] * len(times)}
     assert HyMaTEFeatureExtractor.fit(records, VARIABLES).time_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        (["bpm"], "units must map names to text"),
+        ({"HR": 1}, "units must map names to text"),
+        ({"someone": "bpm"}, "units must name variables or static columns, got 'someone'"),
+    ],
+)
+def test_units_are_text_of_known_names(extractor, units, message):
+    with pytest.raises(ValueError, match=message):
+        HyMaTEFeatureExtractor(**extractor.to_dict() | {"units": units})
