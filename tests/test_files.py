@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hymate_training import files
 from hymate_training.files import (
@@ -149,3 +151,11 @@ def test_a_place_that_cannot_be_is_an_error(name, tmp_path):
     with pytest.raises(OSError, match=r"there|xxx"):
         check_place(tmp_path / name)
     assert names(tmp_path) == ["there"]
+
+
+def test_tensors_that_cannot_be_written_are_named(tmp_path):
+    """As a full disk does it: safetensors' own error is no OSError, and would be a traceback of every command."""
+    refused = pytest.raises(OSError, match=r"weights\.safetensors cannot be written: .*os error")
+    with refused, writing_file(tmp_path / "weights.safetensors") as incoming:
+        save_file({"a": torch.zeros(2)}, incoming / "nowhere")
+    assert not list(tmp_path.iterdir())

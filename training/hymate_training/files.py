@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2 (Linux), RENAME_SWAP of renamex_np (macOS)
 AT_FDCWD = -100
@@ -53,12 +54,22 @@ def writing_file(path: str | Path) -> Iterator[Path]:
     with _parents_made(path):
         incoming = _sibling(path)
         try:
-            yield incoming
+            with tensors_written(path):
+                yield incoming
             _flush(incoming)
             os.replace(incoming, path)
         finally:
             incoming.unlink(missing_ok=True)
         _flush(path.parent)
+
+
+@contextlib.contextmanager
+def tensors_written(path: str | Path) -> Iterator[None]:
+    """Turns what safetensors raises where a disk is full or read-only into OSError that names `path`."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def check_place(path: str | Path) -> None:

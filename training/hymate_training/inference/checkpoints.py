@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from hymate_training.files import tensors_written
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.hazards import check_horizons, risk_name
 
@@ -208,7 +209,7 @@ def at_horizons(checkpoint: Checkpoint, horizons: Sequence[float]) -> Checkpoint
 
 def save_checkpoint(model: PreTrainedModel, extractor: HyMaTEFeatureExtractor, folder: Path) -> None:
     """Writes a model and its feature extractor into a folder."""
-    with _quiet():
+    with _quiet(), tensors_written(folder):
         model.save_pretrained(folder)
     extractor.save_pretrained(folder)
 
