@@ -12,13 +12,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiments.evidence.studies import STUDIES, Study
+from experiments.evidence.studies import STUDIES
 from experiments.evidence.tables import write_page
-from experiments.evidence.units import Place, run_unit
-from hymate_training.readers import READERS
-
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+from experiments.evidence.units import RESULTS, open_place, run_unit
 
 
 def main() -> None:
@@ -57,19 +53,6 @@ def main() -> None:
         run_unit(name, percent, fold, place)
         if not args.quick:
             write_page(RESULTS)
-
-
-def open_place(study: Study, raw: Path, work: Path, quick: bool = False) -> Place:
-    """The study's data, prepared, and its folds; what is quick lies apart, so that nothing of it is taken for a
-    finished run."""
-    if quick:
-        work = work / "quick"
-    prepared = work / "data" / study.prepared
-    if not prepared.is_dir():
-        READERS[study.reader].prepare(raw, prepared)
-    lists, results = (work, work / "figures") if quick else (HERE / "folds", RESULTS / study.name)
-    folds = study.folds(prepared, lists / f"{study.name}.json")
-    return Place(study, prepared, folds, work, results, quick)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evidence.__main__ import HERE, open_place
 from experiments.evidence.studies import STUDIES
 from experiments.evidence.tables import PAGE
-from experiments.evidence.units import hymate, pretrain
+from experiments.evidence.units import HERE, hymate, open_place, pretrain
 from experiments.pages import write_block
 from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import TaskDataset, ask_at, load_task

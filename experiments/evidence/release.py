@@ -19,7 +19,7 @@ import polars as pl
 from experiments.evidence import baselines
 from experiments.evidence.studies import STUDIES, Study
 from experiments.evidence.tables import card_notes, read_results
-from experiments.evidence.units import hymate
+from experiments.evidence.units import RESULTS, hymate
 from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.evaluation import evaluate
@@ -32,7 +32,6 @@ from hymate_training.publishing.privacy import NOTES_FILE
 from hymate_training.publishing.push import plan_push, write_without_code
 from hymate_training.readers import READERS
 
-RESULTS = Path(__file__).with_name("results")
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 TREES = {"XGBoost on summary statistics": baselines.xgboost}
 

@@ -1,7 +1,7 @@
 """What is measured: a question about a data set, on which folds, and by which models."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Study:
     shown: tuple[str, ...] = (*FIGURES, "brier", "expected_calibration_error")
     few_labels: tuple[str, ...] = ()
     percentages: tuple[int, ...] = ()
-    draw: Callable[..., list[list[str]]] = field(default=assign_folds)
+    draw: Callable[..., list[list[str]]] = assign_folds
 
     @property
     def units(self) -> list[tuple[str, int]]:

@@ -33,8 +33,11 @@ from hymate_training.fitting.loop import LAST_FOLDER
 from hymate_training.fitting.state import STATE_FOLDER
 from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE, load_checkpoint
 from hymate_training.inference.prediction import predict_examples
+from hymate_training.readers import READERS
 from hymate_training.versions import installed_versions
 
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"  # a folder per study
 NUM_SAMPLES = 400
 PACKAGES = ("hymate", "torch", "transformers", "xgboost-cpu", "scikit-learn")
 
@@ -68,6 +71,19 @@ class Place:
         kind = f"{self.study.name}-fold{fold}-{percent}" + ("" if static else "-no-static")
         output = self.work / "data" / kind
         return prepare_fold(self.prepared, self.folds, fold, percent, static, output, self.study.splits)
+
+
+def open_place(study: Study, raw: Path, work: Path, quick: bool = False) -> Place:
+    """The study's data, prepared, and its folds; what is quick lies apart, so that nothing of it is taken for a
+    finished run."""
+    if quick:
+        work = work / "quick"
+    prepared = work / "data" / study.prepared
+    if not prepared.is_dir():
+        READERS[study.reader].prepare(raw, prepared)
+    lists, results = (work, work / "figures") if quick else (HERE / "folds", RESULTS / study.name)
+    folds = study.folds(prepared, lists / f"{study.name}.json")
+    return Place(study, prepared, folds, work, results, quick)
 
 
 def run_unit(name: str, percent: int, fold: int, place: Place) -> None:

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from experiments.evidence import baselines, units
-from experiments.evidence.__main__ import open_place
 from experiments.evidence.folds import NUM_FOLDS, assign_folds, prepare_fold
 from experiments.evidence.models import Model
 from experiments.evidence.studies import STUDIES
 from experiments.evidence.tables import coverage_of, decision_table, difference_tables, paired, write_page
-from experiments.evidence.units import Place, run_unit
+from experiments.evidence.units import Place, open_place, run_unit
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.examples import load_task
