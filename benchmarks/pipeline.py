@@ -101,13 +101,12 @@ def fine_tune(demo: Path, checkpoint: Path, scratch: Path) -> None:
     measure([*HYMATE, "finetune", "--data", scratch / "demo", "--task", TASK, *options])
 
 
-def growth(table: Sequence[Sequence[object]], name: str) -> tuple[float, float]:
-    """CPU microseconds that a further row takes, between the smallest and the largest size, and gigabytes at the
-    largest."""
+def growth(table: Sequence[Sequence[object]], name: str) -> float:
+    """CPU microseconds that a further row takes, between the smallest and the largest size."""
     rows = [row for row in table if row[0] == name]
     first, last = rows[0], rows[-1]
     more = int(str(last[2]).replace(",", "")) - int(str(first[2]).replace(",", ""))
-    return (float(str(last[4])) - float(str(first[4]))) / max(1, more) * 1e6, float(str(last[6]))
+    return (float(str(last[4])) - float(str(first[4]))) / max(1, more) * 1e6
 
 
 def main():
@@ -128,7 +127,7 @@ def main():
     text = "\n\n".join([INTRODUCTION, processor(), titled_table("Copies of the MIMIC-IV demo", columns, table)])
     if len(args.copies) > 1:
         costs = {name: growth(table, name) for name in ("hymate prepare", "hymate predict", "polars + XGBoost")}
-        rows = [[name, cost, cost * MIMIC_IV_ROWS / 1e6 / 60] for name, (cost, _) in costs.items()]
+        rows = [[name, cost, cost * MIMIC_IV_ROWS / 1e6 / 60] for name, cost in costs.items()]
         names = ("step", "CPU microseconds per further row", f"CPU minutes for {MIMIC_IV_ROWS // 10**6} million rows")
         text += "\n\n" + titled_table("Growth", names, rows)
     print(text)

@@ -26,13 +26,14 @@ from tqdm import tqdm
 
 import hymate_native
 from benchmarks.measure import processor, titled_table, write_section
+from experiments.evidence.studies import STUDIES
 from hymate_training.data.examples import TaskDataset, load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.summary_features import EARLY_HOURS, ONCE_FEATURES, summary_features
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 from modeling_hymate import HyMaTEFeatureExtractor, Stream, StreamState
 
-TASK = "in_hospital_mortality"
+TASK = STUDIES["mortality"].task
 CHECKPOINT = Path(__file__).parents[1] / "model_cards" / "hymate-physionet2012-mortality"
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SECTION = "Event by event"

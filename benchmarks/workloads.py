@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import hymate_native
 from benchmarks.measure import processor, titled_table, write_section
+from experiments.evidence.studies import STUDIES
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
 from hymate_training.data.examples import TaskDataset, load_task
@@ -36,7 +37,7 @@ from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 CHECKPOINT = Path(__file__).parents[1] / "model_cards" / "hymate-physionet2012-mortality"
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SECTION = "Whole workloads"
-TASK = "in_hospital_mortality"
+TASK = STUDIES["mortality"].task
 HOURLY_TASK, HOURLY_RECIPE = "sepsis_onset", "physionet2019"
 BATCH_SIZE = 64  # of predictions
 REPETITIONS = 5
