@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from .channel_tokens import ChannelIndex, columns_of
 from .inputs import SortedEvents, arrange_events
@@ -117,7 +117,7 @@ class StreamState:
 
     def save(self, path: str | Path):
         """Writes the state as safetensors."""
-        save_file(self.to_dict(), path)
+        Path(path).write_bytes(save(self.to_dict()))  # whose errors are those of files, also on a full disk
 
     @classmethod
     def load(cls, path: str | Path) -> "StreamState":
