@@ -165,12 +165,7 @@ def prepare(
         raise ValueError(f"--min-subjects must be at least 1, got {min_subjects}")
     if workers is None or workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    if engine not in ("local", "ray"):
-        raise ValueError(f"--engine must be local or ray, got {engine!r}")
-    if engine == "local" and address is not None:
-        raise ValueError("--address is for --engine ray")
-    if engine == "ray":
-        import_ray()  # or say that it is missing, before the work
+    _check_engine(engine, address)
     raw, output = Path(raw).absolute(), Path(output).absolute()
     writer = PreparedFolderWriter(output, overwrite=overwrite)  # refuses an output it may not replace, before the work
     if aces and predicates is None:
@@ -202,6 +197,15 @@ def prepare(
         raise
     shutil.rmtree(results)
     return info
+
+
+def _check_engine(engine: str, address: str | None) -> None:
+    if engine not in ("local", "ray"):
+        raise ValueError(f"--engine must be local or ray, got {engine!r}")
+    if engine == "local" and address is not None:
+        raise ValueError("--address is for --engine ray")
+    if engine == "ray":
+        import_ray()  # or say that it is missing, before the work
 
 
 # ---------------------------------------------------------------------------------------------------- splits, labels
