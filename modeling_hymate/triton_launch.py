@@ -10,7 +10,7 @@ from torch import Tensor
 from .triton_convolution import convolution_grad_kernel, convolution_kernel
 from .triton_scan import carry_grad_kernel, carry_kernel, scan_grad_kernel, scan_kernel, triton
 
-CHUNK = 16  # steps from one kept state to the next
+CHUNK = 8  # steps from one kept state to the next: a tile of the backward pass
 SHORTEST_SEGMENT = 256  # steps; what the cuts of time cost is small beside these
 WARPS_PER_MULTIPROCESSOR = 8  # fewer leave a multiprocessor waiting for its own memory
 CONVOLUTION_TILE = {"STEPS": 32, "LANES": 64}
@@ -19,12 +19,13 @@ MOST_PARTS = 2**16 - 1  # of a grid along its second and third axis
 
 
 class Tile(NamedTuple):
-    """How much of a row one program takes at a time: steps by channels; and its warps, among which its states are
-    divided."""
+    """How much of a row one program takes at a time: steps by channels; its warps, among which its states are
+    divided; and the tiles that it has on their way from memory or in its registers."""
 
     steps: int
     lanes: int
     warps: int
+    stages: int = 2
 
 
 def padded_states(state: int) -> int:
@@ -103,6 +104,10 @@ class _Scan:
         states = {"STATE": self.state, "STATES": padded_states(self.state)}
         return {**states, "LANES": tile.lanes, "num_warps": tile.warps}
 
+    def loop(self, tile: Tile) -> dict[str, Any]:
+        """The constants of kernels that walk through time."""
+        return {"SOFTPLUS": self.softplus, "STEPS": tile.steps, "STAGES": tile.stages, **self.constants(tile)}
+
     def carry(self, tile: Tile, own: Tensor, elapsed: Tensor, first: Tensor | None, *, reverse: bool):
         """States, or gradients of states, at the cuts, `(batch, segments, state, inner)`, and beyond the last."""
         carried, last = torch.empty_like(own), self.new(self.batch, self.state, self.inner)
@@ -131,7 +136,8 @@ def scan_forward(
             *(scan.u, scan.delta, scan.A, scan.B, scan.C, scan.D, scan.z, scan.bias, scan.lengths),
             *(entering, y, kept, leaving, elapsed, scan.length, scan.inner, segment),
             *_strides(scan.u, scan.delta, scan.B, scan.C, scan.z),
-            **{"SOFTPLUS": scan.softplus, "CHUNK": CHUNK, "STEPS": tile.steps, **scan.constants(tile)},
+            CHUNK=CHUNK,
+            **scan.loop(tile),
         )
 
     y = scan.new(*sizes, dtype=scan.u.dtype)
@@ -171,7 +177,6 @@ def scan_backward(
     sizes = scan.batch, scan.length, scan.inner
     tile = choose_tile(backward_tiles(scan.state), scan.batch, scan.inner, scan.u.device)
     segments, segment = choose_segments(tile, *sizes, scan.u.device)
-    constants = {"SOFTPLUS": scan.softplus, "STEPS": tile.steps, **scan.constants(tile)}
     blocks = triton.cdiv(scan.inner, tile.lanes)
     # rows that no program writes, those of padding, must be zero
     new = torch.empty if scan.lengths is None else torch.zeros
@@ -190,7 +195,7 @@ def scan_backward(
             carry_grad_kernel[scan.grid(tile, segments)](
                 *(scan.delta, scan.A, scan.C, scan.z, scan.bias, scan.lengths, grad_y, own, elapsed),
                 *(scan.length, scan.inner, segment, *_strides(scan.delta, scan.C, scan.z, grad_y)),
-                **constants,
+                **scan.loop(tile),
             )
             arriving, departing = scan.carry(tile, own, elapsed, arriving, reverse=True)
         scan_grad_kernel[scan.grid(tile, segments)](
@@ -198,8 +203,7 @@ def scan_backward(
             *(arriving, grad_u, grad_delta, grad_z, grad_A, part_B, part_C, grad_D, grad_bias),
             *(departing if segments == 1 else None, scan.length, scan.inner, segment),
             *_strides(scan.u, scan.delta, scan.B, scan.C, scan.z, grad_y, grad_z),
-            CHUNK=CHUNK,
-            **constants,
+            **scan.loop(tile),
         )
     return (
         grad_u,

@@ -54,15 +54,13 @@ def _at(tile, step, STEPS: tl.constexpr):
 
 @triton.jit
 def _advance(hidden, decay, entered, STEPS: tl.constexpr):
-    """The states before and after each step of a tile, and the last of them."""
+    """The states after each step of a tile, and the last of them."""
     index = tl.arange(0, STEPS)[:, None, None]
-    before = tl.zeros_like(decay)
     after = tl.zeros_like(decay)
     for step in tl.static_range(STEPS):
-        before = tl.where(index == step, hidden[None], before)
         hidden = _at(decay, step, STEPS) * hidden + _at(entered, step, STEPS)
         after = tl.where(index == step, hidden[None], after)
-    return before, after, hidden
+    return after, hidden
 
 
 @triton.jit
@@ -199,6 +197,7 @@ def scan_kernel(
     STATE: tl.constexpr,
     STATES: tl.constexpr,
     STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """Runs a segment from the state `entering` (zero if absent); writes, of these, what is there: the output `y`, the
@@ -215,7 +214,7 @@ def scan_kernel(
     if entering is not None:
         hidden = tl.load(entering + at * STATE * inner + offsets, mask=exists, other=0.0)
     total = tl.zeros((LANES,), tl.float32)
-    for time in tl.range(start, stop, STEPS, num_stages=2):
+    for time in tl.range(start, stop, STEPS, num_stages=STAGES):
         if kept is not None:  # noqa: SIM102 - this is decided when the kernel is compiled, the next in the loop
             if time % CHUNK == 0:
                 chunk = row * tl.cdiv(length, CHUNK) + time // CHUNK
@@ -226,7 +225,7 @@ def scan_kernel(
         shifted, size = _step_sizes(shifted, bias, channel, inner, mask, SOFTPLUS)
         decay = tl.exp2(size[:, None, :] * rate[None])
         entered = (size * x)[:, None, :] * _weights(B, time, B_time, stop, STATE, STATES, STEPS)
-        _before, after, hidden = _advance(hidden, decay, entered, STEPS)
+        after, hidden = _advance(hidden, decay, entered, STEPS)
         if elapsed is not None:
             total += tl.sum(size, 0)
         if y is not None:
@@ -273,6 +272,7 @@ def carry_grad_kernel(
     STATE: tl.constexpr,
     STATES: tl.constexpr,
     STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """What the outputs of a segment alone pass on, `departing`, as a gradient of the state that enters it."""
@@ -286,7 +286,7 @@ def carry_grad_kernel(
     carry = tl.zeros((STATES, LANES), tl.float32)
     total = tl.zeros((LANES,), tl.float32)
     tiles = tl.cdiv(stop - start, STEPS)
-    for back in tl.range(0, tiles, num_stages=2):
+    for back in tl.range(0, tiles, num_stages=STAGES):
         time = start + (tiles - 1 - back) * STEPS
         mask = (channel < inner)[None] & (time + steps < stop)
         shifted = _read(delta, time, delta_time, channel, mask, STEPS)
@@ -378,10 +378,10 @@ def scan_grad_kernel(
     grad_z_batch,
     grad_z_time,
     SOFTPLUS: tl.constexpr,
-    CHUNK: tl.constexpr,
     STATE: tl.constexpr,
     STATES: tl.constexpr,
     STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """Backward through a segment, from `arriving`, the gradient of its last state (zero if absent), to `departing`,
@@ -391,7 +391,6 @@ def scan_grad_kernel(
     start, end, stop = _span(lengths, row, part, segment, length)
     offsets, exists, rate = _rates(A, channel, inner, STATE, STATES)
     steps = tl.arange(0, STEPS)[:, None]
-    tiles = tl.arange(0, CHUNK // STEPS)[:, None, None]
     inside = (channel < inner)[None]
     blocks = tl.cdiv(inner, LANES)
     u += row * u_batch
@@ -410,72 +409,55 @@ def scan_grad_kernel(
     carry = tl.zeros((STATES, LANES), tl.float32)
     if arriving is not None:
         carry = tl.load(arriving + at * STATE * inner + offsets, mask=exists, other=0.0)
-    chunks = tl.cdiv(stop - start, CHUNK)
-    for back in range(chunks):
-        first = start + (chunks - 1 - back) * CHUNK
-        chunk = row * tl.cdiv(length, CHUNK) + first // CHUNK
+    tiles = tl.cdiv(stop - start, STEPS)
+    for back in tl.range(0, tiles, num_stages=STAGES):
+        time = start + (tiles - 1 - back) * STEPS
+        mask = inside & (time + steps < stop)
+        writable = inside & (time + steps < end)
+        x = _read(u, time, u_time, channel, mask, STEPS)
+        shifted = _read(delta, time, delta_time, channel, mask, STEPS)
+        shifted, size = _step_sizes(shifted, bias, channel, inner, mask, SOFTPLUS)
+        B_tile = _weights(B, time, B_time, stop, STATE, STATES, STEPS)
+        C_tile = _weights(C, time, C_time, stop, STATE, STATES, STEPS)
+        grad = _read(grad_y, time, grad_time, channel, mask, STEPS)
+        decay = tl.exp2(size[:, None, :] * rate[None])
+        entered = (size * x)[:, None, :] * B_tile
+        chunk = row * tl.cdiv(length, STEPS) + time // STEPS
         hidden = tl.load(kept + chunk * STATE * inner + offsets, mask=exists, other=0.0)
-        # forward through the chunk: the states at the start of each tile
-        starts = tl.zeros((CHUNK // STEPS, STATES, LANES), tl.float32) + hidden[None]
-        for tile in range(CHUNK // STEPS - 1):
-            time = first + tile * STEPS
-            mask = inside & (time + steps < stop)
-            x = _read(u, time, u_time, channel, mask, STEPS)
-            shifted = _read(delta, time, delta_time, channel, mask, STEPS)
-            shifted, size = _step_sizes(shifted, bias, channel, inner, mask, SOFTPLUS)
-            decay = tl.exp2(size[:, None, :] * rate[None])
-            entered = (size * x)[:, None, :] * _weights(B, time, B_time, stop, STATE, STATES, STEPS)
-            _before, _after, hidden = _advance(hidden, decay, entered, STEPS)
-            starts = tl.where(tiles > tile, hidden[None], starts)
-        # and back
-        for tile_back in range(CHUNK // STEPS):
-            tile = CHUNK // STEPS - 1 - tile_back
-            time = first + tile * STEPS
-            mask = inside & (time + steps < stop)
-            writable = inside & (time + steps < end)
-            x = _read(u, time, u_time, channel, mask, STEPS)
-            shifted = _read(delta, time, delta_time, channel, mask, STEPS)
-            shifted, size = _step_sizes(shifted, bias, channel, inner, mask, SOFTPLUS)
-            B_tile = _weights(B, time, B_time, stop, STATE, STATES, STEPS)
-            C_tile = _weights(C, time, C_time, stop, STATE, STATES, STEPS)
-            grad = _read(grad_y, time, grad_time, channel, mask, STEPS)
-            decay = tl.exp2(size[:, None, :] * rate[None])
-            entered = (size * x)[:, None, :] * B_tile
-            hidden = tl.sum(tl.where(tiles == tile, starts, 0.0), 0)
-            before, after, hidden = _advance(hidden, decay, entered, STEPS)
-            if z is not None:
-                gate = _read(z, time, z_time, channel, mask, STEPS)
-                opened = sigmoid(gate)
-                out = tl.sum(after * C_tile, 1)
-                if D is not None:
-                    out += tl.load(D + channel, mask=channel < inner, other=0.0)[None] * x
-                grad_gate = grad * out * opened * (1 + gate * (1 - opened))
-                _write(grad_z, time, grad_z_time, channel, grad_gate, writable, STEPS)
-                grad *= gate * opened
-            grads, carry = _retreat(carry, decay, grad[:, None, :] * C_tile, STEPS)
-            grad_entered = tl.sum(grads * B_tile, 1)  # of size * x
-            grad_power = grads * decay * before  # of size * A
-            grad_size = grad_entered * x + tl.sum(grad_power * rate[None], 1) * LN_2
-            grad_rate += tl.sum(grad_power * size[:, None, :], 0)
-            grad_x = grad_entered * size
+        after, _hidden = _advance(hidden, decay, entered, STEPS)
+        if z is not None:
+            gate = _read(z, time, z_time, channel, mask, STEPS)
+            opened = sigmoid(gate)
+            out = tl.sum(after * C_tile, 1)
             if D is not None:
-                grad_x += grad * tl.load(D + channel, mask=channel < inner, other=0.0)[None]
-                grad_skip += tl.sum(grad * x, 0)
-            if SOFTPLUS:
-                grad_size *= sigmoid(shifted)
-            grad_size = tl.where(mask, grad_size, 0.0)
-            grad_shift += tl.sum(grad_size, 0)
-            _write(grad_u, time, inner, channel, tl.where(mask, grad_x, 0.0), writable, STEPS)
-            _write(grad_delta, time, inner, channel, grad_size, writable, STEPS)
-            # partial sums of this block of channels, among (row, step, block, state)
-            pair = tl.arange(0, STEPS * STATES)
-            cell = (
-                (row * length + time + pair // STATES) * blocks + tl.program_id(0) % blocks
-            ) * STATE + pair % STATES
-            pair_mask = (pair % STATES < STATE) & (time + pair // STATES < end)
-            tl.store(grad_B + cell, _over_lanes(grads * (size * x)[:, None, :], STEPS, STATES, LANES), mask=pair_mask)
-            tl.store(grad_C + cell, _over_lanes(after * grad[:, None, :], STEPS, STATES, LANES), mask=pair_mask)
-    done = start + chunks * CHUNK
+                out += tl.load(D + channel, mask=channel < inner, other=0.0)[None] * x
+            grad_gate = grad * out * opened * (1 + gate * (1 - opened))
+            _write(grad_z, time, grad_z_time, channel, grad_gate, writable, STEPS)
+            grad *= gate * opened
+        grads, carry = _retreat(carry, decay, grad[:, None, :] * C_tile, STEPS)
+        grad_entered = tl.sum(grads * B_tile, 1)  # of size * x
+        grad_power = grads * (after - entered)  # of size * A: the state before a step, decayed, is what B did not add
+        grad_size = grad_entered * x + tl.sum(grad_power * rate[None], 1) * LN_2
+        grad_rate += tl.sum(grad_power * size[:, None, :], 0)
+        grad_x = grad_entered * size
+        if D is not None:
+            grad_x += grad * tl.load(D + channel, mask=channel < inner, other=0.0)[None]
+            grad_skip += tl.sum(grad * x, 0)
+        if SOFTPLUS:
+            grad_size *= sigmoid(shifted)
+        grad_size = tl.where(mask, grad_size, 0.0)
+        grad_shift += tl.sum(grad_size, 0)
+        _write(grad_u, time, inner, channel, tl.where(mask, grad_x, 0.0), writable, STEPS)
+        _write(grad_delta, time, inner, channel, grad_size, writable, STEPS)
+        # partial sums of this block of channels, among (row, step, block, state)
+        pair = tl.arange(0, STEPS * STATES)
+        cell = (
+            (row * length + time + pair // STATES) * blocks + tl.program_id(0) % blocks
+        ) * STATE + pair % STATES
+        pair_mask = (pair % STATES < STATE) & (time + pair // STATES < end)
+        tl.store(grad_B + cell, _over_lanes(grads * (size * x)[:, None, :], STEPS, STATES, LANES), mask=pair_mask)
+        tl.store(grad_C + cell, _over_lanes(after * grad[:, None, :], STEPS, STATES, LANES), mask=pair_mask)
+    done = start + tiles * STEPS
     _clear(grad_u, done, end, inner, inner, channel, STEPS, LANES)
     _clear(grad_delta, done, end, inner, inner, channel, STEPS, LANES)
     if z is not None:

@@ -28,7 +28,7 @@ def compile_kernel(name: str, dtype: torch.dtype, state: int) -> Iterator:
     for tile in _tiles(name, state):
         constants = {"SOFTPLUS": True, "SILU": True, "REVERSE": True, "KERNEL": 4, "CHUNK": triton_launch.CHUNK}
         constants |= {"STATE": state, "STATES": triton_launch.padded_states(state)}
-        constants |= {"STEPS": tile.steps, "LANES": tile.lanes}
+        constants |= {"STEPS": tile.steps, "LANES": tile.lanes, "STAGES": tile.stages}
         signature = {argument: _type(argument, dtype) for argument in kernel.arg_names}
         places = {argument: (place,) for place, argument in enumerate(kernel.arg_names)}
         source = ASTSource(
