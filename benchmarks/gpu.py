@@ -7,13 +7,17 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer, MambaModel
+from transformers.utils import ModelOutput
 
 from benchmarks.kernels import scan_inputs
+from hymate_training.data.device import on_device
+from hymate_training.fitting.graphs import GraphedPasses
 from modeling_hymate import HyMaTEConfig, HyMaTEForSequenceClassification, selective_scan
 from modeling_hymate.mamba import HyMaTEMixer
 
@@ -29,29 +33,19 @@ SCAN_SHAPES = {
     "many states": (16, 880, 128, 64),
 }
 TUNED_SHAPES = ("large", "hospital")
-# steps, lanes, warps
-FORWARD_TILES = (
-    (4, 32, 1),
-    (2, 32, 1),
-    (8, 32, 1),
-    (4, 16, 1),
-    (8, 16, 1),
-    (8, 8, 1),
-    (4, 32, 2),
-    (8, 32, 2),
-    (8, 32, 4),
-)
-BACKWARD_TILES = (
-    (8, 32, 4),
-    (8, 32, 2),
-    (8, 16, 2),
-    (8, 16, 4),
-    (8, 8, 1),
-    (4, 16, 1),
-    (4, 32, 4),
-    (16, 32, 8),
-    (8, 64, 8),
-)
+# steps, lanes, warps, stages
+CANDIDATES = {
+    "forward_tiles": (
+        *((8, 16, 1, 2), (8, 16, 1, 3), (8, 16, 1, 4), (8, 8, 1, 3), (8, 8, 1, 4)),
+        *((4, 16, 1, 4), (4, 32, 1, 3), (8, 32, 1, 3)),
+    ),
+    "backward_tile": (
+        *((8, 8, 1, 1), (8, 8, 1, 2), (8, 8, 1, 3), (8, 8, 1, 4), (8, 8, 2, 2), (8, 16, 1, 2)),
+        *((8, 16, 2, 3), (8, 32, 2, 2), (8, 32, 4, 3)),
+    ),
+}
+# warps a multiprocessor is given, shortest segment
+CUTS = ((8, 256), (16, 256), (16, 128), (16, 64), (32, 128), (32, 64))
 # hidden size, length, batch, in the order of how much is learned from each
 MODEL_SHAPES = (
     *((64, 880, 32), (64, 880, 512), (256, 2048, 32), (1024, 4096, 8), (32, 512, 8), (64, 65536, 8), (64, 4096, 128)),
@@ -178,20 +172,17 @@ def scans(device: torch.device, tiny: bool, bandwidth: float) -> Iterator[Row]:
                 }
 
 
-CANDIDATES = {"forward_tiles": FORWARD_TILES, "backward_tiles": BACKWARD_TILES}
-
-
 @contextlib.contextmanager
-def tile(choice: str, option: tuple[int, int, int]) -> Iterator[None]:
+def tile(choice: str, option: tuple[int, ...]) -> Iterator[None]:
     """Runs what is inside with one tile in place of the one that would be chosen."""
     from modeling_hymate import triton_launch  # noqa: PLC0415 - needs Triton
 
-    chosen, pair = getattr(triton_launch, choice), (triton_launch.Tile(*option),) * 2
-    setattr(triton_launch, choice, lambda _: pair)
+    before, chosen = getattr(triton_launch, choice), triton_launch.Tile(*option)
+    setattr(triton_launch, choice, lambda _: (chosen, chosen) if choice == "forward_tiles" else chosen)
     try:
         yield
     finally:
-        setattr(triton_launch, choice, chosen)
+        setattr(triton_launch, choice, before)
 
 
 def compile_kernels(device: torch.device, part: int, parts: int) -> None:
@@ -230,7 +221,29 @@ def tiles(device: torch.device, tiny: bool) -> Iterator[Row]:
                         spent = seconds(call, device, budget=0.1)
                     measured = "forward" if call is forward else "forward and backward"
                     place = {"shape": shape_name, "dtype": dtype_name, "pass": measured}
-                    yield {**place, "steps, lanes, warps": str(option), "ms": 1e3 * spent}
+                    yield {**place, "steps, lanes, warps, stages": str(option), "ms": 1e3 * spent}
+
+
+def cuts(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Into how many segments to cut time, for shapes with few channels: the tiles as they are chosen."""
+    from modeling_hymate import triton_launch  # noqa: PLC0415 - needs Triton
+
+    dtype = torch.float32
+    for shape_name, shape in (TINY["scan"] if tiny else SCAN_SHAPES).items():
+        inputs = inputs_on(shape, dtype, device)
+
+        def forward(inputs=inputs):
+            with torch.no_grad():
+                selective_scan(**inputs, backend="triton")
+
+        training = both_passes(lambda **leaves: selective_scan(**leaves, backend="triton"), inputs)
+        before = triton_launch.WARPS_PER_MULTIPROCESSOR, triton_launch.SHORTEST_SEGMENT
+        for warps, shortest in CUTS[: 1 if tiny else None]:
+            triton_launch.WARPS_PER_MULTIPROCESSOR, triton_launch.SHORTEST_SEGMENT = warps, shortest
+            spent = [seconds(call, device, budget=0.1) for call in (forward, training)]
+            place = {"shape": shape_name, "warps": warps, "shortest": shortest}
+            yield place | {"forward_ms": 1e3 * spent[0], "both_ms": 1e3 * spent[1]}
+        triton_launch.WARPS_PER_MULTIPROCESSOR, triton_launch.SHORTEST_SEGMENT = before
 
 
 def mixers(device: torch.device, tiny: bool) -> Iterator[Row]:
@@ -272,25 +285,17 @@ class TransformersCase(torch.nn.Module):
         self.model = MambaModel(config)
         self.hidden = hidden
 
-    def forward(self, values: Tensor, **others: Tensor) -> Tensor:
+    def forward(self, values: Tensor, **others: Tensor) -> ModelOutput:
         states = self.model(inputs_embeds=values.unsqueeze(-1).expand(-1, -1, self.hidden), use_cache=False)
-        return states.last_hidden_state[:, -1].float().square().mean()
+        return ModelOutput(loss=states.last_hidden_state[:, -1].float().square().mean())
 
 
-class HyMaTECase(torch.nn.Module):
+def classifier(hidden: int) -> HyMaTEForSequenceClassification:
     """A classifier of the defaults."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.model = HyMaTEForSequenceClassification(
-            HyMaTEConfig(num_variables=NUM_VARIABLES, hidden_size=hidden, num_labels=2)
-        )
-
-    def forward(self, **batch: Tensor) -> Tensor:
-        return self.model(**batch).loss
+    return HyMaTEForSequenceClassification(HyMaTEConfig(num_variables=NUM_VARIABLES, hidden_size=hidden, num_labels=2))
 
 
-def random_events(batch: int, length: int, device: torch.device) -> dict[str, Tensor]:
+def random_events(batch: int, length: int, device: torch.device) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     events = {
         "values": torch.randn(batch, length, generator=generator),
@@ -298,35 +303,40 @@ def random_events(batch: int, length: int, device: torch.device) -> dict[str, Te
         "variable_ids": torch.randint(NUM_VARIABLES, (batch, length), generator=generator),
         "labels": torch.randint(2, (batch,), generator=generator),
     }
-    return {name: tensor.to(device) for name, tensor in events.items()}
+    return on_device(events, device) | {"max_channels": NUM_VARIABLES}
 
 
 def models(device: torch.device, tiny: bool) -> Iterator[Row]:
     """Training steps of whole models under bfloat16 autocast, optimizer included."""
     shapes = TINY["models"] if tiny else MODEL_SHAPES
-    cases = [(HyMaTECase, shape) for shape in shapes]
-    cases.insert(1, (TransformersCase, shapes[0]))
-    for build, (hidden, length, batch) in cases:
-        place = {"model": build.__name__.removesuffix("Case"), "hidden": hidden, "length": length, "batch": batch}
+    cases = [("HyMaTE", shape) for shape in shapes]
+    cases[1:1] = (
+        [("transformers", shapes[0])] if tiny else [("transformers", shapes[0]), ("HyMaTE, CUDA graph", shapes[0])]
+    )
+    for name, (hidden, length, batch) in cases:
+        place = {"model": name, "hidden": hidden, "length": length, "batch": batch}
         try:
-            yield place | _training_speed(build(hidden).to(device), batch, length, device)
+            model = (TransformersCase if name == "transformers" else classifier)(hidden).to(device)
+            yield place | _training_speed(model, batch, length, device, graphed="graph" in name)
         except torch.OutOfMemoryError:
             yield place | {"note": "out of memory"}
         if device.type != "cpu":
             torch.cuda.empty_cache()
 
 
-def _training_speed(model: torch.nn.Module, batch: int, length: int, device: torch.device) -> Row:
+def _training_speed(
+    model: torch.nn.Module, batch: int, length: int, device: torch.device, graphed: bool = False
+) -> Row:
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters())
-    events = random_events(batch, length, device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=device.type != "cpu")
+    run = training_pass(model, device, torch.bfloat16)
+    events = random_events(batch, length, torch.device("cpu") if graphed else device)
+    run = GraphedPasses(run, device) if graphed else run
 
     def step():
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = model(**events)
-        loss.backward()
+        run(events, 1.0)
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=not graphed)
 
     spent = seconds(step, device, budget=1.0)
     return {
@@ -340,32 +350,46 @@ def losses(device: torch.device, tiny: bool) -> Iterator[Row]:
     """Loss curves from equal starts: on the CPU in float32, and here in float32 and bfloat16."""
     hidden, steps, batch, length = TINY["losses"] if tiny else (32, 40, 16, 200)
     torch.backends.cudnn.allow_tf32 = False
-    curves = {}
+    curves: dict[str, list[float]] = {}
     for name, where, dtype in (
         ("CPU float32", torch.device("cpu"), torch.float32),
         ("float32", device, torch.float32),
+        ("float32, CUDA graph", device, torch.float32),
         ("bfloat16", device, torch.bfloat16),
     ):
+        if "graph" in name and device.type == "cpu":
+            continue
         torch.manual_seed(0)
         config = HyMaTEConfig(
             num_variables=NUM_VARIABLES, num_labels=2, hidden_size=hidden, hidden_dropout=0.0, attention_dropout=0.0
         )
         model = HyMaTEForSequenceClassification(config).to(where)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        events = random_events(batch, length, where)
+        run = training_pass(model, where, dtype)
+        events = random_events(batch, length, torch.device("cpu") if "graph" in name else where)
+        run = GraphedPasses(run, where) if "graph" in name else run
         curve = []
         with backend("triton" if name != "CPU float32" else "chunked"):
             for _ in range(steps):
-                with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
-                    loss = model(**events).loss
-                loss.backward()
+                curve.append(float(run(events, 1.0)))
                 optimizer.step()
-                optimizer.zero_grad()
-                curve.append(float(loss.detach()))
+                optimizer.zero_grad(set_to_none=False)
         curves[name] = curve
         furthest = max(abs(a - b) for a, b in zip(curve, curves["CPU float32"], strict=True))
-        allowed = {"CPU float32": 0.0, "float32": 1e-3, "bfloat16": 5e-2}[name]
+        allowed = {"CPU float32": 0.0, "bfloat16": 5e-2}.get(name, 1e-3)
         yield {
             **{"run": name, "first_loss": curve[0], "last_loss": curve[-1]},
             **{"largest_difference": furthest, "allowed": allowed, "passed": furthest <= allowed},
         }
+
+
+def training_pass(model: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Forward and backward in the data type, as `GraphedPasses` wants them."""
+
+    def run(arguments, weight):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = model(**arguments).loss * weight
+        loss.backward()
+        return loss.detach()
+
+    return run

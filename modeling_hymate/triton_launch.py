@@ -33,19 +33,15 @@ def padded_states(state: int) -> int:
 
 
 def forward_tiles(state: int) -> tuple[Tile, Tile]:
-    """A wide tile, a channel per lane, that does the least work; and one that gives few channels to more programs."""
-    states = padded_states(state)
-    warps = min(MOST_WARPS, max(1, states // 16))
-    per_thread = max(1, states // warps)
-    return Tile(max(2, min(8, 64 // per_thread)), 32, warps), Tile(8, 8, warps)
+    """A wide tile, which does less work twice; and one that gives few channels to more programs. Measured on an H200
+    (docs/speed.md), as `backward_tile`."""
+    warps = min(MOST_WARPS, max(1, padded_states(state) // 16))
+    return Tile(8, 16, warps, 3), Tile(8, 8, warps, 3)
 
 
-def backward_tiles(state: int) -> tuple[Tile, Tile]:
-    """The same for the backward pass, whose registers hold four states of eight steps; a wide tile also leaves fewer
-    partial sums of the gradients of B and C."""
-    states = padded_states(state)
-    narrow = Tile(8, 8, min(MOST_WARPS, max(1, states // 16)))
-    return (Tile(8, 32, max(1, states // 4)) if states <= 32 else narrow), narrow
+def backward_tile(state: int) -> Tile:
+    """Its steps are those between kept states; a wider one would spill registers."""
+    return Tile(CHUNK, 8, min(MOST_WARPS, max(1, padded_states(state) // 16)), 3)
 
 
 @functools.cache
@@ -175,7 +171,7 @@ def scan_backward(
     scan = _Scan(*inputs)
     grad_y = _dense_rows(grad_y)
     sizes = scan.batch, scan.length, scan.inner
-    tile = choose_tile(backward_tiles(scan.state), scan.batch, scan.inner, scan.u.device)
+    tile = backward_tile(scan.state)
     segments, segment = choose_segments(tile, *sizes, scan.u.device)
     blocks = triton.cdiv(scan.inner, tile.lanes)
     # rows that no program writes, those of padding, must be zero

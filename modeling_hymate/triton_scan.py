@@ -451,9 +451,7 @@ def scan_grad_kernel(
         _write(grad_delta, time, inner, channel, grad_size, writable, STEPS)
         # partial sums of this block of channels, among (row, step, block, state)
         pair = tl.arange(0, STEPS * STATES)
-        cell = (
-            (row * length + time + pair // STATES) * blocks + tl.program_id(0) % blocks
-        ) * STATE + pair % STATES
+        cell = ((row * length + time + pair // STATES) * blocks + tl.program_id(0) % blocks) * STATE + pair % STATES
         pair_mask = (pair % STATES < STATE) & (time + pair // STATES < end)
         tl.store(grad_B + cell, _over_lanes(grads * (size * x)[:, None, :], STEPS, STATES, LANES), mask=pair_mask)
         tl.store(grad_C + cell, _over_lanes(after * grad[:, None, :], STEPS, STATES, LANES), mask=pair_mask)

@@ -52,8 +52,9 @@ def _tiles(name: str, state: int):
     if name.startswith("convolution"):
         tile = triton_launch.CONVOLUTION_TILE
         return [triton_launch.Tile(tile["STEPS"], tile["LANES"], 4)]
-    forward = name == "scan_kernel"
-    return triton_launch.forward_tiles(state) if forward else triton_launch.backward_tiles(state)
+    if name == "scan_kernel":
+        return triton_launch.forward_tiles(state)
+    return [triton_launch.backward_tile(state)]
 
 
 def _type(argument: str, dtype: torch.dtype) -> str:

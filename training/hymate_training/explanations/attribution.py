@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from hymate_training.data.device import on_device
 from hymate_training.explanations.integrated_gradients import integrated_gradients
 from hymate_training.explanations.markup import table_html
 from hymate_training.explanations.occlusion import logits_without, shares_work
@@ -173,11 +174,7 @@ class Explainer:
         if hours is None and self.asked is not None:
             hours = np.array([self.asked[record_id] for record_id in events.record_ids])
         times = None if hours is None else hours[:, None]
-        return self.on_device(self.extractor.encode(events, prediction_times=times))
-
-    def on_device(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors on the model's device."""
-        return {name: tensor.to(self.model.device) for name, tensor in features.items()}
+        return on_device(self.extractor.encode(events, prediction_times=times), self.model.device)
 
     def batches(self, events: Events, progress: str | None = None, batch_size: int | None = None) -> Iterator:
         """Goes through the records, those of equal length together: yields their positions and the batch."""
@@ -229,7 +226,7 @@ class Explainer:
         """Score of one record from its events until each of the hours, `(hours,)`, all in one pass."""
         if self.model.config.attention_axis == "channel":
             features = self.extractor.encode(record, prediction_times=hours)
-            return self.scores_of(**self.on_device(features))[0].cpu().numpy()
+            return self.scores_of(**on_device(features, self.model.device))[0].cpu().numpy()
         until = record.take(np.zeros(len(hours), dtype=int))
         return self.scores(until.select(until.times <= np.repeat(hours, until.lengths)))
 

@@ -69,6 +69,7 @@ class EpochLoader:
             self.dataset,
             batch_sampler=remaining,  # type: ignore[arg-type]  # arrays of indices, which the data set takes
             collate_fn=self.collator,
+            num_workers=self.options.dataloader_num_workers,
             generator=torch.Generator(),  # it draws a number, which must not come from the one behind dropout
         )
         for position, batch in enumerate(loader, start=1):

@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
 from hymate_training.data.collators import prediction_mask
+from hymate_training.data.device import on_device
 from hymate_training.data.examples import ExampleDataset
 from hymate_training.files import writing_file
 from hymate_training.fitting.batches import EpochLoader
+from hymate_training.fitting.graphs import GraphedPasses
 from hymate_training.fitting.options import LoopOptions
 from hymate_training.fitting.sharding import (
     assemble,
@@ -55,12 +57,16 @@ def start(options: LoopOptions, output: Path) -> Accelerator:
     if options.report_to and find_spec(options.report_to) is None:
         raise ValueError(f"report_to={options.report_to!r}: pip install {options.report_to}")
     check_launcher(options.mixed_precision)
+    if options.cuda_graphs and not torch.cuda.is_available():
+        raise ValueError("cuda_graphs needs a GPU that PyTorch knows as cuda: leave it out")
     AcceleratorState._reset_state()  # of an earlier run in this process, whose precision may differ
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with=options.report_to,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
     )
+    if options.cuda_graphs and accelerator.num_processes > 1:
+        raise ValueError("cuda_graphs is for one process: leave it out with several")
     configure_sharding(accelerator)
     set_seed(options.seed)
     return accelerator
@@ -114,6 +120,7 @@ class TrainingLoop:
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         if self.average is not None:
             share_out_copy(self.average.module, self.model)
+        self.graphed = GraphedPasses(self._pass, self.accelerator.device) if options.cuda_graphs else None
         self.state = RunState(
             self.accelerator, self.model, self.average, self.optimizer, self.scheduler, self.progress
         )
@@ -202,25 +209,24 @@ class TrainingLoop:
         of one large batch, whichever processes share it."""
         accelerator = self.accelerator
         sizes = [int(prediction_mask(batch).sum()) for batch in batches]
-        own = torch.tensor(float(sum(sizes)), device=accelerator.device)
-        share = float(accelerator.reduce(own, "mean"))
-        total = 0.0
-        for position, batch in enumerate(batches):
-            arguments = send_to_device(batch, accelerator.device)
+        share = mean_over_processes(accelerator, float(sum(sizes)))
+        losses = []
+        for position, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
             last = position == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.prepared):
-                with accelerator.autocast():
-                    loss = self.prepared(**arguments).loss * (sizes[position] / share)
-                accelerator.backward(loss)
-            total += float(loss.detach())
-        total = mean_over_processes(accelerator, total)
+                if self.graphed is not None:
+                    losses.append(self.graphed(batch, size / share))
+                else:
+                    losses.append(self._pass(on_device(batch, accelerator.device), size / share))
+        accelerator.clip_grad_norm_(self.prepared.parameters(), self.options.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=self.graphed is None)
+        # read after all that follows has been launched: a GPU would wait for it
+        total = mean_over_processes(accelerator, float(sum(map(float, losses))))
         if not math.isfinite(total):
             raise ValueError(
                 "the training loss is not finite: lower learning_rate, or use mixed_precision bf16 in place of fp16"
             )
-        accelerator.clip_grad_norm_(self.prepared.parameters(), self.options.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         if not accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         if self.average is not None:
@@ -232,6 +238,13 @@ class TrainingLoop:
         if self.options.report_to:
             tracked = {"train/loss": total, "train/learning_rate": self.scheduler.get_last_lr()[0]}
             accelerator.log(tracked, self.progress.step)
+
+    def _pass(self, arguments: dict[str, Any], weight: float | torch.Tensor) -> torch.Tensor:
+        """Adds the gradients of a batch that is on the device; returns its weighted loss."""
+        with self.accelerator.autocast():
+            loss = self.prepared(**arguments).loss * weight
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def _validate_and_keep(self) -> dict[str, float]:
         """Metrics of the weights as they are, which become the run's checkpoint if none were better."""

@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import nn
 
 from hymate_training.data.collators import ForecastCollator, fit_feature_extractor, prediction_mask
+from hymate_training.data.device import on_device
 from hymate_training.data.examples import ForecastDataset, SampledDataset, load_forecast
 from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
@@ -212,7 +212,7 @@ def forecast_errors(
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         examples = dataset.__getitems__(batch.tolist())
         features = collator(examples)
-        outputs = model(**send_to_device(features, accelerator.device))
+        outputs = model(**on_device(features, accelerator.device))
         mask, target = features["forecast_mask"], features["forecast_values"]
         candidates = (outputs.logits.float().cpu(), last_values(outputs, target.shape[-1]), torch.zeros_like(target))
         errors = [((candidate - target).double().square() * mask).sum(3) for candidate in candidates]

@@ -34,7 +34,7 @@ from hymate_training.fitting.sharding import gather, share_out
 
 STATE_FOLDER = "state"
 POINTER = "current"
-NOT_COMPARED = ("save_steps", "report_to")  # options that change nothing about the weights
+NOT_COMPARED = ("save_steps", "report_to", "dataloader_num_workers")  # options that change nothing about the weights
 
 
 @dataclass

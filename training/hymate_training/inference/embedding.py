@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import torch
 from accelerate import PartialState
-from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
 from hymate_training.data.collators import TaskCollator, prediction_mask
+from hymate_training.data.device import on_device
 from hymate_training.data.examples import ExampleDataset
 from hymate_training.inference.checkpoints import Checkpoint, checkpoint_folder, load_extractor, load_model
 from hymate_training.inference.prediction import (
@@ -133,7 +133,7 @@ def embed_examples(
     ):
         examples = dataset.__getitems__(batch)
         features = collator(examples)
-        pooled = encoder(**send_to_device(features, encoder.device)).pooler_output
+        pooled = encoder(**on_device(features, encoder.device)).pooler_output
         embedded[examples.indices] = pooled.float().cpu()[prediction_mask(features)].numpy()
     return embedded
 

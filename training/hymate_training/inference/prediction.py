@@ -16,11 +16,11 @@ import polars as pl
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
 from hymate_training.concepts.mapping import MAP_SCHEMA, map_events, map_static
 from hymate_training.data.collators import TaskCollator, event_limit, prediction_mask
+from hymate_training.data.device import on_device
 from hymate_training.data.examples import ExampleDataset, last_times
 from hymate_training.data.exports import Layout, read_events, read_starts
 from hymate_training.data.tables import UNKNOWN, read_frame
@@ -113,7 +113,7 @@ def predict_examples(
         examples = dataset.__getitems__(batch)
         features = collator(examples)
         features.pop("labels", None)
-        outputs = model(**send_to_device(features, model.device))
+        outputs = model(**on_device(features, model.device))
         mask = prediction_mask(features)
         values[examples.indices] = model.predictions(outputs.logits, horizons).cpu()[mask].numpy()
         weights = outputs.channel_weights.float().cpu().masked_fill(~mask.unsqueeze(-1), 0)
