@@ -54,10 +54,10 @@ BEDSIDE_UNITS = {
     "paop": "mmHg",
     "icp": "mmHg",
     "cardiacoutput": "L/min",
-    "gcs_total": "3-15",
-    "gcs_eyes": "1-4",
-    "gcs_verbal": "1-5",
-    "gcs_motor": "1-6",
+    "gcs_total": "points",
+    "gcs_eyes": "points",
+    "gcs_verbal": "points",
+    "gcs_motor": "points",
 }
 PERIODIC = (
     *("heartrate", "respiration", "sao2", "temperature", "systemicsystolic", "systemicdiastolic", "systemicmean"),

@@ -56,7 +56,7 @@ VARIABLES = {
     "respiratory_rate": Variable("breaths/min", 19, 4.5, 6, 50, 0, "monitor"),
     "oxygen_saturation": Variable("%", 96.5, 1.8, 75, 100, 0, "monitor"),
     "temperature": Variable("°C", 37.0, 0.55, 34, 41, 1, "temperature", circadian=0.35),
-    "glasgow_coma_scale": Variable("3-15", 12.0, 2.6, 3, 15, 0, "neurology"),
+    "glasgow_coma_scale": Variable("points", 12.0, 2.6, 3, 15, 0, "neurology"),
     "urine_output": Variable("mL/h", 80, 0.55, 0, 800, 0, "urine", log=True, shares=("creatinine", -0.25)),
     "inspired_oxygen_fraction": Variable("fraction", 0.42, 0.25, 0.21, 1.0, 2, "ventilator", log=True),
     "lactate": Variable("mmol/L", 1.7, 0.55, 0.3, 20, 1, "lactate", log=True),
