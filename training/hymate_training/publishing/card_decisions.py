@@ -36,7 +36,9 @@ def decisions(evaluation: Mapping[str, Any]) -> list[str]:
         at = place[threshold]
         return _estimate(curves[name][at], curves["confidence_intervals"][name][at])
 
-    compared = {"model": "net benefit", "treat_all": "of an alarm at every prediction", "baseline": "of the baseline"}
+    # the first of several baselines is the one that was drawn beside the model
+    baseline = as_name(next(iter(evaluation.get("baselines") or {}), "the baseline"))
+    compared = {"model": "net benefit", "treat_all": "of an alarm at every prediction", "baseline": f"of {baseline}"}
     compared = {name: title for name, title in compared.items() if name in curves}
     rows = [
         [
