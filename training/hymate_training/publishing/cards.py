@@ -223,15 +223,18 @@ def _snippet(
 
 
 def _variables(extractor: HyMaTEFeatureExtractor) -> str:
-    sentences = []
+    sentences, units = [], {name: as_name(unit) for name, unit in extractor.units.items()}
     if extractor.variables:
-        listed = ", ".join(map(as_code, extractor.variables))
+        listed = ", ".join(
+            f"{as_code(name)} ({units[name]})" if name in units else as_code(name) for name in extractor.variables
+        )
         named = (
             f": {listed}" if len(extractor.variables) <= LISTED_VARIABLES else ", listed in preprocessor_config.json"
         )
         sentences.append(f"The model knows {len(extractor.variables):,} variables{named}.")
     columns = [
-        f"{as_code(column['name'])} ({', '.join(map(as_name, column.get('categories', ['number'])))})"
+        f"{as_code(column['name'])} "
+        f"({', '.join(map(as_name, column.get('categories', [units.get(column['name'], 'number')])))})"
         for column in extractor.static_columns
     ]
     if columns:
