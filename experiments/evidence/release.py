@@ -6,10 +6,14 @@ One seed, chosen in advance. On PhysioNet 2012 an encoder is pretrained and the 
 `physionet2012` on the STraTS split of sets b and c; its card has the metrics of the validation split. On PhysioNet
 2019 the hourly classifier of sepsis is trained by the recipe `physionet2019` on a random split of both hospitals; its
 card has those of the test split. The baselines stand beside them. An interrupted run goes on where it stopped.
+
+With --keep-weights nothing is trained: the weights of model_cards/ are evaluated anew, and their card is written as it
+would be today.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +24,24 @@ from experiments.evidence import baselines
 from experiments.evidence.studies import STUDIES, Study
 from experiments.evidence.tables import card_notes, read_results
 from experiments.evidence.units import RESULTS, hymate
+from hymate_training.cli.options import read_recipe
+from hymate_training.data.collators import stated_units
 from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.data.schema import DatasetInfo
 from hymate_training.evaluation.evaluation import evaluate
 from hymate_training.explanations.report import build_report
 from hymate_training.files import write_file, write_json, writing_folder
 from hymate_training.fitting.state import STATE_FOLDER
-from hymate_training.inference.checkpoints import EVALUATION_FILE, RUN_FILE, load_checkpoint
+from hymate_training.inference.checkpoints import (
+    EVALUATION_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    load_checkpoint,
+    load_extractor,
+    read_json,
+)
+from hymate_training.publishing.card_text import as_code
 from hymate_training.publishing.cards import write_model_card
 from hymate_training.publishing.privacy import NOTES_FILE
 from hymate_training.publishing.push import plan_push, write_without_code
@@ -74,8 +89,11 @@ def main() -> None:
     parser.add_argument("--release", choices=RELEASES, default="mortality", help="Which (default: mortality).")
     parser.add_argument("--raw", type=Path, required=True, help="Download of PhysioNet 2012 (sets b and c) or 2019.")
     parser.add_argument("--work", type=Path, default=Path("runs/release"), help="Prepared data and unfinished runs.")
+    parser.add_argument("--keep-weights", action="store_true", help="Train nothing: only what is said of them is new.")
     args = parser.parse_args()
     chosen = RELEASES[args.release]
+    if args.keep_weights:
+        take_released(args.work, *filter(None, (chosen.encoder, chosen.name)))
     task, recipe, data = chosen.study.task, chosen.study.recipe, args.work / "data" / chosen.study.reader
     if not data.is_dir():
         READERS[chosen.study.reader].prepare(args.raw, data, **chosen.prepare)
@@ -88,12 +106,50 @@ def main() -> None:
     run = args.work / chosen.name
     if not is_over(run):
         hymate("finetune", [*arguments, "--task", task, "--output", str(run)], run, recipe)
-    compare(run, PreparedFolder(data), args.work, chosen)
-    write_file(run / NOTES_FILE, card_notes(chosen.study, read_results(RESULTS / chosen.study.name)) + "\n")
+    prepared = PreparedFolder(data)
+    for folder in (*encoders, run):
+        state_units(folder, prepared.info)
+    compare(run, prepared, args.work, chosen)
+    notes = card_notes(chosen.study, read_results(RESULTS / chosen.study.name))
+    since = changed_since([*encoders, run], recipe)
+    write_file(run / NOTES_FILE, "\n\n".join(filter(None, (since, notes))) + "\n")
     build_report(run, args.work / f"{chosen.name}-report", data=data, task=task, card=True)
     for folder in (*encoders, run):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)
+
+
+def take_released(work: Path, *names: str) -> None:
+    """Puts released checkpoints into `work`, as if they had been trained there; ValueError where others lie there."""
+    for name in names:
+        own, released = work / name / WEIGHTS_FILE, MODEL_CARDS / name / WEIGHTS_FILE
+        if not own.parent.exists():
+            shutil.copytree(released.parent, own.parent)
+        elif not own.is_file() or own.read_bytes() != released.read_bytes():
+            raise ValueError(
+                f"{own.parent} holds a run of other weights than {released.parent}: choose another --work"
+            )
+
+
+def state_units(run: Path, info: DatasetInfo) -> None:
+    """Has a run's feature extractor say the units that the reader states; older ones say none."""
+    extractor = load_extractor(run)
+    named = {*extractor.variables, *(column["name"] for column in extractor.static_columns)}
+    if (units := stated_units(info, named)) != extractor.units:
+        extractor.units = units
+        extractor.save_pretrained(run)
+
+
+def changed_since(runs: Sequence[Path], recipe: str) -> str:
+    """What of the recipe was another value when released weights were trained, in a sentence; empty for nothing."""
+    options, changed = read_recipe(recipe), []
+    for path in runs:
+        run = read_json(path / RUN_FILE)
+        changed += [name for name, value in options[run["kind"]].items() if run["recipe"].get(name) != value]
+    if not changed:
+        return ""
+    named = " and ".join(map(as_code, changed))
+    return f"What follows was measured with the recipe of today. The weights here were trained with another {named}."
 
 
 def is_over(run: Path) -> bool:

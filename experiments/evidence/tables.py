@@ -186,6 +186,9 @@ def card_notes(study: Study, results: Results) -> str:
             "from resampled patients.",
             markdown_table([("model", *(TITLES[figure] for figure in figures)), *rows]),
             f"HyMaTE is, with paired intervals,\n\n{verdicts(study, results, 'hymate', ('xgboost',)) or NOT_MEASURED}",
+            decision_table(study, results),
+            coverage_table(study, results),
+            "Sets were chosen on the validation split of each fold; what they cover was counted on its test split.",
             "More is in the project's documentation, on the page Evidence.",
         ]
     )

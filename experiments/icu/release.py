@@ -9,9 +9,10 @@ stopped.
 import argparse
 from pathlib import Path
 
-from experiments.evidence.release import MODEL_CARDS, release
+from experiments.evidence.release import MODEL_CARDS, release, state_units, take_released
 from experiments.evidence.units import hymate
 from experiments.icu.sources import SOURCES, prepare_sources
+from hymate_training.data.pool import FolderPool
 from hymate_training.inference.checkpoints import RUN_FILE
 from hymate_training.publishing.cards import write_model_card
 
@@ -22,12 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the downloads")
     parser.add_argument("--work", type=Path, default=Path("runs/icu"), help="prepared data and the unfinished run")
+    parser.add_argument("--keep-weights", action="store_true", help="train nothing: only what is said of them is new")
     args = parser.parse_args()
+    if args.keep_weights:
+        take_released(args.work, NAME)
     folders = prepare_sources(SOURCES, args.data, args.work / "data")
     output = args.work / NAME
     if not (output / RUN_FILE).is_file():
         arguments = [part for folder in folders.values() for part in ("--data", str(folder))]
         hymate("pretrain", [*arguments, "--output", str(output)], output, RECIPE)
+    state_units(output, FolderPool(folders.values()).info)
     write_model_card(output)
     release(output, MODEL_CARDS / NAME)
 

@@ -1,6 +1,6 @@
 """Examples -> padded tensors, through the feature extractor: the arguments of a model's `forward`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,13 @@ from transformers import BatchFeature
 from hymate_training.data.examples import ExampleDataset, Examples, join_examples
 from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.data.schema import DatasetInfo
 from modeling_hymate import Events, HyMaTEFeatureExtractor
 
 
 def fit_feature_extractor(folder: PreparedFolder | FolderPool) -> HyMaTEFeatureExtractor:
     """A feature extractor fitted on the training records of a prepared folder, or of several together."""
     info = folder.info
-    named = {*info.variables, *(column.name for column in info.static_columns)}
-    units = {name: unit for name, unit in info.extra.get("units", {}).items() if unit and name in named}
     return HyMaTEFeatureExtractor.fit(
         folder.events("train"),
         info.variables,
@@ -25,8 +24,13 @@ def fit_feature_extractor(folder: PreparedFolder | FolderPool) -> HyMaTEFeatureE
         categorical_columns={
             column.name: column.categories for column in info.static_columns if column.kind == "categorical"
         },
-        units=units,
+        units=stated_units(info, {*info.variables, *(column.name for column in info.static_columns)}),
     )
+
+
+def stated_units(info: DatasetInfo, names: Container[str]) -> dict[str, str]:
+    """The units that a reader states of those variables and static columns that are among `names`."""
+    return {name: unit for name, unit in info.extra.get("units", {}).items() if unit and name in names}
 
 
 @dataclass
