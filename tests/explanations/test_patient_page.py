@@ -10,17 +10,27 @@ import torch
 from markupsafe import Markup
 
 from hymate_training.cli.main import main
+from hymate_training.data.collators import TaskCollator
+from hymate_training.data.examples import load_task
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.explanations import cohort_page
 from hymate_training.explanations.attribution import Explainer, explain
 from hymate_training.explanations.background import Background
 from hymate_training.explanations.cohort import cohort_of_task
-from hymate_training.explanations.patient_page import explained_patient, page_names, tiles, unmeasured
+from hymate_training.explanations.patient_page import (
+    explained_patient,
+    outcome_sentence,
+    page_names,
+    tiles,
+    unmeasured,
+)
 from hymate_training.explanations.pictures import Picture
 from hymate_training.explanations.report import build_report
 from hymate_training.explanations.static_columns import static_effects, static_shares
+from hymate_training.explanations.trajectory import risk_curve
 from hymate_training.fitting.finetuning import FinetuneOptions, finetune
 from hymate_training.inference.checkpoints import load_checkpoint
+from hymate_training.inference.prediction import predict_examples
 from tests.explanations.conftest import TASK
 from tests.support.runs import TINY_MODEL
 
@@ -178,6 +188,59 @@ def test_every_kind_of_answer_has_a_page(task, label, beside, synthetic_folder, 
     (page,) = report.patients.values()
     assert beside in page.read_text()
     assert f"<q>{label}</q>" in report.page.read_text()
+
+
+@pytest.fixture(scope="module")
+def timed(synthetic_folder, tmp_path_factory):
+    """A checkpoint that says when something happens."""
+    options = FinetuneOptions(epochs=1, batch_size=32, model=TINY_MODEL, horizons="48,96,240")
+    return load_checkpoint(
+        finetune(synthetic_folder, "time_to_death", tmp_path_factory.mktemp("t") / "m", options).output
+    )
+
+
+def test_a_time_to_an_event_is_shown_beside_what_was_observed(timed, synthetic_folder):
+    data, task, label = PreparedFolder(synthetic_folder), "time_to_death", timed.label_names[1]
+    background = Background.of(timed, label, task)
+    rows = timed.evaluation["horizons"]
+    assert list(background.horizons) == list(timed.label_names)
+    assert background.base_rate == rows[1]["observed_risk"]
+    assert background.observed(label).startswith(f"{rows[1]['observed_risk']:.1%}")
+    assert Background.of(timed, label, "another task").observed(label) is None
+    cohort = cohort_of_task(Explainer(timed.model, timed.extractor, label), data, task)
+    explainer = Explainer(timed.model, timed.extractor, label).asking(cohort.asked)
+    dataset = load_task(data, task, "validation", timed.extractor.variables)
+    risks = predict_examples(timed.model, dataset, TaskCollator(timed.extractor)).values
+    ends = {row["record_id"]: row["event_time"] for row in data.task(task, "validation").to_pylist()}
+    for came in (0, 1):
+        at = int(np.flatnonzero(cohort.sight[:, 1] == came)[0])
+        patient = explained_patient(explainer, cohort.take(np.array([at])), background)
+        assert f"{'at' if came else 'until'} hour {ends[patient.record_id]:.1f}" in outcome_sentence(patient)
+        shown = patient.curve.drop_nulls("output")
+        assert shown["output"].to_list() == list(timed.label_names)
+        row = dataset.record_ids.tolist().index(patient.record_id)
+        np.testing.assert_allclose(shown["risk"], risks[row], atol=1e-5)
+        assert shown["risk"][1] == pytest.approx(patient.prediction, abs=1e-5)
+        assert patient.curve["risk"].is_sorted()
+        assert patient.curve.row(0) == (0, 0, None)
+
+
+def test_a_cohort_of_times_says_what_was_observed(timed, synthetic_folder, tmp_path, monkeypatch):
+    for name in ("html", "save"):
+        monkeypatch.setattr(Picture, name, lambda picture, *_: Markup(""))
+    data, label = PreparedFolder(synthetic_folder), timed.label_names[1]
+    options = {"data": data, "task": "time_to_death", "split": "train", "num_records": 120, "window_hours": 48}
+    text = build_report(timed, tmp_path / "report", label=label, **options).page.read_text()
+    background = Background.of(timed, label, "time_to_death")
+    assert f"{background.observed(label)}</strong>observed risk of {label} on its validation split" in text
+    assert re.search(r"were explained: (\d+) with death observed, (\d+) with no death observed", text)
+    assert background.performance()[0].startswith("AUROC ")
+    assert background.performance()[0] in text
+
+
+def test_other_models_have_no_curve(explainer, cohort):
+    assert risk_curve(explainer, cohort.take(np.array([0])).events) is None
+    assert cohort.sight is None
 
 
 def test_names_of_pages_leave_the_list_alone():

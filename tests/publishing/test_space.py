@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from hymate_training.cli.main import main
 from hymate_training.explanations.attribution import Explainer
 from hymate_training.explanations.trajectory import risk_trajectory
 from hymate_training.publishing import schemas, spaces
-from hymate_training.publishing.space.answers import follow
+from hymate_training.publishing.space.answers import answer_html, follow
 from hymate_training.publishing.space.checkpoint import Shown, load
+from hymate_training.publishing.space.plots import ABOVE, HEIGHT, WIDTH, raised
 from hymate_training.publishing.space.stays import LONGEST, Stay, checked, read_stays, simulate
 from tests.support.hub_client import ClientError
 from tests.support.hub_server import OWNER
@@ -161,6 +163,36 @@ def test_what_moved_an_answer_is_what_it_lacks_without(shown):
             for given in (stay, Stay(events[~same], stay.static))
         ]
         assert mover.change == pytest.approx(answers[0] - answers[1], abs=1e-5)
+
+
+def test_a_model_of_many_outputs_shows_them_all(shown):
+    stay = simulate(shown, "died", "rising", seed=1)
+    course = follow(shown, stay, "died")
+    assert course.latest["died"] == course.answers[-1]
+    assert "Every answer" not in answer_html(course)  # of two classes one says the other
+    horizons = {f"death within {hours} hours": hours / 1000 for hours in (12, 24, 48)}
+    page = answer_html(replace(course, label="death within 12 hours", latest=horizons))
+    assert "<td>death within 48 hours</td><td>4.8%</td>" in page
+
+
+def test_small_changes_are_not_said_to_be_none(shown):
+    course = follow(shown, simulate(shown, "died", "rising", seed=1), "died")
+    assert [course.change_text(change) for change in (0.163, -0.0003, 0.0)] == ["+16.3", "-0.03", "+0"]
+
+
+def test_no_number_covers_another():
+    rng = np.random.default_rng(0)
+    for spread in (20, 100, 400):
+        points = rng.uniform(0, spread, (6, 2))
+        heights = raised(points)
+        assert min(heights) >= ABOVE - 1e-9
+        tops = points[:, 1] + heights
+        for one in range(6):
+            for other in range(one):
+                apart = abs(points[one] - points[other])[0] >= WIDTH
+                assert apart or abs(tops[one] - tops[other]) >= HEIGHT - 1e-9
+    far = np.array([[0.0, 5.0], [100.0, 5.0]])
+    assert raised(far) == [ABOVE, ABOVE]
 
 
 def test_a_simulated_stay_goes_where_it_is_told(shown):

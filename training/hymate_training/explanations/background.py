@@ -10,9 +10,10 @@ from hymate_training.evaluation.aggregates import MEASURED
 from hymate_training.evaluation.metrics import metric_titles
 from hymate_training.inference.checkpoints import MONITORING_FILE, Checkpoint, read_json
 from hymate_training.inference.conformal import ALL, label_sets, number_intervals, thresholds_at
+from modeling_hymate.hazards import risk_name
 
 LEVEL = 0.9  # of the prediction sets and intervals that are shown
-HEADLINES = {"binary": ("auroc", "auprc"), "regression": ("mae", "r2")}
+HEADLINES = {"binary": ("auroc", "auprc"), "regression": ("mae", "r2"), "time_to_event": ("concordance",)}
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Background:
         label_names: all outputs of the model, in order.
         evaluation: the checkpoint's own, on the validation split.
         counts: of training records by bin, as `aggregates.summarize` returns them; of scores, validation records.
+        horizons: of a model that says when something happens: output -> what its evaluation says of that horizon.
     """
 
     label: str
     label_names: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
+    horizons: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, label: str, task: str | None = None) -> "Background":
@@ -39,7 +42,9 @@ class Background:
         if task is not None and evaluation.get("task") != task:
             evaluation = {}
         counts = read_json(path)["counts"] if path.is_file() else {}
-        return cls(label, checkpoint.label_names, evaluation, counts)
+        event, rows = checkpoint.model.config.event, evaluation.get("horizons", [])
+        horizons = {risk_name(event or "event", row["hours"]): row for row in rows}
+        return cls(label, checkpoint.label_names, evaluation, counts, horizons)
 
     @property
     def is_positive_class(self) -> bool:
@@ -54,7 +59,9 @@ class Background:
 
     @property
     def base_rate(self) -> float | None:
-        """The share of the validation split's outcomes that are the label."""
+        """The share of the validation split's outcomes that are the label, or the risk that was observed there."""
+        if self.label in self.horizons:
+            return self.horizons[self.label]["observed_risk"]
         return None if self.outcomes is None else self.outcomes[0] / self.outcomes[1]
 
     @property
@@ -117,19 +124,32 @@ class Background:
         return (edges[0], edges[-1]) if len(edges) > 1 else None
 
     def performance(self) -> list[str]:
-        """The metrics on the validation split that matter most, with their intervals; empty without an evaluation."""
+        """The metrics on the validation split that matter most, with their intervals, that of the explained horizon
+        first; empty without an evaluation."""
         if not self.evaluation:
             return []
         kind, metrics = self.evaluation["problem_type"], self.evaluation["metrics"]
-        return [
+        found = [
             metric_in_words(kind, name, metrics[name], self.evaluation["confidence_intervals"].get(name))
             for name in HEADLINES.get(kind, tuple(metrics)[:2])
             if metrics.get(name) is not None
         ]
+        own = self.horizons.get(self.label, {})
+        if own.get("auroc") is not None:
+            found.insert(0, metric_in_words("binary", "auroc", own["auroc"], own["confidence_intervals"]["auroc"]))
+        return found
 
     def in_words(self) -> str | None:
         """How well the model did on the validation split; None without an evaluation."""
         return f"{', '.join(self.performance())} {self.evaluated()}" if self.evaluation else None
+
+    def observed(self, label: str) -> str | None:
+        """The risk of an output that was observed on the validation split, with its interval; None where unknown."""
+        row = self.horizons.get(label, {})
+        if row.get("observed_risk") is None:
+            return None
+        ends = row["confidence_intervals"]["observed_risk"]
+        return f"{row['observed_risk']:.1%}" + (f" [{ends[0]:.1%} to {ends[1]:.1%}]" if ends else "")
 
     def evaluated(self) -> str:
         """On what these metrics were measured."""

@@ -31,6 +31,8 @@ class Cohort:
         question: what is asked, in a sentence; empty where that is not known.
         outcomes: outcome of each record by name, `(records,)`; None where it is not known.
         truths: the same as numbers, 1 where it is the explained label, or the number that is predicted.
+        sight: of a time to an event, `(records, 2)`: the hour at which it came or the record was last in sight, and
+            whether it came.
         starts: when each record began, by the clock; None where that is not known.
         subgroups: column -> subgroup of each record, `(records,)`.
         units: variable -> unit.
@@ -46,6 +48,7 @@ class Cohort:
     question: str = ""
     outcomes: np.ndarray | None = None
     truths: np.ndarray | None = None
+    sight: np.ndarray | None = None
     starts: list[datetime | None] | None = None
     subgroups: dict[str, np.ndarray] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
@@ -76,6 +79,7 @@ class Cohort:
             hours=self.hours[rows],
             outcomes=None if self.outcomes is None else self.outcomes[rows],
             truths=None if self.truths is None else self.truths[rows],
+            sight=None if self.sight is None else self.sight[rows],
             starts=None if self.starts is None else [self.starts[row] for row in rows],
             subgroups={name: column[rows] for name, column in self.subgroups.items()},
         )
@@ -136,6 +140,7 @@ def cohort_of_task(
         question=asked.description,
         outcomes=outcome_names(asked, dataset.labels[chosen], explainer.label),
         truths=truths_of(asked, dataset.labels[chosen], explainer.label),
+        sight=dataset.outcomes[chosen] if asked.problem_type == "time_to_event" else None,
         # subgroups of a column are made over the whole split, so that they do not depend on what is drawn
         subgroups={name: column[chosen] for name, column in subgroup_columns(dataset).items()},
         units=explainer.extractor.units | info.extra.get("units", {}),

@@ -129,14 +129,19 @@ def _tiles(cohort: Cohort, background: Background, assessment: Mapping[str, Any]
     found = assessment["performance"]
     if found is not None and "positives" in found:
         outcomes = f", {found['positives']:,} of them {background.label} ({found['positives'] / len(cohort):.1%})"
+    elif background.horizons and (named := _named_outcomes(cohort)):
+        outcomes = f": {named}"
     tiles = [(f"{len(cohort):,} records", f"were explained{outcomes}")]
+    if observed := background.observed(background.label):
+        mean = background.horizons[background.label]["mean_risk"]
+        tiles.append((observed, f"observed risk of {background.label} on its validation split; predicted {mean:.1%}"))
     if found is not None:
         kind, name = found["problem_type"], HEADLINES[found["problem_type"]][0]
         value, interval = found["metrics"][name], found["confidence_intervals"][name]
         if value is not None:
             tiles.append((metric_in_words(kind, name, value, interval), "on these records"))
     if known := background.performance():
-        tiles.append((known[0], background.evaluated()))
+        tiles.append((capitalized(known[0]), background.evaluated()))
     verdicts = assessment["verdicts"]
     faithful = [spoken(method) for method, verdict in verdicts.items() if verdict == "faithful"]
     named = f": {', '.join(faithful)}" if faithful else ""
@@ -144,6 +149,12 @@ def _tiles(cohort: Cohort, background: Background, assessment: Mapping[str, Any]
         (f"{len(faithful)} of {len(verdicts)} methods", f"explain faithfully by both tests at the end{named}")
     )
     return tiles
+
+
+def _named_outcomes(cohort: Cohort) -> str:
+    """How many records have each outcome; empty where they are unknown, or one is that of few."""
+    names, counts = np.unique([] if cohort.outcomes is None else cohort.outcomes.astype(str), return_counts=True)
+    return ", ".join(map("{} with {}".format, counts, names)) if min(counts, default=0) >= SMALLEST_GROUP else ""
 
 
 def cohort_tables(assessment: Mapping[str, Any]) -> dict[str, Markup]:

@@ -12,15 +12,16 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
-from hymate_training.evaluation.plots import BLUE, GREY, ORANGE, lettering
+from hymate_training.evaluation.plots import BLUE, GREY, lettering
 from hymate_training.explanations.attribution import Explanation
 from hymate_training.explanations.figures import NARROW, SMALL, TEXT, TEXT_GREY, WIDE, dress, new_figure, spoken
 from hymate_training.explanations.trajectory import Trajectory
+from hymate_training.publishing.space.plots import LEAST_SHOWN, number_events
 
-RAISES, LOWERS = "#9A3F00", "#004F80"  # dark enough for letters
 GRAYED = "#F0F1F3"
 MOVERS_SHOWN = 6
 TIMELINE_VARIABLES = 6
+DAYS_FROM = 96  # hours from which on an axis counts days
 HOURS = "hours since the record's start"
 
 
@@ -61,23 +62,50 @@ def trajectory_figure(
         axes.step(times, values, where="post", color=GREY, linewidth=1.2, linestyle="--")
     if base_rate is not None:
         axes.axhline(base_rate, color=TEXT_GREY, linewidth=1, linestyle=":")
-        place: dict[str, Any] = {
-            "xytext": (2, 2),
-            "textcoords": "offset points",
-            "fontsize": SMALL,
-            "color": TEXT_GREY,
-        }
-        axes.annotate("base rate", (0, base_rate), **place)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        text: dict[str, Any] = {"fontsize": SMALL, "color": TEXT_GREY, "va": "center"}
+        axes.annotate("base\nrate", (1, base_rate), xytext=(4, 0), **place, **text)  # beside all that is drawn
     # a step belongs to the time at which it begins
     shown = np.where(trained | np.concatenate([[False], trained[:-1]]), values, np.nan)
     axes.step(times, shown, where="post", color=BLUE, linewidth=1.8)
     axes.plot(times[trained][-1:], values[trained][-1:], "o", color=BLUE, markersize=5)
-    _number_movers(axes, trajectory)
     if probability:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         ends = values if intervals is None else np.concatenate([values, intervals[trained].ravel()])
-        axes.set_ylim(0, min(1.05, max(0.1, 1.25 * float(np.nanmax(ends)))))
+        axes.set_ylim(0, min(1.05, max(LEAST_SHOWN, 1.25 * float(np.nanmax(ends)))))
     axes.set_xlim(0, end * 1.01)
+    movers = shown_movers(trajectory)
+    at = np.searchsorted(times, movers["time"].to_numpy() - 1e-6)
+    number_events(axes, times[at], values[at], movers["change"].to_list(), TEXT)
+    return figure
+
+
+def risk_figure(
+    curve: pl.DataFrame, observed: Mapping[float, tuple[float, Sequence[float] | None]], *, narrow: bool = False
+) -> Figure:
+    """One record: the risk by any time after the question, beside that of the validation records.
+
+    Args:
+        curve: as `risk_curve` returns it.
+        observed: hours -> the risk that was observed by then, and the ends of its interval.
+        narrow: for a phone.
+    """
+    figure = new_figure(NARROW, 3.0) if narrow else new_figure(WIDE, 2.9)
+    axes = figure.add_subplot()
+    last = float(curve["hours"].max())  # type: ignore[arg-type]
+    per, unit = (24, "days") if last >= DAYS_FROM else (1, "hours")
+    dress(axes, x=f"{unit} after the question", y="risk by then")
+    axes.plot(curve["hours"] / per, curve["risk"], color=BLUE, linewidth=1.8, label="this record")
+    if observed:
+        hours = np.array(list(observed)) / per
+        axes.plot(hours, [risk for risk, _ in observed.values()], "o:", color=GREY, markersize=4, label="observed")
+        for at, (_, ends) in zip(hours, observed.values(), strict=True):
+            if ends is not None:
+                axes.vlines(at, ends[0], ends[1], color=GREY, linewidth=1)
+        axes.legend(loc="upper left", fontsize=SMALL, frameon=False)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlim(0, last / per * 1.01)
+    axes.set_ylim(0, max(LEAST_SHOWN, axes.get_ylim()[1]))
     return figure
 
 
@@ -97,27 +125,6 @@ def _gray_untrained(axes: Axes, times: np.ndarray, trained: np.ndarray) -> None:
             axes.axvspan(start, end, color=GRAYED, linewidth=0, zorder=0)
     if not trained[0]:
         axes.axvspan(0, times[0], color=GRAYED, linewidth=0, zorder=0)
-
-
-def _number_movers(axes: Axes, trajectory: Trajectory) -> None:
-    times = trajectory.predictions["time"].to_numpy()
-    values = trajectory.predictions["prediction"].to_numpy()
-    placed: dict[int, int] = {}
-    for number, mover in enumerate(shown_movers(trajectory).iter_rows(named=True), start=1):
-        at = int(np.searchsorted(times, mover["time"] - 1e-6))
-        stacked = placed.get(at, 0)
-        placed[at] = stacked + 1
-        raises = mover["change"] > 0
-        axes.plot(times[at], values[at], "o", color=ORANGE if raises else BLUE, markersize=5, zorder=3)
-        axes.annotate(
-            f"{number}{'▲' if raises else '▼'}",
-            (times[at], values[at]),
-            xytext=(0, 8 + 12 * stacked),
-            textcoords="offset points",
-            ha="center",
-            fontsize=TEXT,
-            color=RAISES if raises else LOWERS,
-        )
 
 
 def shown_movers(trajectory: Trajectory) -> pl.DataFrame:

@@ -26,13 +26,14 @@ from hymate_training.explanations.markup import render, table_html
 from hymate_training.explanations.patient_figures import (
     HOURS,
     TIMELINE_VARIABLES,
+    risk_figure,
     shown_movers,
     timeline_figure,
     trajectory_figure,
 )
 from hymate_training.explanations.pictures import Picture
 from hymate_training.explanations.static_columns import static_effects, static_shares
-from hymate_training.explanations.trajectory import Trajectory, risk_trajectory
+from hymate_training.explanations.trajectory import Trajectory, risk_curve, risk_trajectory
 from hymate_training.inference.hours import HOW_TO_TRAIN, said_of_training
 
 SHOWN_BY = "occlusion"  # the method of the figure and of the table; all are in the last table
@@ -52,6 +53,7 @@ class Patient:
         statics: as `static_effects` returns them.
         background: what the prediction is set beside.
         probability: whether that is a probability.
+        curve: as `risk_curve` returns it.
     """
 
     cohort: Cohort
@@ -60,6 +62,7 @@ class Patient:
     statics: pl.DataFrame
     background: Background
     probability: bool
+    curve: pl.DataFrame | None = None
 
     @property
     def record_id(self) -> str:
@@ -168,6 +171,7 @@ def explained_patient(
         static_effects(explainer, cohort.events),
         background,
         explainer.predicts_probability,
+        risk_curve(explainer, cohort.events),
     )
 
 
@@ -188,12 +192,13 @@ def patient_page(
         + (", the time of its last event" if cohort.at_last_event else ""),
         tiles=tiles(patient),
         decision=decision_sentence(patient),
-        outcome=None if cohort.outcomes is None else cohort.outcomes[0],
+        outcome=outcome_sentence(patient),
         facts=static_facts(patient),
         static_share=_static_share(patient),
         findings=findings,
         untrained=untrained_sentence(patient.trajectory, extractor.trained_hours),
         how_to_train=f"To follow patients, {HOW_TO_TRAIN.replace('`', '')}.",
+        base_rate=patient.background.base_rate,
         has_intervals=bool(np.isfinite(patient.background.intervals(np.array([patient.prediction]))).all()),
         probability=patient.probability,
         figures={picture.name: picture.html() for picture in patient_pictures(patient)},
@@ -228,6 +233,8 @@ def tiles(patient: Patient) -> list[tuple[str, str]]:
     if background.outcomes is not None:
         size = "{:,} of {:,} on the validation split".format(*background.outcomes)
         found.append((f"{background.base_rate:.1%}", f"base rate of {patient.label}: {size}"))
+    elif observed := background.observed(patient.label):
+        found.append((observed, f"observed risk of {patient.label} on the validation split, with its 95% interval"))
     if (rank := background.rank(prediction)) is not None:
         found.append((_place(*rank), "of the validation records have a lower prediction"))
     return found
@@ -250,6 +257,17 @@ def decision_sentence(patient: Patient) -> str | None:
         labels = " and ".join(held) or "no label"
         said.append(f"A set of labels that holds the true one for {LEVEL:.0%} of records: {labels}.")
     return " ".join(said) or None
+
+
+def outcome_sentence(patient: Patient) -> str | None:
+    """What happened, and when where that was asked; None where it is not known."""
+    if patient.cohort.outcomes is None:
+        return None
+    outcome = str(patient.cohort.outcomes[0])
+    if patient.cohort.sight is None:
+        return outcome
+    hour, came = patient.cohort.sight[0].tolist()
+    return f"{outcome} {'at' if came else 'until'} {patient.moment(hour)}, {hour - patient.hour:.0f} hours later"
 
 
 def static_facts(patient: Patient) -> list[tuple[str, str, str]]:
@@ -441,6 +459,7 @@ def patient_pictures(patient: Patient) -> list[Picture]:
         f"{spoken(row['variable'])} {row['attribution']:+.2f}" for row in ranked.head(5).iter_rows(named=True)
     )
     return [
+        *_curve_pictures(patient),
         Picture(
             "trajectory",
             partial(trajectory_figure, patient.trajectory, patient.label, patient.probability, **options),
@@ -479,6 +498,32 @@ def patient_pictures(patient: Patient) -> list[Picture]:
                 ),
             ],
         ),
+    ]
+
+
+def _curve_pictures(patient: Patient) -> list[Picture]:
+    """The risk by any time after the question, where the model says it."""
+    if patient.curve is None:
+        return []
+    observed = {
+        row["hours"]: (row["observed_risk"], row["confidence_intervals"]["observed_risk"])
+        for row in patient.background.horizons.values()
+        if row["observed_risk"] is not None
+    }
+    end, last, _ = patient.curve.row(-1)
+    return [
+        Picture(
+            "curve",
+            partial(risk_figure, patient.curve, observed),
+            f"The risk by the time after the question, up to {last:.1%} within {end:g} hours.",
+            [
+                ("what", "predicted", "observed on the validation split [95% interval]"),
+                *(
+                    (name, f"{risk:.1%}", patient.background.observed(name) or "")
+                    for _, risk, name in patient.curve.drop_nulls("output").iter_rows()
+                ),
+            ],
+        )
     ]
 
 

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import torch
 
 from hymate_training.explanations.attribution import Explainer, check_events
+from hymate_training.inference.checkpoints import label_names
 from hymate_training.inference.hours import is_untrained
 from modeling_hymate import Events
 
@@ -42,6 +44,29 @@ def risk_trajectory(explainer: Explainer, events: Events, max_times: int = 96, n
     parts = [_trajectory(explainer, events.take(np.array([row])), max_times, num_steps) for row in range(len(events))]
     predictions, movers = (pl.concat(frames) for frames in zip(*parts, strict=True))
     return Trajectory(predictions, movers)
+
+
+@torch.no_grad()
+def risk_curve(explainer: Explainer, record: Events) -> pl.DataFrame | None:
+    """The risk of one record by any time after it is asked; None of a model that does not say when something happens.
+
+    Returns:
+        `hours`, ascending from 0, `risk`, and `output`: which of the model's outputs that is, null for none.
+    """
+    config = explainer.model.config
+    if config.curve_times is None:
+        return None
+    outputs = dict(zip(config.horizons, label_names(explainer.model), strict=True))
+    hours = sorted({*config.curve_times, *outputs})
+    logits = explainer.model(**explainer.encode(record)).logits.float()
+    risks = explainer.model.predictions(logits, horizons=hours).flatten().tolist()
+    return pl.DataFrame(
+        {
+            "hours": np.array([0, *hours], dtype=float),
+            "risk": [0.0, *risks],
+            "output": pl.Series([None, *map(outputs.get, hours)], dtype=pl.String),
+        }
+    )
 
 
 def _trajectory(explainer: Explainer, record: Events, max_times: int, num_steps: int):

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from .checkpoint import Shown
+from .plots import LEAST_SHOWN, number_events
 from .stays import Stay
 
 MOST_TIMES = 500  # at which a stay is asked
 STEPS = 8  # whose events are tried one by one: those of the largest changes
 MOVERS = 6  # shown
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8A929A"
+LETTERS = 9
+LONGEST_LABEL = 30
+BLUE, GREY = "#0072B2", "#8A929A"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Course:
         times: hours since the stay's start, ascending.
         answers: at each of them, from the events until then.
         trained: whether the model was trained to answer then.
+        latest: every output at the last time.
         movers: events at the times of the largest changes: `time`, `variable`, `value`, and `change`, the answer at
             that time minus that without the event; largest first.
     """
@@ -38,6 +43,7 @@ class Course:
     times: np.ndarray
     answers: np.ndarray
     trained: np.ndarray
+    latest: dict[str, float]
     movers: pd.DataFrame
 
     def text(self, answer: float) -> str:
@@ -46,7 +52,10 @@ class Course:
 
     def change_text(self, change: float) -> str:
         """A change of the answer, signed; of a probability in percentage points."""
-        return f"{change:+.3g}" if self.is_number else f"{100 * change:+.1f}"
+        if self.is_number:
+            return f"{change:+.3g}"
+        points = 100 * change
+        return f"{points:+.1f}" if abs(points) >= 1 else f"{points:+.2g}"
 
 
 def follow(shown: Shown, stay: Stay, label: str) -> Course:
@@ -66,7 +75,8 @@ def follow(shown: Shown, stay: Stay, label: str) -> Course:
         trained = np.arange(len(times)) == len(times) - 1  # the end of the record
     else:
         trained = (times >= np.float32(hours[0])) & (times <= np.float32(hours[1]))
-    return Course(label, shown.is_number, times, answers, trained, _movers(shown, stay, label, times, answers))
+    movers = _movers(shown, stay, label, times, answers)
+    return Course(label, shown.is_number, times, answers, trained, asked[-1]["scores"], movers)
 
 
 def _movers(shown: Shown, stay: Stay, label: str, times: np.ndarray, answers: np.ndarray) -> pd.DataFrame:
@@ -104,8 +114,19 @@ def answer_html(course: Course) -> str:
         f'<p class="latest"><strong>{html.escape(course.label)}: {latest}</strong> at {last}</p>'
         f'<img src="{source}" alt="{html.escape(alt)}">{_remark(course)}'
         "<h3>What moved it</h3><p>The answer at that hour, minus that without the event. This tells what the model "
-        f"used, and not what caused an outcome.</p>{table}"
+        f"used, and not what caused an outcome.</p>{table}{_every_answer(course)}"
     )
+
+
+def _every_answer(course: Course) -> str:
+    """Of more than two outputs all, as a table."""
+    if len(course.latest) <= 2:
+        return ""
+    rows = "".join(
+        f"<tr><td>{html.escape(label)}</td><td>{course.text(answer)}</td></tr>"
+        for label, answer in course.latest.items()
+    )
+    return f"<h3>Every answer at hour {course.times[-1]:.4g}</h3><table>{rows}</table>"
 
 
 def _remark(course: Course) -> str:
@@ -120,7 +141,8 @@ def draw(course: Course) -> Figure:
     figure = Figure(figsize=(4.8, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel("hours since the stay's start")
-    axes.set_ylabel(course.label if course.is_number else f"predicted probability: {course.label}")
+    label = textwrap.shorten(course.label, LONGEST_LABEL, placeholder=" …")
+    axes.set_ylabel(label if course.is_number else f"predicted probability:\n{label}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#ECEEF0")
     axes.set_axisbelow(True)
@@ -131,23 +153,11 @@ def draw(course: Course) -> Figure:
     shown = np.where(trained | np.append([False], trained[:-1]), answers, np.nan)  # a step belongs to its beginning
     axes.step(times, shown, where="post", color=BLUE, linewidth=2)
     axes.plot(course.times[course.trained][-1:], course.answers[course.trained][-1:], "o", color=BLUE, markersize=4)
-    placed: dict[int, int] = {}
-    for number, mover in enumerate(course.movers.head(MOVERS).itertuples(), start=1):
-        at = int(np.searchsorted(course.times, np.float32(mover.time)))
-        above = placed[at] = placed.get(at, 0) + 1
-        color = ORANGE if mover.change > 0 else BLUE
-        axes.plot(course.times[at], course.answers[at], "o", color=color, markersize=4)
-        axes.annotate(
-            f"{number}{'▲' if mover.change > 0 else '▼'}",
-            (course.times[at], course.answers[at]),
-            xytext=(0, 11 * above - 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-            color=color,
-        )
     axes.set_xlim(0, end)
     if not course.is_number:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(0, min(1.05, max(0.1, 1.35 * float(course.answers.max()))))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_ylim(0, min(1.05, max(LEAST_SHOWN, 1.35 * float(course.answers.max()))))
+    movers = course.movers.head(MOVERS)
+    at = np.searchsorted(course.times, movers["time"].to_numpy(np.float32))
+    number_events(axes, course.times[at], course.answers[at], movers["change"].tolist(), LETTERS)
     return figure
