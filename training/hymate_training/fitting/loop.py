@@ -105,11 +105,11 @@ class TrainingLoop:
     def __post_init__(self) -> None:
         options = self.options
         self.loader = EpochLoader(self.dataset, self.collator, options, self.accelerator)
+        self.model = self.model.to(self.accelerator.device)  # before the optimizer, which keeps its parameters
         groups = parameter_groups(self.model, options.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
         steps = math.ceil(len(self.loader) / options.gradient_accumulation_steps) * options.epochs
         self.scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps // 2), steps)
-        self.model = self.model.to(self.accelerator.device)
         if options.gradient_checkpointing:
             checkpoint_activations(self.model)
         self.average = averaged(self.model, options.ema_decay) if options.ema_decay else None
