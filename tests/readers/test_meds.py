@@ -237,6 +237,11 @@ def repeat_split(raw: Path):
     pl.concat([frame, frame.head(1)]).write_parquet(path)
 
 
+def rename_splits(raw: Path):
+    path = raw / "metadata" / "subject_splits.parquet"
+    pl.read_parquet(path).with_columns(split=pl.lit("Train")).write_parquet(path)
+
+
 def other_value_column(raw: Path):
     path = raw / "data" / "any" / "2.parquet"
     pl.read_parquet(path).rename({"numeric_value": "value"}).write_parquet(path)
@@ -249,6 +254,11 @@ BROKEN = {
     "empty splits": (empty_splits, "subject_splits.parquet has no rows"),
     "missing column": (drop_code, r"2.parquet .*code"),
     "wrong type": (spoil(time=pl.lit("yesterday")), "2.parquet"),
+    "times as dates": (spoil(time=pl.col("time").dt.date()), "2.parquet .*time must be timestamps, not Date"),
+    "times as numbers": (spoil(time=pl.col("time").dt.epoch("s")), "2.parquet .*time must be timestamps, not Int64"),
+    "words as numbers": (spoil(numeric_value=pl.lit("1.5")), "2.parquet .*numeric_value must be numbers, not String"),
+    "codes as numbers": (spoil(code=pl.lit(7)), "2.parquet .*code must be text, not Int32"),
+    "nobody in train": (rename_splits, "no subject with a timed event is in the split train"),
     "half subjects": (spoil(subject_id=pl.col("subject_id") + 0.5), "2.parquet .*subject_id must be whole numbers"),
     "float subjects": (spoil(subject_id=pl.col("subject_id").cast(pl.Float64)), "2.parquet .*must be whole numbers"),
     "empty code": (spoil(code=pl.lit(" ")), "2.parquet: code is empty in"),
@@ -310,6 +320,24 @@ def test_labels_must_be_one_column_without_gaps(raw, tmp_path):
     with pytest.raises(ValueError, match=r"two/1\.parquet is damaged"):
         meds.prepare(raw, tmp_path / "out", labels=[folder])
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("boolean_value", [0, 2], "boolean_value must be true or false, not Int64"),
+        ("boolean_value", [0.0, 0.3], "boolean_value must be true or false, not Float64"),
+        ("integer_value", [1.0, 2.7], "integer_value must be whole numbers, not Float64"),
+        ("float_value", ["1", "2"], "float_value must be numbers, not String"),
+        ("categorical_value", [1, 2], "categorical_value must be text, not Int64"),
+        ("categorical_value", ["a", "a"], "categorical_value is 'a' in all rows; a task needs two classes"),
+    ],
+)
+def test_labels_of_another_type_are_refused(column, values, message, raw, tmp_path):
+    folder = make_labels(tmp_path / "labels", column, lambda subject: values[subject % 2])
+    with pytest.raises(ValueError, match=message):
+        meds.prepare(raw, tmp_path / "out", labels=[folder], min_subjects=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])

@@ -271,6 +271,8 @@ def read_labels(folder: Path) -> tuple[TaskInfo, pl.DataFrame]:
         row = rows.row(int(twice.arg_max() or 0))
         raise ValueError(f"--labels {folder}: subject {row[0]} is predicted twice at {row[1]}")
     problem_type: Any = next(kind for kind, columns in LABEL_COLUMNS.items() if used[0] in columns)
+    if problem_type == "multiclass" and rows[used[0]].n_unique() < 2:
+        raise ValueError(f"--labels {folder}: {used[0]} is {rows[used[0]][0]!r} in all rows; a task needs two classes")
     names = {
         "binary": ("false", "true"),
         "multiclass": tuple(rows[used[0]].unique().sort()),
@@ -301,6 +303,8 @@ def _assemble(
     dropped["subjects without a split"] = subjects["split"].null_count()
     dropped["subjects without a timed event"] = subjects["origin"].null_count()
     subjects = subjects.drop_nulls(["split", "origin"])
+    if "train" not in subjects["split"]:
+        raise ValueError(f"{raw}: no subject with a timed event is in the split train; see {SUBJECT_SPLITS}")
     static = pl.concat([pl.read_parquet(folder / "static.parquet") for _, folder in done])
     columns, static_rows, at_start = _static_columns(static, subjects, min_subjects, dropped)
     timeless = static.select("code").unique().join(at_start.select("code").unique(), on="code", how="anti")

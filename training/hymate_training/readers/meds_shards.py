@@ -28,6 +28,13 @@ logger = logging.getLogger(__name__)
 
 Each = Callable[..., list[Any]]  # does work on items, as `in_threads`
 BIRTH = "MEDS_BIRTH"
+KINDS: dict[type[pl.DataType], str] = {  # what a column must hold, by the type it is read as
+    pl.Int64: "whole numbers",
+    pl.Float32: "numbers",
+    pl.String: "text",
+    pl.Boolean: "true or false",
+    pl.Datetime: "timestamps",
+}
 LAYOUT_VERSION = 1  # of a shard's result; raised when it changes, so that older ones are not taken up again
 
 
@@ -168,8 +175,9 @@ def read_parquet(
         present = pl.read_parquet_schema(path)
         if missing := [name for name in schema if name not in present and name not in optional]:
             raise ValueError(f"lacks the column(s) {', '.join(missing)}")
-        if not present["subject_id"].is_integer():
-            raise ValueError(f"subject_id must be whole numbers, not {present['subject_id']}")
+        for name, kind in schema.items():
+            if name in present and not _holds(present[name], kind):
+                raise ValueError(f"{name} must be {KINDS[kind.base_type()]}, not {present[name]}")
         if "numeric_value" in optional and "numeric_value" not in present and (other := _numeric_columns(present)):
             raise ValueError(f"lacks numeric_value, but {other[0]} holds numbers: rename it, or drop it")
         frame = pl.read_parquet(path, columns=[name for name in schema if name in present], hive_partitioning=False)
@@ -177,6 +185,17 @@ def read_parquet(
         return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or not MEDS: {error}") from error
+
+
+def _holds(found: pl.DataType, wanted: pl.DataType | type[pl.DataType]) -> bool:
+    """Whether a column of one type can be read as one of another with nothing changed or lost."""
+    if found == pl.Null or found == wanted.base_type():
+        return True
+    if wanted.is_integer():
+        return found.is_integer()
+    if wanted.is_numeric():
+        return found.is_numeric()
+    return wanted == pl.String and found in (pl.Categorical, pl.Enum)
 
 
 def _numeric_columns(present: Mapping[str, pl.DataType]) -> list[str]:
