@@ -1,6 +1,6 @@
 """Feature extractor: records in clinical units -> standardized, padded tensors, and back."""
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -11,24 +11,23 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
 from .events import Events, as_number, check_count, is_listlike, is_missing, parse_events, parse_hours
+from .value_statistics import Counted, check_statistics, fit_time_scale, fit_values, fit_variable, is_finite
 
 logger = logging.get_logger(__name__)
 
-CLIP_PERCENTILES = (0.1, 99.9)
-TIME_SCALE_PERCENTILE = 99
 # The classes that open what is saved here. There is no tokenizer: the feature extractor is all of the processor.
 AUTO_MAP = dict.fromkeys(("AutoFeatureExtractor", "AutoProcessor"), "feature_extraction_hymate.HyMaTEFeatureExtractor")
-FIT_AT_ONCE = 1 << 21  # events that `fit` looks at in one go
 
 
 class HyMaTEFeatureExtractor(FeatureExtractionMixin):
     r"""Turns records in clinical units into the tensors HyMaTE models take, and back.
 
-    A value is clipped to its variable's range in the training records (their 0.1 and 99.9 percentiles), put on a
-    logarithmic scale where that plainly cut the variable's skew there, and standardized. Times are divided by
-    `time_scale`, a power of two where `fit` chose it, so that this rounds nothing and an event is at or before a
-    prediction time in the model just where it is in hours. Static columns are standardized or one-hot encoded, each
-    with an indicator that it is missing. Usually made by `fit`, saved beside the model as `preprocessor_config.json`.
+    A value is clipped to its variable's range in the training records (their 0.1 and 99.9 percentiles, or where these
+    are one number the minimum and maximum), put on a logarithmic scale where that plainly cut the variable's skew
+    there, and standardized. Times are divided by `time_scale`, a power of two where `fit` chose it, so that this
+    rounds nothing and an event is at or before a prediction time in the model just where it is in hours. Static
+    columns are standardized or one-hot encoded, each with an indicator that it is missing. Usually made by `fit`,
+    saved beside the model as `preprocessor_config.json`.
 
     Args:
         variables (`list[str]`): Names of the variables; their positions are the variable ids.
@@ -70,44 +69,52 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if isinstance(variables, str):
+            raise ValueError(f"variables must be a list of names, got {variables!r}")
         self.variables = list(variables)
         self.value_ranges = [list(bounds) for bounds in value_ranges]
         self.value_medians = list(value_medians)
         self.value_means = list(value_means)
         self.value_deviations = list(value_deviations)
-        self.static_columns = [dict(column) for column in static_columns]
+        self.static_columns = list(static_columns)
         self.time_scale = time_scale
         self.unknown_variables = unknown_variables
         self.max_events = max_events
+        self.trained_hours = trained_hours
+        self.units = {} if units is None else units
+        self._check()
+        self.static_columns = [dict(column) for column in static_columns]
         self.trained_hours = None if trained_hours is None else [float(hour) for hour in trained_hours]
-        if not isinstance(units, Mapping | None) or not all(isinstance(unit, str) for unit in (units or {}).values()):
-            raise ValueError(f"units must map names to text, got {units!r}")
-        self.units = dict(units or {})
+        self.units = dict(self.units)
+
+    def _check(self):
+        """Raises ValueError for what cannot be, or would turn values into NaN or upside down."""
+        _check_names("variables", self.variables)
         for name in ("value_ranges", "value_medians", "value_means", "value_deviations"):
             if len(getattr(self, name)) != len(self.variables):
                 raise ValueError(
                     f"{name} must have one entry per variable ({len(self.variables)}): {len(getattr(self, name))}"
                 )
-        if len(set(self.variables)) < len(self.variables):
-            raise ValueError("variables must not repeat a name")
-        if unknown_variables not in ("error", "ignore"):
-            raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {unknown_variables!r}")
-        if not 0 < time_scale < math.inf:
-            raise ValueError(f"time_scale must be positive, got {time_scale}")
-        if max_events is not None:
-            check_count("max_events", max_events)
-        if self.trained_hours is not None and not (
-            len(self.trained_hours) == 2 and 0 <= self.trained_hours[0] <= self.trained_hours[1] < math.inf
+        for at, variable in enumerate(self.variables):
+            statistics = (self.value_ranges[at], self.value_medians[at], self.value_means[at])
+            check_statistics("value_", repr(variable), *statistics, self.value_deviations[at])
+        _check_static_columns(self.static_columns)
+        if self.unknown_variables not in ("error", "ignore"):
+            raise ValueError(f"unknown_variables must be 'error' or 'ignore', got {self.unknown_variables!r}")
+        if not is_finite(self.time_scale) or self.time_scale <= 0:
+            raise ValueError(f"time_scale must be positive, got {self.time_scale!r}")
+        if self.max_events is not None:
+            check_count("max_events", self.max_events)
+        hours = self.trained_hours
+        if hours is not None and not (
+            is_listlike(hours) and len(hours) == 2 and all(map(is_finite, hours)) and 0 <= hours[0] <= hours[1]
         ):
-            raise ValueError(f"trained_hours must be a first and a last hour, got {trained_hours}")
+            raise ValueError(f"trained_hours must be a first and a last hour, got {hours!r}")
+        if not isinstance(self.units, Mapping) or not all(isinstance(unit, str) for unit in self.units.values()):
+            raise ValueError(f"units must map names to text, got {self.units!r}")
         named = {*self.variables, *(column["name"] for column in self.static_columns)}
         if unnamed := [name for name in self.units if name not in named]:
             raise ValueError(f"units must name variables or static columns, got {unnamed[0]!r}")
-        _check_statistics("value_", self.value_ranges, self.value_medians, self.value_means, self.value_deviations)
-        for column in self.static_columns:
-            if "categories" not in column:
-                where = f"static column {column['name']!r}: "
-                _check_statistics(where, [column["range"]], [None], [column["mean"]], [column["deviation"]])
 
     @classmethod
     def fit(
@@ -136,18 +143,18 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         if not isinstance(records, Events):
             names = (*numeric_columns, *categorical_columns)
             records = parse_events(records, variables, static, names, kwargs.get("unknown_variables", "error"))
-        statistics: dict[str, Any] = _fit_values(records.variable_ids, records.values, len(variables))
+        statistics: dict[str, Any] = fit_values(records.variable_ids, records.values, len(variables))
         columns: list[dict] = []
         for name in numeric_columns:
             numbers = _static_numbers(records.static[name], name)
-            counted = _Counted().add(numbers[~np.isnan(numbers)])
-            low, high, _, mean, deviation = _fit_variable(counted, allow_log=False)
+            counted = Counted().add(numbers[~np.isnan(numbers)])
+            low, high, _, mean, deviation = fit_variable(counted, allow_log=False)
             columns.append({"name": name, "range": [low, high], "mean": mean, "deviation": deviation})
         columns += [
             {"name": name, "categories": [str(category) for category in found]}
             for name, found in categorical_columns.items()
         ]
-        scale = _fit_time_scale(records.times)
+        scale = fit_time_scale(records.times)
         return cls(variables, **statistics, static_columns=columns, time_scale=scale, **kwargs)
 
     @property
@@ -405,7 +412,12 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         return {name: both for name, both in counts.items() if both[1]}
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the folder opens with `AutoFeatureExtractor` and with `AutoProcessor`."""
+        """As in transformers; the folder opens with `AutoFeatureExtractor` and with `AutoProcessor`.
+
+        Raises:
+            ValueError: if an attribute was set to what the constructor refuses.
+        """
+        self._check()
         self.auto_map = dict(AUTO_MAP)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -422,24 +434,27 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         )
 
 
-def _check_statistics(
-    where: str,
-    ranges: Sequence[Sequence[float]],
-    medians: Sequence[float | None],
-    means: Sequence[float],
-    deviations: Sequence[float],
-):
-    """Raises ValueError, which begins with `where`, for what would turn values into NaN or upside down."""
-    for low, high in ranges:
-        if not -math.inf < low <= high < math.inf:
-            raise ValueError(f"{where}ranges must be pairs of finite numbers, the lower first, got {[low, high]}")
-    for (low, _), median in zip(ranges, medians, strict=True):
-        if median is not None and not low < median < math.inf:
-            raise ValueError(f"{where}medians must be finite and above the range's lower end, got {median}")
-    if wrong := [mean for mean in means if not math.isfinite(mean)]:
-        raise ValueError(f"{where}means must be finite numbers, got {wrong[0]}")
-    if wrong := [deviation for deviation in deviations if not 0 < deviation < math.inf]:
-        raise ValueError(f"{where}deviations must be positive numbers, got {wrong[0]}")
+def _check_names(what: str, names: Sequence[Any]):
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{what} must be names, got {name!r}")
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"{what} must not repeat a name, but {repeated[0]!r} occurs again")
+
+
+def _check_static_columns(columns: Sequence[Any]):
+    for column in columns:
+        if not isinstance(column, Mapping) or "name" not in column:
+            raise ValueError(f"static_columns must each be a dict with a name, got {column!r}")
+    _check_names("static_columns", [column["name"] for column in columns])
+    for column in columns:
+        what = f"static column {column['name']!r}"
+        if "categories" in column:
+            _check_names(f"categories of {what}", column["categories"])
+        elif missing := [name for name in ("range", "mean", "deviation") if name not in column]:
+            raise ValueError(f"{what} must have categories, or a range, a mean and a deviation; it lacks {missing[0]}")
+        else:
+            check_statistics("", what, column["range"], None, column["mean"], column["deviation"])
 
 
 def _as_batch(features: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -491,89 +506,6 @@ def _static_numbers(column: np.ndarray, name: str) -> np.ndarray:
     if np.isinf(numbers).any():
         raise ValueError(f"static column {name!r} must hold finite numbers, or missing ones")
     return numbers
-
-
-class _Counted:
-    """Numbers as the distinct ones among them, ascending, and how often each occurs."""
-
-    def __init__(self):
-        self.values, self.counts = np.zeros(0), np.zeros(0, dtype=np.int64)
-
-    def add(self, numbers: np.ndarray) -> "_Counted":
-        values, counts = np.unique(numbers, return_counts=True)
-        both = np.concatenate([self.values, values])
-        self.values, place = np.unique(both, return_inverse=True)
-        weights = np.concatenate([self.counts, counts])
-        self.counts = np.bincount(place, weights, len(self.values)).astype(np.int64)
-        return self
-
-    def percentiles(self, percents: Sequence[float]) -> list[float]:
-        """As `np.percentile` has them, linear between neighbors."""
-        ends = np.cumsum(self.counts)
-        places = np.asarray(percents) / 100 * (ends[-1] - 1)
-        below, above = (
-            self.values[np.searchsorted(ends, rank, side="right")] for rank in (np.floor(places), np.ceil(places))
-        )
-        return (below + (above - below) * (places - np.floor(places))).tolist()
-
-    def mean(self, numbers: np.ndarray) -> float:
-        """Mean of what the distinct values became, `(distinct,)`, each as often as its value occurs."""
-        return float(np.average(numbers, weights=self.counts))
-
-
-def _fit_values(variable_ids: np.ndarray, values: np.ndarray, num_variables: int) -> dict[str, list]:
-    counted = [_Counted() for _ in range(num_variables)]
-    for at in range(0, len(values), FIT_AT_ONCE):  # the arrays may be files that are larger than the memory
-        ids, numbers = variable_ids[at : at + FIT_AT_ONCE], values[at : at + FIT_AT_ONCE]
-        known = ~np.isnan(numbers)
-        ids, numbers = ids[known], numbers[known]
-        sizes = np.bincount(ids, minlength=num_variables)
-        groups = np.split(numbers[np.argsort(ids, kind="stable")], np.cumsum(sizes)[:-1])
-        for variable in np.flatnonzero(sizes):
-            counted[variable].add(groups[variable])
-    fitted = [_fit_variable(numbers) for numbers in counted]
-    return {
-        "value_ranges": [[low, high] for low, high, *_ in fitted],
-        "value_medians": [median for _, _, median, *_ in fitted],
-        "value_means": [mean for *_, mean, _ in fitted],
-        "value_deviations": [deviation for *_, deviation in fitted],
-    }
-
-
-def _fit_variable(counted: _Counted, allow_log: bool = True) -> tuple[float, float, float | None, float, float]:
-    """Low, high, median if the logarithm helps, mean and deviation of one variable's training values."""
-    values = counted.values
-    if not len(values):
-        return 0.0, 0.0, None, 0.0, 1.0
-    if len(values) == 1:
-        return float(values[0]), float(values[0]), None, float(values[0]), 1.0
-    low, median, high = counted.percentiles([CLIP_PERCENTILES[0], 50, CLIP_PERCENTILES[1]])
-    scaled, used_median = np.clip(values, low, high), None
-    mean, deviation, skewness = _moments(counted, scaled)
-    if allow_log and median > low and skewness > 1:
-        logarithm = np.log1p((scaled - low) / (median - low))
-        found = _moments(counted, logarithm)
-        if abs(found[2]) < skewness / 2:
-            (mean, deviation, _), used_median = found, median
-    return low, high, used_median, mean, deviation or 1.0
-
-
-def _moments(counted: _Counted, numbers: np.ndarray) -> tuple[float, float, float]:
-    """Mean, standard deviation and skewness of what the distinct values became."""
-    mean = counted.mean(numbers)
-    deviation = math.sqrt(counted.mean((numbers - mean) ** 2))
-    return mean, deviation, counted.mean(((numbers - mean) / deviation) ** 3) if deviation else 0.0
-
-
-def _fit_time_scale(times: np.ndarray) -> float:
-    """The smallest power of two, in hours, that 99 % of the events do not come after; 1 where these are at 0."""
-    powers = np.exp2(np.arange(-24, 64))
-    later = np.zeros(len(powers) + 1, dtype=np.int64)  # events by the number of powers that they come after
-    for at in range(0, len(times), FIT_AT_ONCE):
-        after = np.searchsorted(powers, times[at : at + FIT_AT_ONCE])
-        later += np.bincount(after, minlength=len(later))
-    place = np.argmax(np.cumsum(later) >= TIME_SCALE_PERCENTILE / 100 * len(times))
-    return float(powers[place]) if place else 1.0
 
 
 __all__ = ["HyMaTEFeatureExtractor"]

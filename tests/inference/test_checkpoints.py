@@ -129,11 +129,11 @@ DAMAGES = {
     ),
     "NaN mean": (
         change_extractor(lambda content: content["value_means"].__setitem__(0, float("nan"))),
-        "does not hold a feature extractor of HyMaTE: value_means must be finite numbers, got nan",
+        "does not hold a feature extractor of HyMaTE: value_means of '[^']*' must be a finite number, got nan",
     ),
     "negative deviation": (
         change_extractor(lambda content: content["value_deviations"].__setitem__(0, -1.0)),
-        "does not hold a feature extractor of HyMaTE: value_deviations must be positive numbers, got -1.0",
+        "does not hold a feature extractor of HyMaTE: value_deviations of '[^']*' must be a positive number, got -1.0",
     ),
     "evaluation": (write("evaluation.json", b"{"), "evaluation.json is damaged"),
     "gone": (lambda folder: (folder / "preprocessor_config.json").unlink(), "it lacks preprocessor_config.json"),

@@ -58,6 +58,7 @@ CODE = {
     "triton_launch.py",
     "triton_operators.py",
     "triton_scan.py",
+    "value_statistics.py",
 }
 RECORDS = [
     {"time": [0.0, 1.5, 1.5, 30.0], "variable": ["HR", "GCS", "HR", "Ward"], "value": [88, 15, 91.5, None], "Age": 71},

@@ -43,7 +43,7 @@ from hymate_training.publishing.privacy import (
     without_folders,
 )
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
-from modeling_hymate.feature_extraction_hymate import CLIP_PERCENTILES
+from modeling_hymate.value_statistics import CLIP_PERCENTILES
 
 TEMPLATE = "model_card.md.j2"
 EVALUATION_FILES = "evaluation*.json"
