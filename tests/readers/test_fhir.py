@@ -255,6 +255,43 @@ def test_records_of_patients_and_effective_times(tmp_path):
     assert check_leakage(tmp_path / "out", "in_hospital_mortality") > 0
 
 
+def west(value: Any) -> Any:
+    """The same hours of the day by a clock five hours behind UTC."""
+    if isinstance(value, dict):
+        return {name: west(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [west(item) for item in value]
+    return value.replace("+00:00", "-05:00") if isinstance(value, str) else value
+
+
+def test_a_date_ends_with_the_day_of_the_hospital(prepared, tmp_path):
+    raw = write(tmp_path / "raw", [west(resource) for resource in make_resources()])
+    fhir.prepare(raw, tmp_path / "out", min_records=2)
+    for name in records(prepared):
+        assert events(tmp_path / "out", name) == events(prepared, name)
+    assert labels(tmp_path / "out", "in_hospital_mortality") == labels(prepared, "in_hospital_mortality")
+
+
+@pytest.mark.parametrize("change", [list, lambda resources: [west(resource) for resource in resources]])
+def test_dates_of_death_and_dispositions_are_decided_and_counted(change, tmp_path):
+    resources = make_resources()
+    patients = {resource["id"]: resource for resource in resources if resource["resourceType"] == "Patient"}
+    stays = {resource["id"]: resource for resource in resources if resource["resourceType"] == "Encounter"}
+    home = {"hospitalization": {"dischargeDisposition": {"coding": [{"code": "home"}]}}}
+    patients["p1"]["deceasedDateTime"] = at(1, 30)[:10]  # some time on the day that the stay ends
+    patients["p2"]["deceasedDateTime"] = at(2, 30)[:10]
+    stays["e2"] |= home  # and went home before
+    patients["p5"]["deceasedDateTime"] = at(5, 80)
+    patients["p7"]["deceasedDateTime"] = at(7, 29)
+    stays["e7"] |= home
+    info = fhir.prepare(write(tmp_path / "raw", change(resources)), tmp_path / "out", min_records=2)
+    died = labels(tmp_path / "out", "in_hospital_mortality")
+    expected = {"e1": True, "e2": False, "e5": True, "e7": True, "e10": True, "e11": False}
+    assert {name: died[name, 24.0] for name in expected} == expected
+    assert info.dropped["discharges as alive of visits with a death (taken as deaths)"] == 1
+    assert info.dropped["discharges as dead without a death by then (taken as deaths)"] == 1
+
+
 def test_nothing_after_the_prediction_enters(prepared, tmp_path):
     assert check_leakage(prepared, "in_hospital_mortality") > 0
     resources = make_resources()

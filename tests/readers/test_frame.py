@@ -440,6 +440,24 @@ def test_a_time_and_whether_it_is_the_events_are_a_time_to_event(form, tmp_path)
     }
 
 
+def test_a_date_puts_no_outcome_before_the_events_of_its_day(tmp_path):
+    events = write(tmp_path, "events", make_events(), "csv")
+    record_id = range(1, NUM_RECORDS + 1)
+    start = write(
+        tmp_path, "starts", pl.DataFrame({"record_id": record_id, "start": ["2020-01-01 06:00"] * NUM_RECORDS}), "csv"
+    )
+    stamps = {"event_time": ["2020-01-01"] * NUM_RECORDS, "prediction_time": ["2020-01-01 12:00"] * NUM_RECORDS}
+    labels = write(tmp_path, "relapse", pl.DataFrame({"record_id": record_id, **OBSERVED, **stamps}), "csv")
+    asked = pl.DataFrame(
+        {"record_id": record_id, "prediction_time": ["2020-01-02"] * NUM_RECORDS, "x": [0, 1] * (NUM_RECORDS // 2)}
+    )
+    later = write(tmp_path, "later", asked, "csv")
+    frame.prepare(events, tmp_path / "out", labels=[str(labels), str(later)], start=start)
+    folder = PreparedFolder(tmp_path / "out")
+    assert all(17.999 < hours < 18 for hours in folder.task("relapse", "train")["event_time"].to_pylist())
+    assert set(folder.task("later", "train")["prediction_time"].to_pylist()) == {18.0}  # and sees nothing of its day
+
+
 def test_times_of_events_may_be_timestamps(tmp_path):
     events = write(tmp_path, "events", make_events(), "csv")
     starts = {"record_id": range(1, NUM_RECORDS + 1), "start": ["2020-01-01 06:00"] * NUM_RECORDS}

@@ -238,6 +238,29 @@ def test_a_time_of_death_counts_whatever_the_discharge_flag_says(folder, tmp_pat
         assert labels_frame(tmp_path / "out", task.name).equals(labels_frame(folder, task.name))
 
 
+def test_a_death_at_midnight_is_not_before_the_events_of_its_day(tmp_path):
+    """Whose stay ends on that day died at its end; who dies a day later, at the end of that one."""
+    tables = make_tables()
+    stays, admissions = tables["icu/icustays"], tables["hosp/admissions"]
+    ends = dict(zip(stays["hadm_id"].to_list(), stays["outtime"].to_list(), strict=True))
+    chosen = admissions.filter(pl.col("hospital_expire_flag") == 1)["hadm_id"].to_list()[:2]
+    that_day = f"{ends[chosen[0]][:10]} 00:00:00"
+    next_day = f"{datetime.fromisoformat(ends[chosen[1]]) + timedelta(days=1):%Y-%m-%d} 00:00:00"
+    midnights = pl.col("hadm_id").replace_strict(dict(zip(chosen, (that_day, next_day), strict=True)), default=None)
+    tables["hosp/admissions"] = admissions.with_columns(deathtime=pl.coalesce(midnights, "deathtime"))
+    info = mimic_iv.prepare(write(tmp_path / "raw", tables), tmp_path / "out", min_stays=1)
+    said = "times of death at midnight (taken as the end of that day, or of the stay that ends on it)"
+    assert info.dropped[said] == 2
+    names = dict(zip(stays["hadm_id"].to_list(), stays["stay_id"].cast(pl.String).to_list(), strict=True))
+    until = {row["record_id"]: row for row in labels_frame(tmp_path / "out", "time_to_death").to_dicts()}
+    length = {row["hadm_id"]: row for row in stays.to_dicts()}
+    for hadm_id, observed in zip(chosen, (True, False), strict=True):
+        begin, end = (datetime.fromisoformat(length[hadm_id][name]) for name in ("intime", "outtime"))
+        row = until[names[hadm_id]]
+        assert row["event_observed"] is observed
+        assert row["event_time"] == pytest.approx((end - begin).total_seconds() / 3600)
+
+
 @pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_nothing_after_the_prediction_reaches_a_tensor(folder, task):
     later = check_leakage(folder, task)

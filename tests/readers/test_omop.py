@@ -274,6 +274,43 @@ def test_where_all_times_are_dates_an_event_counts_from_the_end_of_its_day(tmp_p
     assert set(labels(tmp_path / "out", "length_of_stay").values()) == {1.0}
 
 
+def discharged(row: dict, concept: int) -> dict:
+    return row | {"discharged_to_concept_id": concept}
+
+
+def test_deaths_and_discharges_that_contradict_each_other_are_decided_and_counted(tmp_path):
+    """Of persons who stay from 10:00 for 30 hours, to 16:00 on the next day."""
+    tables = make_tables()
+    home, dead = 8536, omop.DIED
+    said = {1: dead, 2: home, 4: home, 7: dead, 5: dead, 10: home}
+    tables["visit_occurrence"] = [
+        discharged(row, said.get(row["person_id"], 0)) for row in tables["visit_occurrence"] if row["person_id"] != 8
+    ]
+    # moved within the hospital on the day of the death
+    tables["visit_occurrence"] += [visit(80, 8, 0, 28), visit(81, 8, 28, 30)]
+    tables["death"] += [
+        {"person_id": 2, "death_date": at(2, 30)[:10], "death_datetime": None},  # at home, that evening
+        {"person_id": 7, "death_date": at(7, 90)[:10], "death_datetime": at(7, 90)},
+        {"person_id": 8, "death_date": at(8, 30)[:10], "death_datetime": None},
+        {"person_id": 11, "death_date": at(11, 30)[:10], "death_datetime": at(11, 30)[:10] + " 00:00:00"},
+    ]
+    info = omop.prepare(write(tmp_path / "raw", tables), tmp_path / "out", min_records=2)
+    died = labels(tmp_path / "out", "in_hospital_mortality")
+    expected = {"10": True, "20": False, "40": False, "70": True, "50": True, "100": True, "80": False, "110": True}
+    assert {record: died[record, 24.0] for record in expected} == expected
+    until = {
+        row["record_id"]: row
+        for split in SPLITS
+        for row in PreparedFolder(tmp_path / "out").task("time_to_death", split).to_pylist()
+    }
+    assert {record: row["event_observed"] for record, row in until.items()} == {
+        record: label for (record, _), label in died.items()
+    }
+    assert (until["110"]["event_time"], until["70"]["event_time"]) == (30.0, 30.0)  # and not 14 hours, at midnight
+    assert info.dropped["discharges as alive of visits with a death (taken as deaths)"] == 1  # of person 10
+    assert info.dropped["discharges as dead without a death by then (taken as deaths)"] == 1  # of person 7
+
+
 def test_overlapping_visits_are_no_readmission(tmp_path):
     tables = make_tables()
     tables["visit_occurrence"].append(visit(999, 1, 10, 40))  # begins while the first still lasts

@@ -5,9 +5,9 @@ What a file may hold, and the rule by which it is read:
 - Columns under other names: a `Layout` says which is `record_id`, `time`, `variable`, `value`, `unit` and `start`, for
   all files or for one. With it other columns are left out, without it they are refused.
 - `time` in hours since the record's start, or a date with a time of day (ISO 8601, or 31.01.2024 08:05), or a date
-  alone, which stands for the end of its day. Timestamps need the record's `start`: a column of the events, or a table
-  of its own. Where only some have an offset from UTC, the layout states the time zone of the others. Events before the
-  start are dropped and counted.
+  alone, which stands for the end of its day (as a time to predict at, for its beginning). Timestamps need the record's
+  `start`: a column of the events, or a table of its own. Where only some have an offset from UTC, the layout states
+  the time zone of the others. Events before the start are dropped and counted.
 - A long table has one row per event. Without a column `value` its events are codes, which carry no number. A table
   with neither `variable` nor `value` is wide: every other column is a variable, an empty cell no event.
 - A result that is no number: `<0.01`, `>= 90` is its bound, beside an event `NAME <` or `NAME >` without number. A
@@ -347,7 +347,7 @@ def hours_since_start(
     if not (column.dtype == pl.String or column.dtype in (pl.Date, pl.Datetime)):
         problems.note(path, f"{name} must be hours or timestamps, not {column.dtype}")
         return nothing
-    moments, utc = _seconds(path, column, layout, problems, end=name == "time")
+    moments, utc = _seconds(path, column, layout, problems, end=name != "prediction_time")
     if "start" in frame.columns:
         begins, begins_utc = _seconds(path, frame["start"], layout, problems, end=False)
         problems.add(path, frame["start"].is_null(), "start is missing")

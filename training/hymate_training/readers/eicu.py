@@ -17,7 +17,8 @@ Conventions of the source:
 
 Tasks, asked at `observed_hours` for stays of at least that length: `in_hospital_mortality` (hospitaldischargestatus)
 and `length_of_stay` (days in the unit); with the table `apachePatientResult` also `icu_mortality`, and its outcomes
-where `patient` knows none.
+where `patient` knows none. Where the two contradict each other, `patient` is right: a death in the unit of who left
+the hospital alive is made unknown and counted.
 """
 
 import argparse
@@ -384,7 +385,10 @@ def _add_results(stays: pl.DataFrame, path: Path | None, dropped: Counter[str]) 
     by_apache = pl.when("death").then(pl.lit("Expired")).when(~pl.col("death")).then(pl.lit("Alive"))
     contradicted = by_apache.ne(pl.col("hospitaldischargestatus"))
     dropped[f"outcomes of {RESULTS} that patient contradicts"] = joined.filter(contradicted).height
-    return joined.with_columns(pl.coalesce("hospitaldischargestatus", by_apache)).drop("death")
+    joined = joined.with_columns(pl.coalesce("hospitaldischargestatus", by_apache)).drop("death")
+    alive = pl.col("icu_death") & (pl.col("hospitaldischargestatus") == "Alive")
+    dropped["deaths in a unit that were discharged alive (made unknown)"] = joined.filter(alive).height
+    return joined.with_columns(icu_death=pl.when(~alive.fill_null(False)).then("icu_death"))
 
 
 @dataclass

@@ -10,7 +10,7 @@ not what was given.
 - An observation counts from the later of `effective` and `issued`, when its result was there; with
   `--event-time effective` from the former. A condition counts from `recordedDate`, without one from the end of its
   encounter: its onset says nothing about when it was known. Administrations and procedures count from their start.
-  What has a date alone counts from the end of that day.
+  What has a date alone counts from the end of that day, by the clock of the encounters' times.
 - A variable is a code (LOINC before others of an observation, RxNorm of a medication), called by its display.
   Quantities, integers and true/false carry a number, a bound such as `< 5` its value; other results carry none. A code
   reported in several units becomes one variable per unit.
@@ -19,7 +19,7 @@ not what was given.
 
 Tasks, of encounters that last at least `--observed-hours`: `in_hospital_mortality`, `length_of_stay` and
 `readmission_30d`, as the reader `omop` has them. A patient is dead from `deceasedDateTime`, or from the end of an
-encounter whose discharge disposition says so.
+encounter whose discharge disposition says so; contradictions of the two are decided and counted as there.
 """
 
 import argparse
@@ -45,6 +45,7 @@ from hymate_training.readers.stays import (
     STATIC_COLUMNS,
     Stays,
     add_stay_arguments,
+    settle_deaths,
     split_by_outcome,
     units_and_codes,
     write_stays,
@@ -232,13 +233,18 @@ def _is_resources(name: str) -> bool:
 
 @dataclass
 class Register:
-    """Patients and encounters, numbered as they turn up, by every address that refers to them."""
+    """Patients and encounters, numbered as they turn up, by every address that refers to them.
+
+    A date has no time zone, but ends with a day of the hospital's: `clock` is how many seconds that is ahead of UTC
+    by the times of the encounters, the least of them where they differ, so that no date ends too early.
+    """
 
     patients: list[dict[str, Any]] = field(default_factory=list)
     encounters: list[dict[str, Any]] = field(default_factory=list)
     medications: dict[str, tuple[str, str]] = field(default_factory=dict)
     patient_of: dict[str, int] = field(default_factory=dict)
     encounter_of: dict[str, int] = field(default_factory=dict)
+    clock: float = 0.0
 
     @property
     def patient_names(self) -> list[str]:
@@ -262,21 +268,28 @@ class Register:
                 dropped["encounters of a patient that is not there"] += 1
             else:
                 patient = self.patients[encounter["patient"]]
-                expired = encounter["end"] if encounter["expired"] else None
-                death = patient["death"] if patient["death"] is not None else expired
-                row = (index, encounter["patient"], encounter["start"], encounter["end"])
-                rows.append((*row, patient["born"], patient["gender"], death))
+                row = (index, encounter["patient"], encounter["start"], encounter["end"], encounter["expired"])
+                rows.append((*row, patient["born"], patient["gender"], patient["death"]))
         if not rows:
             raise ValueError("no encounter has a patient, a start and an end")
-        numbers = dict.fromkeys(("start", "end", "born"), pl.Float64)
-        kinds = {"visit": pl.Int64, "person_id": pl.Int64, **numbers, "gender": pl.String, "death": pl.Float64}
-        visits = pl.DataFrame(rows, schema=kinds, orient="row")
-        days = (pl.col("end") - pl.col("start")) / DAY
-        visits = visits.with_columns(pl.col("death").min().over("person_id"), days=days)
+        kinds = {"visit": pl.Int64, "person_id": pl.Int64, "start": pl.Float64, "end": pl.Float64}
+        kinds |= {"expired": pl.Boolean, "born": pl.Float64, "gender": pl.String, "death": pl.Float64}
+        visits = settle_deaths(pl.DataFrame(rows, schema=kinds, orient="row"), dropped, self.clock)
+        visits = visits.with_columns(days=(pl.col("end") - pl.col("start")) / DAY)
         return visits.sort("start", "visit").with_row_index("number")
 
     def resolve(self) -> None:
-        """Point what is part of another encounter to the outermost one."""
+        """Read the times, and point what is part of another encounter to the outermost one."""
+        texts = [text for encounter in self.encounters for text in encounter["period"].values()]
+        self.clock = min((ahead for text in texts if (ahead := _ahead(text)) is not None), default=0.0)
+        for patient in self.patients:
+            where = patient["where"]
+            patient["born"] = _seconds(patient["born"], f"{where}: birthDate", end=False, clock=self.clock)
+            patient["death"] = _seconds(patient["death"], f"{where}: deceasedDateTime", clock=self.clock)
+        for encounter in self.encounters:
+            for edge in ("start", "end"):
+                where = f"{encounter['where']}: period.{edge}"
+                encounter[edge] = _seconds(encounter["period"][edge], where, end=edge == "end", clock=self.clock)
         for encounter in self.encounters:
             seen: set[int] = set()
             outer = self.encounter_of.get(encounter["part_of"] or "")
@@ -333,21 +346,24 @@ def _patient(resource: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     return {
         "id": name,
         "gender": gender if gender in ("female", "male") else None,
-        "born": _seconds(resource.get("birthDate"), f"{where}: birthDate", end=False),
-        "death": _seconds(resource.get("deceasedDateTime"), f"{where}: deceasedDateTime"),
+        "born": resource.get("birthDate"),
+        "death": resource.get("deceasedDateTime"),
+        "where": where,
     }
 
 
 def _encounter(resource: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     period = _object(resource, "period")
     disposition = _object(_object(resource, "hospitalization"), "dischargeDisposition")
+    codings = [coding for coding in _list(disposition, "coding") if isinstance(coding, dict)]
+    codes = [code for coding in codings if (code := coding.get("code"))]
     return {
         "id": name,
-        "start": _seconds(period.get("start"), f"{where}: period.start", end=False),
-        "end": _seconds(period.get("end"), f"{where}: period.end"),
+        "period": {edge: period.get(edge) for edge in ("start", "end")},
+        "where": where,
         "subject": _reference(resource, "subject"),
         "part_of": _reference(resource, "partOf"),
-        "expired": any(coding.get("code") in EXPIRED for coding in _list(disposition, "coding")),
+        "expired": any(code in EXPIRED for code in codes) if codes else None,
         "within": None,
         "patient": None,
     }
@@ -407,8 +423,8 @@ class Reading:
         return person, visit, seconds, value, kind, name, unit if value is not None else None
 
     def _observation(self, resource: dict[str, Any], where: str) -> Iterator[tuple]:
-        moment = _first_time(resource, "effective", where)
-        issued = _seconds(resource.get("issued"), f"{where}: issued")
+        moment = _first_time(resource, "effective", where, self.register.clock)
+        issued = _seconds(resource.get("issued"), f"{where}: issued", clock=self.register.clock)
         if self.event_time == "issued" and issued is not None:
             moment = issued if moment is None else max(moment, issued)
         parts = [part for part in _list(resource, "component") if isinstance(part, dict)]
@@ -419,21 +435,26 @@ class Reading:
             yield self._row(resource, moment, "observation", _code(part.get("code")), value, unit)
 
     def _condition(self, resource: dict[str, Any], where: str) -> Iterator[tuple]:
-        moment = _seconds(resource.get("recordedDate"), f"{where}: recordedDate")
+        moment = _seconds(resource.get("recordedDate"), f"{where}: recordedDate", clock=self.register.clock)
         if moment is None:
             encounter = self.register.encounter(_reference(resource, "encounter"))
             moment = None if encounter is None else self.register.encounters[encounter]["end"]
         if moment is None:
-            moment = _first_time(resource, "onset", where)
+            moment = _first_time(resource, "onset", where, self.register.clock)
         yield self._row(resource, moment, "condition", _code(resource.get("code")))
 
     def _administration(self, resource: dict[str, Any], where: str) -> Iterator[tuple]:
         referred = self.register.medications.get(_reference(resource, "medicationReference"))
         code = referred or _code(resource.get("medicationCodeableConcept"))
-        yield self._row(resource, _first_time(resource, "effective", where), "medication", code)
+        yield self._row(resource, _first_time(resource, "effective", where, self.register.clock), "medication", code)
 
     def _procedure(self, resource: dict[str, Any], where: str) -> Iterator[tuple]:
-        yield self._row(resource, _first_time(resource, "performed", where), "procedure", _code(resource.get("code")))
+        yield self._row(
+            resource,
+            _first_time(resource, "performed", where, self.register.clock),
+            "procedure",
+            _code(resource.get("code")),
+        )
 
     def name_variables(self, store: EventStore) -> list[tuple[str, str, str]]:
         """Name, unit ("" where there is none) and code of each key of the store."""
@@ -499,7 +520,7 @@ def _tail(address: str) -> str:
     return address.split("/_history/", maxsplit=1)[0].replace(":", "/").rpartition("/")[2]
 
 
-def _first_time(resource: dict[str, Any], stem: str, where: str) -> float | None:
+def _first_time(resource: dict[str, Any], stem: str, where: str, clock: float) -> float | None:
     period = _object(resource, f"{stem}Period")
     for name, text in (
         (f"{stem}DateTime", resource.get(f"{stem}DateTime")),
@@ -507,12 +528,21 @@ def _first_time(resource: dict[str, Any], stem: str, where: str) -> float | None
         (f"{stem}Period.start", period.get("start")),
     ):
         if text is not None:
-            return _seconds(text, f"{where}: {name}")
+            return _seconds(text, f"{where}: {name}", clock=clock)
     return None
 
 
-def _seconds(text: Any, where: str, *, end: bool = True) -> float | None:
-    """Seconds since 1970; a date, month or year stands for its end, or its beginning."""
+def _ahead(text: Any) -> float | None:
+    """Seconds that the clock of a time is ahead of UTC; None where that is not said."""
+    try:
+        offset = datetime.fromisoformat(text).utcoffset() if "T" in text else None
+    except (ValueError, TypeError):
+        return None  # is named when it is read
+    return None if offset is None else offset.total_seconds()
+
+
+def _seconds(text: Any, where: str, *, end: bool = True, clock: float = 0.0) -> float | None:
+    """Seconds since 1970; a date, month or year stands for its end, or its beginning, by a clock ahead of UTC."""
     if text is None or text == "":
         return None
     try:
@@ -520,19 +550,19 @@ def _seconds(text: Any, where: str, *, end: bool = True) -> float | None:
             raise ValueError
         if "T" in text:
             moment = datetime.fromisoformat(text)
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            return moment.timestamp() if moment.tzinfo else moment.replace(tzinfo=UTC).timestamp() - clock
         parts = [int(part) for part in text.split("-")]
         year, month, day = (*parts, 1, 1)[:3]
         first = datetime(year, month, day, tzinfo=UTC)
         if not end:
-            return first.timestamp()
+            return first.timestamp() - clock
         if len(parts) == 3:
             after = first + timedelta(days=1)
         else:
             after = datetime(
                 *((year + month // 12, month % 12 + 1) if len(parts) == 2 else (year + 1, 1)), 1, tzinfo=UTC
             )
-        return after.timestamp() - 1
+        return after.timestamp() - 1 - clock
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{where} must be a time such as 2024-01-31T08:05:00Z, found {text!r}") from None
 

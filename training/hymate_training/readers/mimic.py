@@ -8,6 +8,7 @@ import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import time, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,9 @@ def complete_stays(
     admissions = admissions.with_columns(
         hospital_expire_flag=pl.when(contradictory).then(1).otherwise("hospital_expire_flag")
     )
+    dropped["times of death at midnight (taken as the end of that day, or of the stay that ends on it)"] = (
+        admissions.filter(_at_midnight()).height
+    )
     known = stays.drop_nulls(["intime", "outtime"]).filter(pl.col("outtime") > pl.col("intime"))
     dropped["stays without a start, an end or a length"] = stays.height - known.height
     if not known.height:
@@ -141,6 +145,7 @@ def complete_stays(
         known.join(admissions, on="hadm_id", how="left")
         .join(patients, on="subject_id", how="left")
         .join(split, on="subject_id", how="left")
+        .with_columns(deathtime=_time_of_death())
         .with_columns(
             hours=_hours("outtime"),
             death=_hours("deathtime"),
@@ -149,6 +154,17 @@ def complete_stays(
         .sort("stay_id")
         .with_row_index("stay")
     )
+
+
+def _at_midnight() -> pl.Expr:
+    return pl.col("deathtime").dt.time() == time(0)
+
+
+def _time_of_death() -> pl.Expr:
+    """The time of death; at midnight only its day is known, and it may be no earlier than that day's events."""
+    died, left = pl.col("deathtime"), pl.col("outtime")
+    by_day = pl.when(died.dt.date() == left.dt.date()).then(left).otherwise(died + timedelta(days=1, seconds=-1))
+    return pl.when(_at_midnight()).then(by_day).otherwise(died)
 
 
 def _hours(column: str) -> pl.Expr:

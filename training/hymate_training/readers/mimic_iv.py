@@ -13,7 +13,8 @@ later correction replaced, are left out.
 Static columns are what is known at `intime`: age, gender, first care unit, type and place of the admission. Race is
 left out: "unable to obtain" is written when a patient dies early. `last_careunit`, diagnoses and `discharge_location`
 come from the end of the stay and are never read. An admission with a time of death counts as a death, whatever its
-discharge flag says; such contradictions are counted.
+discharge flag says; such contradictions are counted. A time of death at midnight is a date: it stands for the end of
+that day, or of the stay that ends on it.
 
 Variables are named by the label in d_items and d_labitems (fluid, category or item id added where several items share
 a label), with the unit behind it where one item is reported in units that cannot be reconciled. A row without a unit

@@ -19,7 +19,9 @@ of files).
 
 Tasks, of visits that last at least `--observed-hours` (admissions): `in_hospital_mortality` and `length_of_stay`,
 asked at those hours of patients then alive, and `readmission_30d`, asked on leaving alive: does another admission
-begin within 30 days? A death without a time counts as at the end of its day, or of the visit that ends on it.
+begin within 30 days? A death without a time counts as at the end of its day, or of the visit that ends on it. A
+discharge as dead (of `discharged_to_concept_id`) is a death, and so is a death within a visit whatever its discharge
+says; contradictions of the two are counted.
 """
 
 import argparse
@@ -41,6 +43,7 @@ from hymate_training.readers.stays import (
     STATIC_COLUMNS,
     Stays,
     add_stay_arguments,
+    settle_deaths,
     split_by_outcome,
     units_and_codes,
     write_stays,
@@ -48,6 +51,7 @@ from hymate_training.readers.stays import (
 from hymate_training.readers.store import EventStore, name_with_units
 
 GENDERS = {8507: "male", 8532: "female"}
+DISCHARGED, DIED = ("discharged_to_concept_id", "discharge_to_concept_id"), 4216643  # of CDM 5.4 and 5.3
 # type concepts of what billing, a claim or the discharge says of a visit once it is over
 CODED_AT_END = (32810, 32821, 32823, *range(32844, 32847), *range(32853, 32862), *range(38000183, 38000186))
 CODED_AT_END += (*range(38000199, 38000202), *range(44786627, 44786630))
@@ -212,16 +216,19 @@ def _read_visits(tables: dict[str, Path], persons: pl.DataFrame, dropped: Counte
     path = tables["visit_occurrence"]
     columns = {"visit_occurrence_id": ID, "person_id": ID}
     columns |= {f"visit_{edge}_{kind}": TEXT for edge in ("start", "end") for kind in ("date", "datetime")}
+    columns |= dict.fromkeys(DISCHARGED, ID)
     rows = pl.concat(list(read_pieces(path, columns, ["visit_occurrence_id", "person_id"])), how="vertical_relaxed")
     if (twice := rows["visit_occurrence_id"].is_duplicated()).any():
         raise ValueError(f"{path}: visit {rows.filter(twice)['visit_occurrence_id'][0]} occurs twice")
     moments = pl.concat([seconds_of(rows, stem, path, end=False) for stem in ("visit_start", "visit_end")])
     whole_days = bool((moments.drop_nulls() % DAY == 0).all())
+    discharged = [pl.col(name) for name in DISCHARGED]
     rows = rows.select(
         pl.col("visit_occurrence_id").alias("visit"),
         "person_id",
         seconds_of(rows, "visit_start", path, end=False).alias("start"),
         seconds_of(rows, "visit_end", path, whole_days=whole_days).alias("end"),
+        expired=pl.coalesce(pl.when(column == DIED).then(True).when(column != 0).then(False) for column in discharged),
     )
     known = rows.drop_nulls(["visit", "person_id", "start", "end"]).filter(pl.col("end") >= pl.col("start"))
     dropped["visits without a start, or an end after it"] = rows.height - known.height
@@ -229,13 +236,9 @@ def _read_visits(tables: dict[str, Path], persons: pl.DataFrame, dropped: Counte
     dropped["visits of a person that is not in person"] = known.height - visits.height
     if not visits.height:
         raise ValueError(f"{path}: no visit has a start, an end and a person of {tables['person']}")
-    # a death on the day a visit ends, at a time that is not known, was in the visit
-    same_day = (pl.col("death") > pl.col("end")) & (pl.col("death") // DAY == pl.col("end") // DAY)
-    same_day &= pl.col("death") % DAY == DAY - 1
+    visits = settle_deaths(visits, dropped)
     days = (pl.col("end") - pl.col("start")) / DAY
-    visits = visits.with_columns(
-        death=pl.when(same_day).then("end").otherwise("death"), days=days.floor() if whole_days else days
-    )
+    visits = visits.with_columns(days=days.floor() if whole_days else days)
     return visits.sort("start", "visit").with_row_index("number"), whole_days
 
 

@@ -208,6 +208,37 @@ def _named(numbers: pl.Series, names: Sequence[str] | None) -> pl.Series:
     return texts.alias("name")
 
 
+def settle_deaths(visits: pl.DataFrame, dropped: Counter[str], clock: float = 0.0) -> pl.DataFrame:
+    """Visits whose death and whose discharge agree, so that no two tasks contradict each other.
+
+    - A death at a day's last second is one whose time of day is not known: it was in the person's last visit that ends
+      on that day, and at its end, unless that visit was left alive.
+    - A death within a visit is one whatever the discharge says.
+    - A discharge as dead is a death, at the visit's end where no earlier time is known.
+
+    Args:
+        visits: person_id, start, end, death (seconds) and `expired`: whether the discharge says that the person died;
+            null where it says nothing.
+        dropped: where contradictions are counted.
+        clock: seconds that the clock by which a day ends is ahead of that of the times.
+
+    Returns:
+        The visits, `death` the earliest of the person, without `expired`.
+    """
+    death, end, expired = pl.col("death"), pl.col("end"), pl.col("expired")
+    day, of_end = (death + clock) // DAY, (end + clock) // DAY
+    by_day = ((death + clock) % DAY == DAY - 1) & (death > end) & (day == of_end) & expired.fill_null(True)
+    visits = visits.with_columns(by_day=by_day.fill_null(False))
+    last = pl.col("by_day") & (end == end.filter(pl.col("by_day")).max().over("person_id"))
+    visits = visits.with_columns(death=pl.when(last).then("end").otherwise("death")).drop("by_day")
+    within = (death.is_between("start", "end")).fill_null(False)
+    dropped["discharges as alive of visits with a death (taken as deaths)"] = visits.filter(~expired & within).height
+    later = expired & death.is_not_null() & ~within
+    dropped["discharges as dead without a death by then (taken as deaths)"] = visits.filter(later).height
+    visits = visits.with_columns(death=pl.when(expired & ~within).then("end").otherwise("death")).drop("expired")
+    return visits.with_columns(death.min().over("person_id"))
+
+
 def split_by_outcome(visits: pl.DataFrame, seed: int) -> pl.DataFrame:
     """person_id and split, 80/10/10 at random; those who die in a visit are divided apart from the others."""
     died = visits.group_by("person_id").agg((pl.col("death") <= pl.col("end")).fill_null(False).any().alias("died"))
