@@ -62,6 +62,24 @@ def test_every_form_of_parquet_gives_the_same_table(tmp_path):
         assert read_frame(path).equals(TABLE)
 
 
+@pytest.mark.parametrize("name", ["events[1]", "*"] if os.name != "nt" else ["events[1]"])
+@pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet", "folder"])
+def test_a_name_is_no_pattern(name, form, tmp_path):
+    """What a browser calls a second download of `events1.csv`, which lies beside it."""
+    for stem, table in ((name, TABLE), ("events1", TABLE.with_columns(record_id=pl.lit("another")))):
+        path = tmp_path / (stem if form == "folder" else f"{stem}.{form}")
+        if form == "folder":
+            path.mkdir()
+            table.write_parquet(path / "part-0.parquet")
+        elif form == "parquet":
+            table.write_parquet(path)
+        else:
+            path.write_bytes(
+                gzip.compress(table.write_csv().encode()) if form == "csv.gz" else table.write_csv().encode()
+            )
+    assert read_frame(tmp_path / (name if form == "folder" else f"{name}.{form}")).equals(TABLE)
+
+
 def test_ids_and_words_are_text_without_spaces(tmp_path):
     (tmp_path / "static.csv").write_text(
         "record_id,variable,ventilated,unit,age\n007,220045,true, MICU ,NA\n8,10,,,4\n"

@@ -55,7 +55,7 @@ def test_prediction_in_parts_is_that_of_the_whole(tables, finetuned, tmp_path, m
     given = arranged(events, how)
     halves = [given] if form != "two files" else [given.head(given.height // 2), given.tail(-(given.height // 2))]
     suffix = form if form != "two files" else "parquet"
-    files = [tmp_path / f"events-{number}.{suffix}" for number in range(len(halves))]
+    files = [tmp_path / f"events[{number}].{suffix}" for number in range(len(halves))]
     for half, file in zip(halves, files, strict=True):
         if suffix == "parquet":
             half.write_parquet(file, row_group_size=700)

@@ -106,6 +106,14 @@ def test_records_hold_events_codes_and_static_columns(raw, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_names_of_folders_are_no_patterns(raw, tmp_path):
+    folder = tmp_path / "data [1]"
+    labels = make_labels(folder / "labels", "boolean_value", lambda subject: subject % 2 == 0)
+    meds.prepare(make(folder / "raw"), folder / "out", labels=[labels], min_subjects=2)
+    meds.prepare(raw, tmp_path / "out", labels=[labels], min_subjects=2)
+    assert PreparedFolder(folder / "out").records("train").equals(PreparedFolder(tmp_path / "out").records("train"))
+
+
 def test_labels_of_every_kind(raw, tmp_path):
     folders = [
         make_labels(tmp_path / "labels" / "death", "boolean_value", lambda subject: subject % 2 == 0, (3.0, 5.0)),

@@ -213,7 +213,7 @@ def test_splits_are_by_person_and_deaths_in_each(prepared):
     assert all(any(int(person) % 5 == 0 for person in persons) for persons in members)
 
 
-@pytest.mark.parametrize("form", ["csv.gz", "capitals", "parquet", "zip", "shuffled", "pieces"])
+@pytest.mark.parametrize("form", ["csv.gz", "capitals", "parquet", "zip", "shuffled", "pieces", "brackets"])
 def test_form_order_and_pieces_change_nothing(form, prepared, tmp_path, monkeypatch):
     tables = make_tables()
     if form == "shuffled":
@@ -222,10 +222,11 @@ def test_form_order_and_pieces_change_nothing(form, prepared, tmp_path, monkeypa
     if form == "pieces":
         monkeypatch.setattr(source_tables, "PIECE_BYTES", 2000, raising=False)
         monkeypatch.setattr("hymate_training.readers.store.RECORDS_A_BLOCK", 1000)
-    omop.prepare(write(tmp_path / "raw", tables, form), tmp_path / "out", min_records=2)
-    assert records(tmp_path / "out") == records(prepared)
+    folder = tmp_path / ("a [1]" if form == "brackets" else "a")
+    omop.prepare(write(folder / "raw", tables, form), folder / "out", min_records=2)
+    assert records(folder / "out") == records(prepared)
     for task in ("in_hospital_mortality", "length_of_stay", "readmission_30d"):
-        assert labels(tmp_path / "out", task) == labels(prepared, task)
+        assert labels(folder / "out", task) == labels(prepared, task)
 
 
 def test_blocks_change_nothing_but_shards(prepared, tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ def read_map(path: str | Path, vocabulary: Vocabulary | None = None) -> pl.DataF
     if not path.is_file():
         raise ValueError(f"{path} does not exist; `hymate concepts suggest --output {path}` makes it")
     try:
-        rows = pl.read_csv(path, infer_schema=False)
+        rows = pl.read_csv(path, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if missing := [name for name in MAP_COLUMNS[:4] if name not in rows.columns]:
@@ -356,7 +356,7 @@ def apply_concepts(folder: PreparedFolder, writer: PreparedFolderWriter, rules: 
 def _shards(folder: PreparedFolder, split: str) -> Iterator[pl.DataFrame]:
     """The records of a split, one frame per shard."""
     for path in folder.shards(split):
-        yield pl.read_parquet(path)
+        yield pl.read_parquet(path, glob=False)
 
 
 def _rule_table(info: DatasetInfo, rules: Rules) -> tuple[pl.DataFrame, tuple[Concept, ...]]:

@@ -35,7 +35,7 @@ def summary_tables(folder: PreparedFolder) -> dict[str, list[list[str]]]:
     for task in info.tasks:
         for split in SPLITS:
             if (path := task_path(folder.path, task.name, split)).is_file():
-                frame = pl.read_parquet(path)
+                frame = pl.read_parquet(path, glob=False)
                 tasks.append([task.name, task.problem_type, split, f"{frame.height:,}", _describe_labels(task, frame)])
     static = [["static column", "kind", "unknown", "values"]]
     if info.static_columns:

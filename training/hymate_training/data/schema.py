@@ -86,7 +86,7 @@ class TaskInfo:
     label_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name) or self.name == "records":
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name) or self.name == "records":
             raise ValueError(f"task name {self.name!r}: use letters, digits, '_', '-' and '.', and not 'records'")
         if self.problem_type == "time_to_event":
             if self.label_columns != SURVIVAL_COLUMNS or len(self.label_names) != 1:

@@ -45,7 +45,7 @@ def read_frame(
     text_columns = [columns.get(name, name) for name in TEXT_COLUMNS]
     try:
         parquet = _is_parquet(path)
-        frame = pl.read_parquet(parquet_files(path)) if parquet else _read_csv(path, unknown, text_columns)
+        frame = pl.read_parquet(parquet_files(path), glob=False) if parquet else _read_csv(path, unknown, text_columns)
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeError) as error:
         hint = "; save it as UTF-8" if "utf-8" in str(error).lower() else ""
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}{hint}") from error
@@ -179,6 +179,7 @@ def _read_csv(path: Path, unknown: Sequence[str], text_columns: Sequence[str]) -
     decimal_comma = separator != "," and _has_decimal_comma(head, separator)
     frame = pl.read_csv(
         source,
+        glob=False,
         separator=separator,
         decimal_comma=decimal_comma,
         infer_schema_length=None,

@@ -135,7 +135,7 @@ def _read_subjects(raw: Path, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataF
             folder = Path(scratch) / str(number)
             read_shard(source, folder, None, 0)
             for name, frames in parts.items():
-                frame = pl.read_parquet(folder / f"{name}.parquet", memory_map=False)
+                frame = pl.read_parquet(folder / f"{name}.parquet", glob=False, memory_map=False)
                 frames.append(frame.filter(pl.col("subject_id").is_in(wanted.implode())))
     events, static, subjects = (pl.concat(frames) for frames in parts.values())
     if missing := sorted(set(wanted) - set(subjects["subject_id"])):

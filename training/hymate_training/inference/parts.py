@@ -169,7 +169,9 @@ def add_tables(parts: Sequence[Part], static: Any, at: Any, folder: Path) -> lis
         ValueError: as `read_frame`, for a record that `static` holds twice, and for one that only `at` knows.
     """
     owners = pl.concat(
-        pl.scan_parquet(part.events).select(pl.col("record_id").cast(pl.String).unique(), part=number).collect()
+        pl.scan_parquet(part.events, glob=False)
+        .select(pl.col("record_id").cast(pl.String).unique(), part=number)
+        .collect()
         for number, part in enumerate(parts)
     )
     complete = list(parts)

@@ -218,7 +218,7 @@ def check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
     found += [(path, "prediction_time") for folder in labels for path in sorted(folder.rglob("*.parquet"))]
     for path, column in found:
         try:
-            kind = pl.read_parquet_schema(path).get(column)
+            kind = pl.scan_parquet(path, glob=False).collect_schema().get(column)
         except (pl.exceptions.PolarsError, OSError):
             continue  # is named when it is read
         if isinstance(kind, pl.Datetime):
@@ -305,7 +305,7 @@ def _assemble(
     subjects = subjects.drop_nulls(["split", "origin"])
     if "train" not in subjects["split"]:
         raise ValueError(f"{raw}: no subject with a timed event is in the split train; see {SUBJECT_SPLITS}")
-    static = pl.concat([pl.read_parquet(folder / "static.parquet") for _, folder in done])
+    static = pl.concat([pl.read_parquet(folder / "static.parquet", glob=False) for _, folder in done])
     columns, static_rows, at_start = _static_columns(static, subjects, min_subjects, dropped)
     timeless = static.select("code").unique().join(at_start.select("code").unique(), on="code", how="anti")
     vocabulary = _vocabulary(done, timeless, min_subjects)
@@ -334,7 +334,7 @@ def _assemble(
 
 def _vocabulary(done: list[tuple[Source, Path]], left_out: pl.DataFrame, min_subjects: int) -> pl.DataFrame:
     """The codes that become variables, the most frequent first: `code`, and its index, `variable`."""
-    codes = pl.concat([pl.read_parquet(folder / "codes.parquet") for _, folder in done])
+    codes = pl.concat([pl.read_parquet(folder / "codes.parquet", glob=False) for _, folder in done])
     codes = codes.group_by("code").agg(pl.col("subjects").sum(), pl.col("events").sum())
     kept = codes.filter(pl.col("subjects") >= min_subjects).join(left_out, on="code", how="anti")
     ordered = kept.sort(["subjects", "events", "code"], descending=[True, True, False]).select("code")
@@ -374,7 +374,7 @@ def _describe(
 def _all_subjects(done: list[tuple[Source, Path]]) -> pl.DataFrame:
     frames = []
     for source, folder in done:
-        frames.append(pl.read_parquet(folder / "subjects.parquet").with_columns(shard=pl.lit(source.name)))
+        frames.append(pl.read_parquet(folder / "subjects.parquet", glob=False).with_columns(shard=pl.lit(source.name)))
     subjects = pl.concat(frames)
     if (twice := subjects["subject_id"].is_duplicated()).any():
         subject = subjects["subject_id"][int(twice.arg_max() or 0)]

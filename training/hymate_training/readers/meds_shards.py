@@ -172,7 +172,7 @@ def read_parquet(
 ) -> pl.DataFrame:
     """The columns of a file in the wanted types; ValueError naming the file."""
     try:
-        present = pl.read_parquet_schema(path)
+        present = pl.scan_parquet(path, glob=False).collect_schema()
         if missing := [name for name in schema if name not in present and name not in optional]:
             raise ValueError(f"lacks the column(s) {', '.join(missing)}")
         for name, kind in schema.items():
@@ -180,7 +180,9 @@ def read_parquet(
                 raise ValueError(f"{name} must be {KINDS[kind.base_type()]}, not {present[name]}")
         if "numeric_value" in optional and "numeric_value" not in present and (other := _numeric_columns(present)):
             raise ValueError(f"lacks numeric_value, but {other[0]} holds numbers: rename it, or drop it")
-        frame = pl.read_parquet(path, columns=[name for name in schema if name in present], hive_partitioning=False)
+        frame = pl.read_parquet(
+            path, columns=[name for name in schema if name in present], glob=False, hive_partitioning=False
+        )
         frame = frame.with_columns(pl.lit(None).alias(name) for name in schema if name not in present)
         return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
@@ -225,7 +227,7 @@ class RecordWriter:
         """The records of each split, written beside the shard's result, each subject's first event, and the number of
         events of codes that are not in the vocabulary."""
         _, folder = shard
-        events = pl.read_parquet(folder / "events.parquet")
+        events = pl.read_parquet(folder / "events.parquet", glob=False)
         own = events.select("subject_id").unique()
         beginning = self.at_start.join(own, on="subject_id", how="semi").with_columns(time=pl.lit(0.0))
         events = pl.concat([events, beginning.select(events.columns)])

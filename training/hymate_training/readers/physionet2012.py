@@ -418,7 +418,7 @@ def _read_outcomes(raw: Path, letters: tuple[str, ...], stays: pl.DataFrame) -> 
     for letter in letters:
         path = raw / f"Outcomes-{letter}.txt"
         try:
-            table = pl.read_csv(path, infer_schema=False).rename(str.strip)
+            table = pl.read_csv(path, infer_schema=False, glob=False).rename(str.strip)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise ValueError(f"{path} is not a readable table of outcomes: {error}") from error
         columns = ["RecordID", *dict.fromkeys(outcome.column for outcome in OUTCOMES)]

@@ -71,7 +71,7 @@ class EventStore:
     def blocks(self) -> Iterator[pl.DataFrame]:
         """The events of one block of records after the other: record, seconds, key, value."""
         for path in self._paths:
-            yield pl.read_ipc(path)
+            yield pl.scan_ipc(path, glob=False).collect()
 
     def records_with(self, training: pl.Series) -> np.ndarray:
         """In how many of the records `training` each key occurs, `(keys,)`."""
