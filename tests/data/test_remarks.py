@@ -107,6 +107,10 @@ def test_a_static_column_that_tells_the_label_is_pointed_out(tmp_path):
     destination = TaskInfo("goes", "Where?", "multiclass", ("categorical_value",), ("home", "ward"))
     classes = ["home" if positive else "ward" for positive in label]
     assert len(remarks(make(tmp_path / "classes", destination, classes, sex=told))) == 1
+    days = TaskInfo("days", "How many?", "regression", ("float_value",), ("days",))
+    stays = [number * 1.7 for number in range(COUNT)]
+    [said] = remarks(make(tmp_path / "days", days, stays, age=[20.0 + number for number in range(COUNT)]))
+    assert said.startswith("age all but determines days by itself")
 
 
 def test_the_summary_says_what_was_understood(tmp_path):

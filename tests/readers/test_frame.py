@@ -147,13 +147,14 @@ def test_the_kind_of_problem_follows_from_the_label(prepared):
         assert {row["prediction_time"] for row in rows.values()} == {4.0}
 
 
-def test_what_r_writes_is_understood(tmp_path):
+@pytest.mark.parametrize("unknown", ["NA", "nan", "NULL"])
+def test_what_r_numpy_and_sql_write_is_understood(unknown, tmp_path):
     events = make_events().with_columns(
         variable=pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit(" hr ")).otherwise("variable")
     )
     size = make_static().height
-    static = pl.DataFrame({"record_id": range(1, size + 1), "age": ["NA", *["61"] * (size - 1)]})
-    died = make_labels(died=["NA", *(["1", "0"] * size)[: size - 1]])
+    static = pl.DataFrame({"record_id": range(1, size + 1), "age": [unknown, *["61"] * (size - 1)]})
+    died = make_labels(died=[unknown, *(["1", "0"] * size)[: size - 1]])
     paths = [
         write(tmp_path, name, table, "csv") for name, table in (("events", events), ("static", static), ("died", died))
     ]

@@ -17,7 +17,7 @@ FAR_AND_REPEATED = 10  # the same, where the value occurs `REPEATED` times, as w
 REPEATED = 3
 GAP = 20 * YEAR  # hours between the first two events that a placeholder date makes, and hardly a patient
 MOST_SHOWN = 20
-TELLING = 0.98  # AUROC, or share of the labels told right, of a static column that all but determines the label
+TELLING = 0.98  # AUROC, share of labels told right, or rank correlation, of a column that all but determines a label
 
 
 def remarks(folder: PreparedFolder) -> list[str]:
@@ -108,27 +108,33 @@ def _odd_times(records: pl.DataFrame) -> Iterator[str]:
 
 
 def _telling_columns(folder: PreparedFolder, task: TaskInfo) -> Iterator[str]:
-    """Static columns that by themselves tell a label of two or more classes: they may have been written after it."""
+    """Static columns that by themselves tell a label: they may have been written after it."""
     split = next((split for split in SPLITS if task_path(folder.path, task.name, split).is_file()), None)
-    if task.problem_type not in ("binary", "multiclass") or split is None or not folder.info.static_columns:
+    if split is None or not folder.info.static_columns:
         return
     names = [column.name for column in folder.info.static_columns]
     static = pl.concat(
         pl.DataFrame(pl.from_arrow(pq.read_table(path, columns=["record_id", *names])))
         for path in folder.shards(split)
     )
-    labels = pl.DataFrame(pl.from_arrow(folder.task(task.name, split))).select(
-        "record_id", label=task.label_columns[0]
-    )
-    joined = labels.join(static, on="record_id").unique(["record_id", "label"], maintain_order=True)
-    if joined["label"].n_unique() < 2 or joined.height < FEW:
-        return
+    rows = pl.DataFrame(pl.from_arrow(folder.task(task.name, split)))
+    known = {
+        label: rows.select("record_id", label=label).join(static, on="record_id").unique(["record_id", "label"])
+        for label in task.label_columns
+    }
     for column in folder.info.static_columns:
-        if _tells(column, joined):
+        if any(_tells(column, joined) for joined in known.values()):
             yield f"{column.name} all but determines {task.name} by itself. Was it known before the prediction?"
 
 
 def _tells(column: StaticColumn, joined: pl.DataFrame) -> bool:
+    if joined["label"].n_unique() < 2 or joined.height < FEW:
+        return False
+    if joined.schema["label"].is_numeric():
+        if column.kind != "numeric" or joined[column.name].count() < FEW:
+            return False
+        ranks = joined.drop_nulls(column.name).select(pl.corr("label", column.name, method="spearman"))
+        return abs(ranks.item()) >= TELLING
     if column.kind == "numeric":
         known = joined.drop_nulls(column.name)
         counts = np.unique(known["label"].to_numpy(), return_counts=True)[1]

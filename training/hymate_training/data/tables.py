@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from modeling_hymate.events import MAX_ID_LENGTH, SHORTENED_ID
 
-UNKNOWN = ("NA", "N/A")  # cells of a CSV, of static columns and labels, that stand for no value
+# cells of a CSV, of static columns and labels, that stand for no value
+UNKNOWN = ("NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")
 TEXT_COLUMNS = ("record_id", "patient_id", "variable", "split")  # text in a CSV, whatever its cells look like
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 PIECE_BYTES = 1 << 22  # of text that `read_csv_pieces` holds at a time; Arrow takes some thirty times as much memory

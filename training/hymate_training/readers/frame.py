@@ -8,7 +8,7 @@
     unit        optional; a variable in several units becomes one variable per unit, such as `glucose [mmol/L]`
 or one column per variable instead of `variable` and `value`. `hymate_training.data.exports` has the rules in full.
 `--static`, optional, one row per record: `record_id` and any other columns. Numbers are numeric, text and true/false
-are categorical; an empty cell is unknown, in a CSV also NA and N/A. Two names have a meaning of their own:
+are categorical; an empty cell is unknown, in a CSV also NA, N/A, NaN and NULL. Two names have a meaning:
 `patient_id` (records of one patient go to one split) and `split` (train, validation or test, where that is decided).
 `--labels`, optional, one file per task, named after the file or given as NAME=FILE, one row per prediction:
     record_id
