@@ -281,8 +281,7 @@ def _record_ids(data: Any) -> np.ndarray:
                 f"column 'record_id': {item!r} is a number that a spreadsheet has shortened, so that several records "
                 "may have become one"
             )
-    both = {item for item in found if not isinstance(item, str) and str(item) in found}
-    if both:
+    if both := {item for item in found if not isinstance(item, str) and str(item) in found}:
         raise ValueError(f"column 'record_id' holds the number {min(both)} and the same as text: make them one or two")
     return ids
 
@@ -300,7 +299,14 @@ def _refuse_other_ids(data: Any, what: str):
 
 def _column(data: Any, name: str) -> np.ndarray:
     column = data[name]
-    if hasattr(column, "to_numpy"):
+    if hasattr(column, "detach"):  # of PyTorch
+        try:
+            array = column.detach().cpu().numpy()
+        except (TypeError, NotImplementedError):
+            raise ValueError(f"column {name!r} must hold numbers, got {column.dtype} on {column.device}") from None
+    elif isinstance(column, np.ma.MaskedArray):
+        array = np.where(np.ma.getmaskarray(column), None, np.ma.getdata(column).astype(object))
+    elif hasattr(column, "to_numpy") and not hasattr(column, "to_pylist"):  # an array of PyArrow hands over no nulls
         array = np.asarray(column.to_numpy())
     elif hasattr(column, "__array__"):
         array = np.asarray(column)
@@ -321,8 +327,7 @@ def _object_array(items: Sequence) -> np.ndarray:
 
 def _require_columns(data: Any, where: str):
     names = _column_names(data)
-    missing = [name for name in EVENT_COLUMNS if name not in names]
-    if missing:
+    if missing := [name for name in EVENT_COLUMNS if name not in names]:
         raise ValueError(f"{where} lacks the column {missing[0]!r}; it has {', '.join(map(repr, names)) or 'none'}")
 
 
@@ -573,8 +578,7 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
         position = {record_id: row for row, record_id in enumerate(given)}
         if len(position) < len(given):
             raise ValueError(f"static holds record_id {Counter(given).most_common(1)[0][0]!r} more than once")
-        absent = [record_id for record_id in record_ids if record_id not in position]
-        if absent:
+        if absent := [record_id for record_id in record_ids if record_id not in position]:
             raise ValueError(f"static has no row for record_id {absent[0]!r}")
         rows = np.array([position[record_id] for record_id in record_ids])
     for name in static_columns:

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -314,6 +315,26 @@ def test_static_features(extractor):
     nothing = extractor(POLARS)["static_values"]
     assert nothing.tolist() == [[0, 1, 0, 0, 1]] * 3
     assert len(extractor.static_feature_names) == found.shape[1]
+
+
+def test_columns_of_other_libraries(extractor):
+    plain = {"time": [0.0, 1.0], "variable": ["heart_rate"] * 2, "value": [80.0, 95.0]}
+    expected = extractor(plain)
+    batch = pa.RecordBatch.from_pydict(plain)
+    for records in (batch, plain | {"value": torch.tensor([80.0, 95.0], requires_grad=True)}):
+        assert torch.equal(extractor(records)["values"], expected["values"])
+    masked = extractor(plain | {"value": np.ma.masked_array([80.0, 95.0], [False, True])})
+    assert masked["value_mask"].tolist() == [[True, False]]
+    for values, message in (
+        (torch.tensor([80.0, 95.0], dtype=torch.bfloat16), "column 'value' must hold numbers, got torch.bfloat16"),
+        (torch.zeros(2, device="meta"), "column 'value' must hold numbers, got torch.float32 on meta"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extractor(plain | {"value": values})
+    with pytest.raises(ValueError, match=r"column 'time', event 1 of record '0': a time is missing|is not"):
+        extractor(plain | {"time": np.ma.masked_array([0.0, 1.0], [False, True])})
+    with pytest.raises(ValueError, match="column 'record_id' must hold one value per record"):
+        extractor([pa.RecordBatch.from_pydict(plain | {"record_id": ["a", "b"]})])
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, pd.NA, np.nan])
