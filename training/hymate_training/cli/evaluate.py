@@ -8,8 +8,9 @@ from hymate_training.evaluation.alarms import SNOOZE_HOURS
 from hymate_training.evaluation.decisions import THRESHOLDS
 from hymate_training.evaluation.evaluation import evaluate, format_evaluation
 from hymate_training.files import followed
+from hymate_training.inference.checkpoints import EVALUATION_FILES
 from hymate_training.inference.prediction import BATCH_SIZE
-from hymate_training.publishing.cards import EVALUATION_FILES, write_model_card
+from hymate_training.publishing.cards import write_model_card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from hymate_training.data.mapped import BLOCK, MappedArray, Names, blocks, mapped
 from hymate_training.data.schema import METADATA_FILE, SPLITS, DatasetInfo, record_shards, task_path
 from hymate_training.data.validation import check_no_null, check_records, check_task
+from hymate_training.files import followed
 from modeling_hymate import Events
 from modeling_hymate.events import EVENT_COLUMNS
 
@@ -233,6 +234,13 @@ def _rows_at_a_time(metadata: pq.FileMetaData) -> int:
     most = max((group.column(at).num_values for group in groups for at in range(group.num_columns)), default=0)
     largest = max((group.num_rows for group in groups), default=0)
     return max(1, BLOCK * largest // max(most, 1))
+
+
+def refuse_inside(output: Path) -> None:
+    """Raises ValueError if a file to be written lies in a prepared folder, which holds nothing but its own files."""
+    for folder in followed(output).parents[:3]:  # those lie two folders deep at most
+        if (folder / METADATA_FILE).is_file() and (folder / "records").is_dir():
+            raise ValueError(f"{output} lies in the prepared folder {folder}: name another file to write")
 
 
 def open_prepared(data: "str | Path | PreparedFolder") -> PreparedFolder:

@@ -13,7 +13,7 @@ from hymate_training.evaluation.evaluation import check_task, labeled
 from hymate_training.evaluation.metrics import format_differences, paired_difference
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.files import followed, write_json
-from hymate_training.inference.checkpoints import RUN_FILE, Checkpoint, load_checkpoint, read_json
+from hymate_training.inference.checkpoints import RUN_FILE, Checkpoint, check_json_output, load_checkpoint, read_json
 from hymate_training.inference.prediction import BATCH_SIZE, predict_examples
 
 NUM_SAMPLES, LEVEL = 1000, 0.95
@@ -70,10 +70,10 @@ def compare(
     Raises:
         ValueError: if both are the same run, if the models were fine-tuned for different tasks, or chosen on different
             validation splits, for predictions that lack an example, if data, task or split are not there, and as
-            `load_checkpoint` does.
+            `check_json_output` and `load_checkpoint` do.
     """
-    if output is not None and Path(output).suffix != ".json":
-        raise ValueError(f"output must end in .json, got {output}")
+    if output is not None:
+        check_json_output(output, ("runs", "task", "differences"))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if followed(first) == followed(second):

@@ -39,8 +39,8 @@ from hymate_training.evaluation.recalibration import calibration
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.survival import HORIZON_ESTIMATES, horizon_table
 from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold
-from hymate_training.files import check_place, write_json
-from hymate_training.inference.checkpoints import Checkpoint, label_names, load_checkpoint
+from hymate_training.files import write_json
+from hymate_training.inference.checkpoints import Checkpoint, check_json_output, label_names, load_checkpoint
 from hymate_training.inference.prediction import BATCH_SIZE, Predictions, predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
 
@@ -112,12 +112,10 @@ def evaluate(
 
     Raises:
         ValueError: if the task is of another kind than the model, if data, task or split are not there, and as
-            `load_checkpoint` does.
+            `check_json_output` and `load_checkpoint` do.
     """
-    if output is not None and Path(output).suffix != ".json":
-        raise ValueError(f"output must end in .json, got {output}")
     if output is not None:
-        check_place(output)
+        check_json_output(output, ("task", "split", "variable_shares"))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_thresholds(thresholds)

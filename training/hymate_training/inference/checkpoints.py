@@ -4,9 +4,10 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from hymate_training.files import tensors_written
+from hymate_training.data.prepared_folder import refuse_inside
+from hymate_training.files import check_place, tensors_written
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.hazards import check_horizons, risk_name
 
@@ -26,6 +28,7 @@ RUN_FILE = "training_run.json"  # how a checkpoint came about
 EXPORT_FILE = "export.json"  # how the files are laid out and named that its data were read from; never pushed
 MONITORING_FILE = "monitoring.json"  # aggregates of the training data, which `hymate monitor` compares with
 EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation on the validation split
+EVALUATION_FILES = "evaluation*.json"  # and on other splits
 DOWNLOADED = ["*.json", "*.safetensors", "README.md"]  # and no code: that of the installed package runs
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LFS_POINTER = b"version https://git-lfs"
@@ -205,6 +208,36 @@ def at_horizons(checkpoint: Checkpoint, horizons: Sequence[float]) -> Checkpoint
     model.config.horizons = [float(hours) for hours in horizons]
     model.config.id2label = dict(enumerate(risk_name(own.event or "event", hours) for hours in horizons))
     return replace(checkpoint, model=model)
+
+
+def check_json_output(output: str | Path, keys: Collection[str]) -> None:
+    """Raises unless an account of results may be written to `output`, in place of an earlier one of its kind at most.
+
+    Args:
+        output: JSON file to write.
+        keys: what an account of its kind holds.
+
+    Raises:
+        ValueError: for another ending; for a file that is there and holds something else; in a prepared folder; and in
+            the folder of a checkpoint, where names have meanings, for another name than `evaluation*.json`.
+        OSError: if nothing can be written there.
+    """
+    path = Path(output)
+    if path.suffix != ".json":
+        raise ValueError(f"output must end in .json, got {output}")
+    if (path.parent / CONFIG_FILE).is_file() and not fnmatch(path.name, EVALUATION_FILES):
+        raise ValueError(
+            f"{output} lies in the folder of a checkpoint: call it {EVALUATION_FILES}, or put it elsewhere"
+        )
+    refuse_inside(path)
+    check_place(path)
+    if path.is_file():
+        try:
+            held = read_json(path)
+        except (ValueError, OSError):
+            held = {}
+        if not set(keys) <= set(held):
+            raise ValueError(f"{output} is there already and holds something else: name another file")
 
 
 def save_checkpoint(model: PreTrainedModel, extractor: HyMaTEFeatureExtractor, folder: Path) -> None:

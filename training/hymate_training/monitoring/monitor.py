@@ -25,6 +25,7 @@ from hymate_training.monitoring.page import render_page
 from modeling_hymate import Events
 
 MONITOR_FILE = "monitor.json"
+PAGE = "index.html"
 KNOWN_LIMIT = 0.95  # share of the events whose variable the model knows
 INTERCEPT_LIMIT = 0.2  # log-odds: probabilities are off by a factor of 1.2 and more, on average
 SLOPE_LIMITS = (0.8, 1.25)
@@ -83,8 +84,12 @@ def monitor(
 
     Raises:
         ValueError: for a checkpoint without aggregates of its training data, fewer than `SMALLEST_GROUP` records,
-            labels that do not fit, and as `predict` does.
+            labels that do not fit, an output with a page of something else, and as `predict` does.
     """
+    if output is not None and Path(output, PAGE).exists() and not Path(output, MONITOR_FILE).is_file():
+        raise ValueError(
+            f"{Path(output, PAGE)} is there already, and no page of `hymate monitor`: name another folder"
+        )
     opened = load_checkpoint(checkpoint)
     path = opened.path / MONITORING_FILE
     if not path.is_file():
@@ -127,7 +132,7 @@ def monitor(
     if output is not None:
         output = Path(output)
         write_json(output / MONITOR_FILE, content)
-        write_file(output / "index.html", render_page(content))
+        write_file(output / PAGE, render_page(content))
     return Monitoring(content, output)
 
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import write_file
-from hymate_training.inference.checkpoints import RUN_FILE, read_json
+from hymate_training.inference.checkpoints import EVALUATION_FILES, RUN_FILE, read_json
 from hymate_training.publishing.card_decisions import coverage, decisions, horizon_lines, recalibration, worst_groups
 from hymate_training.publishing.card_facts import GAPS, HEADLINES, facts
 from hymate_training.publishing.card_header import card_data
@@ -46,7 +46,6 @@ from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
 from modeling_hymate.value_statistics import CLIP_PERCENTILES
 
 TEMPLATE = "model_card.md.j2"
-EVALUATION_FILES = "evaluation*.json"
 # the line of the card's example that names the model; a push puts the repository's name there
 PLACE = re.compile(r'^place = ".*"  # the folder of this card$', re.MULTILINE)
 HEADER_EDIT = re.compile(r"(license|license_name|license_link|language|base_model): (?!\S*\d{5})[\w./:-]{1,100}")
