@@ -1,5 +1,6 @@
 """Writing a prepared folder: what is written comes back, all that is malformed is refused and leaves nothing."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import StaticColumn, TaskInfo
@@ -51,6 +53,35 @@ def test_a_split_that_is_absent_is_not_listed(tmp_path):
         "train",
         "validation",
     }
+
+
+HOSTILE = "x<script>alert(1)</script>\n---\nlicense: mit\n`|` [a](javascript:b) ```"
+
+
+def test_the_card_escapes_names(tmp_path):
+    """In headings, lists, tables, code and prose."""
+    task = replace(MORTALITY, description=HOSTILE, label_names=("survived", HOSTILE))
+    info = replace(
+        INFO,
+        source=HOSTILE,
+        variables=(INFO.variables[0], HOSTILE),
+        static_columns=(StaticColumn(HOSTILE, "numeric"), StaticColumn("sex", "categorical", ("female", HOSTILE))),
+        tasks=(task,),
+        dropped={HOSTILE: 3},
+        split_description=HOSTILE,
+        citation=HOSTILE,
+        extra={"description": HOSTILE, "units": {HOSTILE: HOSTILE}},
+    )
+    rows = record_rows("a", "b", "c").rename({"age": HOSTILE}).with_columns(sex=pl.lit(HOSTILE))
+    folder = write_folder(tmp_path / "out", [("train", rows), (task, "train", label_rows("a", "b"))], info=info)
+    _, header, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(header)["license"] == INFO.license
+    rendered = MarkdownIt("commonmark").enable("table").render(text)
+    assert "<script" not in rendered
+    assert 'href="javascript:' not in rendered
+    for table in re.findall(r"<table>.*?</table>", rendered, re.DOTALL):
+        widths = {row.count("<td") + row.count("<th>") for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)}
+        assert len(widths) == 1
 
 
 event = st.tuples(

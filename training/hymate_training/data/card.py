@@ -14,6 +14,7 @@ from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.remarks import remarks
 from hymate_training.data.schema import SPLITS, StaticColumn, TaskInfo, task_path
 from hymate_training.files import markdown_table
+from hymate_training.markdown import as_code, as_name, as_prose
 
 MOST_SHOWN = 6  # categories of a static column
 SHOWN_UNMAPPED = 20  # variables, of those without a concept
@@ -108,20 +109,20 @@ def _card_lines(folder: PreparedFolder) -> Iterator[str]:
         name = info.extra.get("license_name", "unspecified")
         header["license_name"] = re.sub(r"[^a-z0-9.]+", "-", name.lower())
     header |= {
-        "pretty_name": f"{info.source}, prepared for HyMaTE",
+        "pretty_name": f"{' '.join(info.source.split())}, prepared for HyMaTE",
         "tags": ["electronic-health-records", "clinical-time-series", "hymate"],
         "configs": configs,
     }
     yield f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n"
-    yield f"# {info.source}, prepared for HyMaTE\n"
+    yield f"# {as_name(info.source)}, prepared for HyMaTE\n"
     if "description" in info.extra:
-        yield f"{info.extra['description']}\n"
+        yield f"{as_prose(info.extra['description'])}\n"
     tables = summary_tables(folder)
     yield "## Records and splits\n"
-    yield f"{info.split_description}\n"
+    yield f"{as_prose(info.split_description)}\n"
     yield _table(tables["splits"])
     yield "## Tasks\n"
-    yield from (f"- `{task.name}`: {task.description}" for task in info.tasks)
+    yield from (f"- `{task.name}`: {as_name(task.description)}" for task in info.tasks)
     yield ""
     yield _table(tables["tasks"])
     if info.dropped:
@@ -133,26 +134,29 @@ def _card_lines(folder: PreparedFolder) -> Iterator[str]:
         yield _table(tables["unmapped"])
     if notes := remarks(folder):
         yield "## Worth a look\n"
-        yield from (f"- {note}" for note in notes)
+        yield from (f"- {as_name(note)}" for note in notes)
         yield ""
     yield "## Variables\n"
     units = info.extra.get("units", {})
-    listed = (f"`{name}` ({units[name]})" if units.get(name) else f"`{name}`" for name in info.variables)
+    listed = (
+        f"{as_code(name)} ({as_name(units[name])})" if units.get(name) else as_code(name) for name in info.variables
+    )
     if len(info.variables) <= 200:
         yield ", ".join(listed) + "\n"
     else:
         yield f"{len(info.variables):,}, listed in metadata.json.\n"
     if info.static_columns:
         names = (
-            f"`{c.name}` ({', '.join(c.categories) or units.get(c.name) or 'number'})" for c in info.static_columns
+            f"{as_code(c.name)} ({as_name(', '.join(c.categories) or units.get(c.name) or 'number')})"
+            for c in info.static_columns
         )
         yield f"Static: {', '.join(names)}\n"
     for task_name, drivers in info.extra.get("drivers", {}).items():
-        yield f"## What drives `{task_name}`\n"
+        yield f"## What drives {as_code(task_name)}\n"
         yield _table([list(drivers[0]), *([str(value) for value in d.values()] for d in drivers)])
     yield "## Citation\n"
-    yield info.citation
+    yield as_prose(info.citation)
 
 
 def _table(rows: list[list[str]]) -> str:
-    return markdown_table(rows) + "\n"
+    return markdown_table([[as_name(cell) for cell in row] for row in rows]) + "\n"

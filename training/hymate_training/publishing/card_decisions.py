@@ -5,7 +5,8 @@ from typing import Any
 
 from hymate_training.evaluation.survival import HORIZON_ESTIMATES
 from hymate_training.inference.conformal import ALL
-from hymate_training.publishing.card_text import as_name, interval_text, number_text, table
+from hymate_training.markdown import as_name
+from hymate_training.publishing.card_text import interval_text, number_text, table
 from hymate_training.publishing.privacy import is_small
 
 SHOWN_LEVEL = 0.9

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hymate_training.evaluation.metrics import metric_titles
+from hymate_training.markdown import as_code, as_name, as_prose
 from hymate_training.publishing.card_decisions import recalibration, worst_groups
-from hymate_training.publishing.card_text import as_code, as_name, as_prose, estimate_text, number_text, table
+from hymate_training.publishing.card_text import estimate_text, number_text, table
 from modeling_hymate import HyMaTEFeatureExtractor
 
 # items of TRIPOD+AI that no file of a run holds

@@ -1,11 +1,10 @@
 """Numbers and text from the data as a model card shows them."""
 
-import html
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hymate_training.files import markdown_table
+from hymate_training.markdown import as_code
 
 
 def estimate_text(report: Mapping, name: str) -> str:
@@ -37,30 +36,6 @@ def count_text(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else as_code(value)
-
-
-def as_code(text: Any) -> str:
-    """Text as code, whatever it holds."""
-    line = " ".join(str(text).split())
-    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    return f"{ticks}{line}{ticks}" if len(ticks) == 1 else f"{ticks} {line} {ticks}"
-
-
-def fenced(text: str, language: str) -> str:
-    """A block of code, whatever it holds."""
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks}{language}\n{text}\n{ticks}"
-
-
-def as_name(text: Any) -> str:
-    """A name from the data in one line, its characters no Markdown and no HTML."""
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*\[\]])", r"\\\1", line)
-
-
-def as_prose(text: Any) -> str:
-    """Markdown from the data: no tag of HTML begins in it."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", str(text)).strip()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

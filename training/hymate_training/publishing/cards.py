@@ -20,20 +20,11 @@ from jinja2 import Environment, StrictUndefined
 from hymate_training.evaluation.metrics import METRICS, SMALLEST_GROUP, metric_titles
 from hymate_training.files import write_file
 from hymate_training.inference.checkpoints import EVALUATION_FILES, RUN_FILE, read_json
+from hymate_training.markdown import as_code, as_name, as_prose, fenced
 from hymate_training.publishing.card_decisions import coverage, decisions, horizon_lines, recalibration, worst_groups
 from hymate_training.publishing.card_facts import GAPS, HEADLINES, facts
 from hymate_training.publishing.card_header import card_data
-from hymate_training.publishing.card_text import (
-    as_code,
-    as_name,
-    as_prose,
-    count_text,
-    estimate_text,
-    fenced,
-    level_text,
-    number_text,
-    table,
-)
+from hymate_training.publishing.card_text import count_text, estimate_text, level_text, number_text, table
 from hymate_training.publishing.privacy import (
     FAITHFULNESS_FILE,
     NOTES_FILE,
