@@ -1,24 +1,22 @@
 """Events of many records as flat arrays, read from the shapes in which users hold them."""
 
 import difflib
-import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from itertools import repeat
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 
+from .items import as_number, column_of, is_listlike, is_missing, object_array
+
 EVENT_COLUMNS = ("time", "variable", "value")
-NUMBERS = (int, float, np.integer, np.floating)
 MAX_HOURS = 110 * 365.25 * 24  # of a record: nobody's lasts longer
 MAX_ID_LENGTH = 256  # characters; arrays of text are as wide as their longest item
 SHORTENED_ID = re.compile(r"[0-9](\.[0-9]+)?[eE]\+?[0-9]+")  # 1.33E+10: a number that a spreadsheet rounded
-PLAIN_NUMBER = re.compile(r"\s*([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|nan)\s*", re.IGNORECASE)
 # names under which exports hold what is `record_id` here
 OTHER_ID = re.compile(
     r"((record|patient|subject|person|case|(icu)?stay|hadm|admission|visit|encounter)[_ ]?)?id|mrn", re.IGNORECASE
@@ -194,7 +192,7 @@ def parse_hours(hours: Any, name: str) -> np.ndarray:
     """
     if not is_listlike(hours) or not len(hours):
         raise ValueError(f"{name} must be a list of hours, got {hours!r}")
-    column = _column({name: hours}, name)
+    column = column_of({name: hours}, name)
     try:
         numbers = column.astype(np.float64) if column.dtype.kind in "iuf" else np.array(list(map(as_number, column)))
     except ValueError as error:
@@ -262,7 +260,7 @@ def _refuse_index(index: Any, what: str):
 
 def _record_ids(data: Any) -> np.ndarray:
     """The column `record_id`; ValueError for what cannot tell records apart."""
-    ids = _column(data, "record_id")
+    ids = column_of(data, "record_id")
     if ids.dtype.kind in "iu":
         return ids
     if ids.dtype.kind == "f":
@@ -291,38 +289,10 @@ def _refuse_other_ids(data: Any, what: str):
     for name in _column_names(data):
         if isinstance(data, Mapping) and hasattr(getattr(data[name], "index", None), "nlevels"):
             _refuse_index(data[name].index, what)
-        if OTHER_ID.fullmatch(str(name)) and is_listlike(data[name]) and len(set(_column(data, name).tolist())) > 1:
+        if OTHER_ID.fullmatch(str(name)) and is_listlike(data[name]) and len(set(column_of(data, name).tolist())) > 1:
             raise ValueError(
                 f"{what} has no column 'record_id', but {name!r}: rename it to record_id, or leave it out"
             )
-
-
-def _column(data: Any, name: str) -> np.ndarray:
-    column = data[name]
-    if hasattr(column, "detach"):  # of PyTorch
-        try:
-            array = column.detach().cpu().numpy()
-        except (TypeError, NotImplementedError):
-            raise ValueError(f"column {name!r} must hold numbers, got {column.dtype} on {column.device}") from None
-    elif isinstance(column, np.ma.MaskedArray):
-        array = np.where(np.ma.getmaskarray(column), None, np.ma.getdata(column).astype(object))
-    elif hasattr(column, "to_numpy") and not hasattr(column, "to_pylist"):  # an array of PyArrow hands over no nulls
-        array = np.asarray(column.to_numpy())
-    elif hasattr(column, "__array__"):
-        array = np.asarray(column)
-    elif not is_listlike(column):
-        raise ValueError(f"column {name!r} must hold a list, got {type(column).__name__}")
-    else:
-        # True would become 1 beside numbers, and numbers text beside text
-        all_numbers = all(issubclass(kind, NUMBERS) and kind is not bool for kind in set(map(type, column)))
-        array = np.array(column) if all_numbers else _object_array(column)
-    if array.ndim != 1:
-        raise ValueError(f"column {name!r} must hold one item per row, got an array of {array.ndim} dimensions")
-    return array
-
-
-def _object_array(items: Sequence) -> np.ndarray:
-    return np.fromiter(items, dtype=object, count=len(items))
 
 
 def _require_columns(data: Any, where: str):
@@ -369,7 +339,7 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         else:
             _refuse_other_ids(record, f"record {position}")
         _require_columns(record, f"record {record_id!r}")
-        columns = {name: _column(record, name) for name in EVENT_COLUMNS}
+        columns = {name: column_of(record, name) for name in EVENT_COLUMNS}
         sizes = {name: len(column) for name, column in columns.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"record {record_id!r}: columns differ in length: {sizes}")
@@ -385,6 +355,9 @@ def _flatten(records: Any, static_columns: Sequence[str]):
 
 def _unzip(columns: Mapping) -> list[dict]:
     """Rows of a mapping whose columns hold one item per record."""
+    columns = {
+        name: column.unbind() if getattr(column, "is_nested", False) else column for name, column in columns.items()
+    }
     size = len(columns["time"])
     for name, column in columns.items():
         if not is_listlike(column) or len(column) != size:
@@ -405,7 +378,7 @@ def _constant(column: Any, name: str, record_id: Any, num_events: int | None = N
             f"{num_events} events, but {len(column)} of them"
         )
     try:
-        found = {item for item in _column({name: column}, name).tolist() if not is_missing(item)}
+        found = {item for item in column_of({name: column}, name).tolist() if not is_missing(item)}
     except TypeError:  # a list or a mapping is no item of a set
         raise ValueError(f"column {name!r} must hold numbers or text, but record {record_id!r} has others") from None
     if len(found) > 1:
@@ -425,7 +398,7 @@ def _flatten_frame(frame: Any, static_columns: Sequence[str]):
     names = _column_names(frame)
     if "record_id" not in names:
         _refuse_other_ids(frame, "the frame")
-    columns = {name: _column(frame, name) for name in (*EVENT_COLUMNS, *(set(static_columns) & set(names)))}
+    columns = {name: column_of(frame, name) for name in (*EVENT_COLUMNS, *(set(static_columns) & set(names)))}
     size = len(columns["time"])
     given = _record_ids(frame) if "record_id" in names else np.zeros(size, dtype=np.int64)
     sizes = {name: len(column) for name, column in (columns | {"record_id": given}).items()}
@@ -468,11 +441,6 @@ def _begins(items: np.ndarray) -> np.ndarray:
         return np.arange(len(items))
 
 
-def is_missing(item: Any) -> bool:
-    """Whether an item of a column stands for no value: None, NaN, or the NA and NaT of pandas."""
-    return item is None or (isinstance(item, float | np.floating) and math.isnan(item)) or str(item) in ("<NA>", "NaT")
-
-
 def _place(at: int, rows: np.ndarray, record_ids: list[str]) -> str:
     row = rows[at]
     return f"event {at - int(np.searchsorted(rows, row))} of record {record_ids[row]!r}"
@@ -490,27 +458,6 @@ def _numbers(column: np.ndarray, name: str, rows: np.ndarray, record_ids: list[s
         except ValueError:
             raise ValueError(f"column {name!r}, {_place(at, rows, record_ids)}: {item!r} is not a number") from None
     return numbers
-
-
-def as_number(item: Any) -> float:
-    """An item of a column as a number, also where it is the text of one; NaN where it is missing.
-
-    Raises:
-        ValueError: for anything else, such as `True`, which may mean something else than 1, and a number too large.
-    """
-    if type(item) is float:
-        return item
-    if is_missing(item):
-        return math.nan
-    if hasattr(item, "item") and getattr(item, "ndim", 1) == 0:
-        item = item.item()  # of NumPy or PyTorch
-    is_text = isinstance(item, str) and PLAIN_NUMBER.fullmatch(item)
-    if not is_text and (isinstance(item, bool) or not isinstance(item, Real | Decimal)):
-        raise ValueError(f"{item!r} is not a number")
-    try:
-        return float(item)
-    except OverflowError:
-        raise ValueError("the number is too large") from None
 
 
 def _variable_indices(column, variables, unknown_variables, rows, record_ids) -> tuple[np.ndarray, Counter]:
@@ -561,7 +508,7 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
     arrays = {}
     if static is None:
         return {
-            name: _object_array(own_static[name]) if name in own_static else np.full(len(record_ids), None, object)
+            name: object_array(own_static[name]) if name in own_static else np.full(len(record_ids), None, object)
             for name in static_columns
         }
     if not (_is_frame(static) or isinstance(static, Mapping)):
@@ -584,16 +531,10 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
     for name in static_columns:
         if name not in names:
             raise ValueError(f"static lacks the column {name!r}; it has {', '.join(map(repr, names))}")
-        column = _column(static, name)
+        column = column_of(static, name)
         if "record_id" not in names and len(column) != len(record_ids):
             raise ValueError(
                 f"static column {name!r} has {len(column)} rows for {len(record_ids)} records; add a record_id column"
             )
         arrays[name] = column[rows]
     return arrays
-
-
-def is_listlike(item: Any) -> bool:
-    """Whether something holds items in an order: a list, an array, a column of a frame; no text, and no mapping."""
-    is_one = isinstance(item, str | bytes | Mapping | Set) or getattr(item, "ndim", 1) == 0
-    return hasattr(item, "__len__") and not is_one

@@ -10,7 +10,8 @@ import torch
 from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
-from .events import Events, as_number, check_count, is_listlike, is_missing, parse_events, parse_hours
+from .events import Events, check_count, parse_events, parse_hours
+from .items import as_number, is_listlike, is_missing
 from .value_statistics import Counted, check_statistics, fit_time_scale, fit_values, fit_variable, is_finite
 
 logger = logging.get_logger(__name__)
@@ -76,12 +77,12 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         self.value_medians = list(value_medians)
         self.value_means = list(value_means)
         self.value_deviations = list(value_deviations)
-        self.static_columns = list(static_columns)
+        self.static_columns: list[dict] = list(static_columns)  # type: ignore[arg-type]  # once they are checked
         self.time_scale = time_scale
         self.unknown_variables = unknown_variables
         self.max_events = max_events
-        self.trained_hours = trained_hours
-        self.units = {} if units is None else units
+        self.trained_hours: list[float] | None = trained_hours  # type: ignore[assignment]  # once it is checked
+        self.units: dict[str, str] = {} if units is None else units  # type: ignore[assignment]  # the same
         self._check()
         self.static_columns = [dict(column) for column in static_columns]
         self.trained_hours = None if trained_hours is None else [float(hour) for hour in trained_hours]

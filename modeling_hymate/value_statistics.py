@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .events import is_listlike
+from .items import is_listlike
 
 CLIP_PERCENTILES = (0.1, 99.9)
 RAREST = 0.001  # share of the values below which none becomes larger by being rarer
@@ -18,8 +18,8 @@ FIT_AT_ONCE = 1 << 21  # events that `fit` looks at in one go
 
 def is_finite(number: Any) -> bool:
     """Whether something is a number that double precision holds."""
-    limit = sys.float_info.max
-    return isinstance(number, Real) and not isinstance(number, bool) and -limit <= number <= limit
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    return is_number and abs(number) <= sys.float_info.max  # math.isfinite fails for a large int
 
 
 def check_statistics(prefix: str, column: str, bounds: Any, median: Any, mean: Any, deviation: Any):

@@ -323,6 +323,11 @@ def test_columns_of_other_libraries(extractor):
     batch = pa.RecordBatch.from_pydict(plain)
     for records in (batch, plain | {"value": torch.tensor([80.0, 95.0], requires_grad=True)}):
         assert torch.equal(extractor(records)["values"], expected["values"])
+    nested = torch.nested.nested_tensor([torch.tensor([0.0, 1.0]), torch.tensor([2.0])], layout=torch.jagged)
+    lists = {"time": [[0.0, 1.0], [2.0]], "variable": [["heart_rate"] * 2, ["lactate"]]}
+    for records in (lists | {"time": nested}, lists | {"value": nested}):
+        same = {"value": [[0.0, 1.0], [2.0]], **{name: lists.get(name, [[0.0, 1.0], [2.0]]) for name in records}}
+        assert torch.equal(extractor({"value": same["value"], **records})["values"], extractor(same)["values"])
     masked = extractor(plain | {"value": np.ma.masked_array([80.0, 95.0], [False, True])})
     assert masked["value_mask"].tolist() == [[True, False]]
     for values, message in (

@@ -43,6 +43,7 @@ CODE = {
     "forecast.py",
     "hazards.py",
     "inputs.py",
+    "items.py",
     "losses.py",
     "mamba.py",
     "modeling_hymate.py",

@@ -16,7 +16,7 @@ from hymate_training.data.examples import ExampleDataset, first_times, last_time
 from hymate_training.evaluation.metrics import SMALLEST_GROUP
 from hymate_training.inference.checkpoints import label_names
 from modeling_hymate import Events, HyMaTEForSequenceClassification
-from modeling_hymate.events import is_missing
+from modeling_hymate.items import is_missing
 
 BINS = 10
 DIGITS = 3  # significant, of edges

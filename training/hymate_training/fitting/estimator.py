@@ -20,7 +20,8 @@ from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 from hymate_training.inference.prediction import predict_examples
 from hymate_training.readers import frame
 from modeling_hymate import Events
-from modeling_hymate.events import EVENT_COLUMNS, as_number, is_listlike, is_missing, parse_events
+from modeling_hymate.events import EVENT_COLUMNS, parse_events
+from modeling_hymate.items import as_number, is_listlike, is_missing
 
 TASK = "label"
 LABELS = (bool, int, float, np.bool_, np.integer, np.floating)

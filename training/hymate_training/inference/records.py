@@ -17,7 +17,8 @@ import polars.selectors as cs
 
 from hymate_training.data.tables import UNKNOWN, numbers, read_frame, refuse, tidy_frame
 from modeling_hymate import Events, HyMaTEFeatureExtractor
-from modeling_hymate.events import EVENT_COLUMNS, describe_unknown, is_missing, parse_events
+from modeling_hymate.events import EVENT_COLUMNS, describe_unknown, parse_events
+from modeling_hymate.items import is_missing
 
 IGNORED = "events of unknown variables were dropped"
 KINDS_SHOWN = 12  # of remarks in a summary; the output holds all

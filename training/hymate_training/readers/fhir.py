@@ -272,7 +272,7 @@ class Register:
                 rows.append((*row, patient["born"], patient["gender"], patient["death"]))
         if not rows:
             raise ValueError("no encounter has a patient, a start and an end")
-        kinds = {"visit": pl.Int64, "person_id": pl.Int64, "start": pl.Float64, "end": pl.Float64}
+        kinds: dict[str, Any] = {"visit": pl.Int64, "person_id": pl.Int64, "start": pl.Float64, "end": pl.Float64}
         kinds |= {"expired": pl.Boolean, "born": pl.Float64, "gender": pl.String, "death": pl.Float64}
         visits = settle_deaths(pl.DataFrame(rows, schema=kinds, orient="row"), dropped, self.clock)
         visits = visits.with_columns(days=(pl.col("end") - pl.col("start")) / DAY)
