@@ -116,8 +116,18 @@ class StreamState:
         return cls(**memories, latest=part(SortedEvents, "latest"), static_embeds=tensors.get("static_embeds"))
 
     def save(self, path: str | Path):
-        """Writes the state as safetensors."""
-        Path(path).write_bytes(save(self.to_dict()))  # whose errors are those of files, also on a full disk
+        """Writes the state as safetensors; a file of that name is replaced once all is written.
+
+        Raises:
+            OSError: if it cannot be written, such as on a full disk; what was there before stays.
+        """
+        path = Path(path)
+        incoming = path.with_name(f".{path.name[:48]}.incoming")
+        try:
+            incoming.write_bytes(save(self.to_dict()))
+            incoming.replace(path)
+        finally:
+            incoming.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "StreamState":

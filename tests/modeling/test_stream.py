@@ -1,6 +1,9 @@
 """The Stream contract: events fed in any chunks give what the whole record gives, from a state of constant size."""
 
+import errno
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,6 +246,25 @@ def test_a_state_does_not_grow_stays_as_it_was_and_survives_saving(tmp_path):
     assert_same_answer(outputs, model(**inputs))
     with pytest.raises(ValueError, match="not the tensors of a stream's state"):
         StreamState.from_dict({"settled.scan": torch.zeros(1)})
+
+
+def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    model = make_model(HyMaTEForSequenceClassification)
+    state = start(model, random_batch(model.config, batch=1))
+    path = tmp_path / "state.safetensors"
+    state.save(path)
+    before = path.read_bytes()
+    write = Path.write_bytes
+
+    def half(self: Path, content: bytes) -> int:
+        write(self, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space left on device"):
+        state.save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
 
 
 @torch.no_grad()

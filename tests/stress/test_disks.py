@@ -1,5 +1,6 @@
 """Disks that are full and folders that cannot be written: a line that says so, and what was there stays as it was."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from hymate_training.cli.main import main
+from hymate_training.inference.checkpoints import load_checkpoint
+from modeling_hymate import Stream
 from tests.support.kills import CONTEXT, killed_after, start_command
 from tests.support.prepared import content
 from tests.support.runs import TASK, TINY, assert_same_weights, event_frame, save_untrained
@@ -79,7 +82,7 @@ CASES = [
 def test_nothing_is_lost(command, state, disk, inputs, synthetic_folder, capfd):
     output = disk / f"out{SUFFIX.get(command, '')}"
     if "." in output.name:  # an earlier result, which the command would replace
-        output.write_text("kept")
+        output.write_text('{"task": "kept", "split": "test", "variable_shares": {}}')
     (disk / "mine").write_text("kept")
     DISKS[state](disk)
     before = content(disk)
@@ -116,3 +119,16 @@ def test_a_run_whose_disk_was_full_resumes_to_the_same_bits(left, disk, syntheti
     assert not killed_after(start_command([*arguments, "--output", output, "--resume"], 1, log), 600, log=log)
     assert_same_weights(whole, output)
     assert_same_weights(whole / "last", output / "last")
+
+
+def test_a_full_disk_leaves_the_last_state_of_a_stream(disk, inputs):
+    checkpoint = load_checkpoint(inputs["checkpoint"])
+    stream = Stream(checkpoint.model, checkpoint.extractor)
+    path = disk / "state.safetensors"
+    stream.state.save(path)
+    before = path.read_bytes()
+    fill(disk, PAGE)
+    with pytest.raises(OSError, match="No space left on device"):
+        stream.state.save(path)
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(disk)) == ["filling", "state.safetensors"]

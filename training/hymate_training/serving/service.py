@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 
 from hymate_training.files import locked
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
@@ -167,6 +168,12 @@ def _add_errors(app: FastAPI) -> None:
         """Where and what, but not the content: it may hold what no answer can be made of."""
         found = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()[:10]]
         return AsciiResponse({"detail": found}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def no_body(_: Request, error: HTTPException) -> AsciiResponse:
+        """A body that is no JSON of any shape, and whatever else FastAPI refuses by itself."""
+        where = ("body",) if error.status_code == 400 else ()
+        return AsciiResponse(problem(where, str(error.detail)), error.status_code, error.headers)
 
     @app.exception_handler(BadField)
     async def bad_field(_: Request, error: BadField) -> AsciiResponse:
