@@ -67,7 +67,11 @@ stress: install
 	OMP_NUM_THREADS=1 timeout $(STRESS_SECONDS) $(BIN)/python -m pytest -n 0 --durations 20 tests/stress
 
 # Known vulnerabilities in the versions that are pinned, by PyPI's own database; a package that it lacks is a failure.
+# A release that is known to be vulnerable tells whether the database is there.
+KNOWN_VULNERABLE := https://pypi.org/pypi/pip/23.0/json
 audit: install
+	@$(BIN)/python -c "import json, urllib.request as web; assert json.load(web.urlopen('$(KNOWN_VULNERABLE)', timeout=30))['vulnerabilities']" \
+		2>/dev/null || { echo "make audit: $(KNOWN_VULNERABLE) lists no vulnerability: this needs PyPI itself, no mirror" >&2; exit 1; }
 	$(PYTHON) -m venv build/audit
 	build/audit/$(notdir $(BIN))/python -m pip install --quiet --disable-pip-version-check pip-audit
 	build/audit/$(notdir $(BIN))/pip-audit --strict --requirement $(CONSTRAINTS) --no-deps --disable-pip
