@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from hymate_training.cli.main import main
+from hymate_training.readers import fhir, source_tables
 from modeling_hymate.events import parse_events
 from tests.support.runs import TASK
 
@@ -91,3 +92,57 @@ def test_one_long_id_does_not_widen_all_others():
 def test_the_bomb_is_one():
     assert len(BOMB) < 1000
     assert len(yaml.safe_load(BOMB)["a"]) == 9
+
+
+MIMIC_III = "ICUSTAYS ADMISSIONS PATIENTS D_ITEMS D_LABITEMS CHARTEVENTS LABEVENTS INPUTEVENTS_MV INPUTEVENTS_CV"
+PIPES = {
+    "eicu": ["patient.csv", "lab.csv"],
+    "mimic-iii": [f"{table}.csv" for table in MIMIC_III.split()],
+    "omop": ["person.csv", "visit_occurrence.csv", "measurement.csv"],
+    "omop in parquet": ["person/0.parquet", "visit_occurrence/0.parquet", "measurement/0.parquet"],
+    "fhir": ["bundle.json"],
+    "meds": ["data/0.parquet"],
+    "physionet2019": ["training_setA.zip"],
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("source", PIPES)
+def test_no_reader_waits_for_a_pipe(source, tmp_path, complaint):
+    for name in PIPES[source]:
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(tmp_path / "raw" / name)
+    line = complaint("prepare", source.split()[0], "--raw", tmp_path / "raw", "--output", "out")
+    assert "is not a regular file" in line
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.timeout(120)
+def test_no_prepared_folder_waits_for_a_pipe(synthetic_folder, classifier, tmp_path, complaint):
+    shutil.copytree(synthetic_folder, tmp_path / "data")
+    os.mkfifo(tmp_path / "data" / "records" / "test-00009.parquet")
+    arguments = ["--data", tmp_path / "data", "--task", TASK, "--split", "test", "--output", "out.json"]
+    assert "test-00009.parquet is not a regular file" in complaint("evaluate", "--checkpoint", classifier, *arguments)
+
+
+def test_an_archive_larger_than_the_disk_is_not_unpacked(tmp_path, monkeypatch, complaint):
+    with zipfile.ZipFile(tmp_path / "cdm.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("person.csv", bytes(1 << 20))
+    left = shutil.disk_usage(tmp_path)._replace(free=1 << 19)
+    monkeypatch.setattr(source_tables.shutil, "disk_usage", lambda _: left)
+    line = complaint("prepare", "omop", "--raw", tmp_path / "cdm.zip", "--output", "out")
+    assert "cdm.zip unpacks to 0.0 GiB" in line
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "all.ndjson", "all.ndjson.gz"])
+def test_a_resource_that_is_too_large_is_refused(name, tmp_path, monkeypatch, complaint):
+    monkeypatch.setattr(fhir, "MOST_BYTES", 1000)
+    text = b'{"resourceType": "Patient", "id": "' + b"x" * 1000 + b'"}'
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert f"{name} holds more than" in complaint("prepare", "fhir", "--raw", tmp_path, "--output", "out")
+
+
+def test_a_resource_that_is_too_deep_is_refused(tmp_path, complaint):
+    (tmp_path / "bundle.json").write_text("[" * 100_000)
+    assert "bundle.json is not JSON" in complaint("prepare", "fhir", "--raw", tmp_path, "--output", "out")

@@ -72,6 +72,13 @@ def tensors_written(path: str | Path) -> Iterator[None]:
         raise OSError(f"{path} cannot be written: {error}") from error
 
 
+def regular(path: Path) -> Path:
+    """The path; ValueError if it is there and neither a file nor a folder: reading a pipe would wait forever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is not a regular file")
+    return path
+
+
 def check_place(path: str | Path) -> None:
     """Raises OSError unless something of that name can be written: for before the work, not after it."""
     path = followed(path)

@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from hymate_training.files import regular
+
 SPLITS = ("train", "validation", "test")
 SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
@@ -57,7 +59,7 @@ LABEL_COLUMNS = {
 
 def record_shards(folder: Path, split: str) -> list[Path]:
     """The files of a split's records that are there, in order."""
-    return sorted((folder / "records").glob(f"{split}-*.parquet"))
+    return sorted(regular(path) for path in (folder / "records").glob(f"{split}-*.parquet"))
 
 
 def task_path(folder: Path, task: str, split: str) -> Path:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import csv
 from tqdm import tqdm
 
+from hymate_training.files import regular
 from modeling_hymate.events import MAX_ID_LENGTH, SHORTENED_ID
 
 # cells of a CSV, of static columns and labels, that stand for no value
@@ -146,16 +147,14 @@ def _is_parquet(path: Path) -> bool:
         return True
     if not path.name.lower().endswith(SUFFIXES):
         raise ValueError(f"{path}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
-    return path.name.lower().endswith(".parquet")
+    return regular(path).name.lower().endswith(".parquet")
 
 
 def parquet_files(path: Path) -> list[Path]:
     """A Parquet file itself, or the files of a folder by name."""
     if path.is_file():
         return [path]
-    files = [file for file in sorted(path.rglob("*.parquet")) if not file.name.startswith((".", "_"))]
+    files = [regular(file) for file in sorted(path.rglob("*.parquet")) if not file.name.startswith((".", "_"))]
     if not files:
         raise ValueError(f"{path} is a folder without Parquet files; name a file that ends in {', '.join(SUFFIXES)}")
     return files

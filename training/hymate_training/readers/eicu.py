@@ -35,6 +35,7 @@ from hymate_training.data.schema import SPLITS, SURVIVAL_COLUMNS, DatasetInfo, S
 from hymate_training.data.splits import RANDOM_SPLIT, split_at_random
 from hymate_training.data.tables import read_csv_pieces
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
+from hymate_training.files import regular
 
 BEDSIDE_UNITS = {
     "heartrate": "bpm",
@@ -315,7 +316,7 @@ def _find_tables(raw: Path) -> dict[str, Path]:
     for table in ("patient", *EVENT_TABLES, RESULTS):
         found = [present[f"{table.lower()}{suffix}"] for suffix in SUFFIXES if f"{table.lower()}{suffix}" in present]
         if found:
-            tables[table] = found[0]
+            tables[table] = regular(found[0])
     if "patient" not in tables:
         raise ValueError(f"{raw} is not a folder of eICU: it holds no patient.csv.gz or patient.csv")
     if not set(tables) & set(EVENT_TABLES):

@@ -32,6 +32,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
@@ -40,6 +41,7 @@ from tqdm import tqdm
 
 from hymate_training.data.schema import DatasetInfo
 from hymate_training.data.writer import PreparedFolderWriter
+from hymate_training.files import regular
 from hymate_training.readers.stays import (
     DAY,
     STATIC_COLUMNS,
@@ -53,6 +55,7 @@ from hymate_training.readers.stays import (
 from hymate_training.readers.store import EventStore, name_with_units
 
 ROWS_AT_ONCE = 200_000
+MOST_BYTES = 1 << 30  # of a bundle, or of a line, which is held as a whole
 SUFFIXES = (".json", ".ndjson", ".jsonl")
 LEFT_OUT = {"entered-in-error", "cancelled", "refuted", "not-done", "not-taken", "unknown", "planned", "stopped-early"}
 SYSTEMS = {  # of codings -> how their codes are written here; the first of these wins
@@ -167,12 +170,14 @@ def read_resources(raw: Path) -> Iterator[Placed]:
         found = True
         lines = PurePosixPath(place.removesuffix(".gz")).suffix != ".json"
         try:
-            parts = enumerate(file, start=1) if lines else [(0, file.read())]
-            for number, text in parts:
+            parts = iter(partial(file.readline, MOST_BYTES + 1), b"") if lines else [file.read(MOST_BYTES + 1)]
+            for number, text in enumerate(parts, start=1):
+                if len(text) > MOST_BYTES:
+                    raise ValueError(f"{place} holds more than {MOST_BYTES >> 20} MiB in one piece: split it")
                 if text.strip():
                     where = f"{place}: line {number}" if lines else place
                     yield from resources_of(json.loads(text), where)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             where = f"{place}: line {number}" if lines else place
             raise ValueError(f"{where} is not JSON: {error}") from error
         except (EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
@@ -202,7 +207,8 @@ def resources_of(content: Any, where: str) -> Iterator[Placed]:
 def _files(raw: Path) -> Iterator[tuple[str, BinaryIO]]:
     """Name and open content of every file of resources."""
     if raw.is_dir():
-        paths = [path for path in sorted(raw.rglob("*")) if path.is_file() and _is_resources(path.name)]
+        named = [path for path in sorted(raw.rglob("*")) if _is_resources(path.name)]
+        paths = [path for path in named if regular(path).is_file()]
         archives = sorted(raw.glob("*.zip"))
         if not paths and len(archives) == 1:
             yield from _files(archives[0])

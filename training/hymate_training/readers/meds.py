@@ -50,6 +50,7 @@ from hymate_training.data.schema import (
     TaskInfo,
 )
 from hymate_training.data.writer import PreparedFolderWriter
+from hymate_training.files import regular
 from hymate_training.machines import import_ray
 from hymate_training.readers.aces import extract_labels
 from hymate_training.readers.meds_shards import (
@@ -215,7 +216,7 @@ def check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
     """Raise ValueError if some of the times have a time zone and others have none."""
     first: dict[bool, tuple[Path, str]] = {}  # whether times have a time zone -> an example
     found = [(path, "time") for path in events]
-    found += [(path, "prediction_time") for folder in labels for path in sorted(folder.rglob("*.parquet"))]
+    found += [(regular(path), "prediction_time") for folder in labels for path in sorted(folder.rglob("*.parquet"))]
     for path, column in found:
         try:
             kind = pl.scan_parquet(path, glob=False).collect_schema().get(column)
@@ -230,7 +231,7 @@ def check_time_zones(events: Sequence[Path], labels: Sequence[Path]) -> None:
 
 def read_splits(raw: Path) -> pl.DataFrame | None:
     """subject_id and split, null where it is none of ours; None where the data set has no split file."""
-    path = raw / SUBJECT_SPLITS
+    path = regular(raw / SUBJECT_SPLITS)
     if not path.is_file():
         logger.warning("%s is missing: subjects are divided 80/10/10 at random", path)
         return None

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from hymate_training.data.schema import SPLITS
 from hymate_training.data.splits import split_by_hash
 from hymate_training.data.writer import Shard, nest_events, write_shard
-from hymate_training.files import writing_file, writing_folder
+from hymate_training.files import regular, writing_file, writing_folder
 from hymate_training.machines import on_machines
 from hymate_training.readers.times import single_precision
 
@@ -60,7 +60,7 @@ def find_shards(raw: Path) -> list[Source]:
         ValueError: if there are none.
     """
     sources = [
-        Source(path, str(path.relative_to(raw)))
+        Source(regular(path), str(path.relative_to(raw)))
         for path in sorted((raw / "data").rglob("*.parquet"))
         if not path.name.startswith(".")
     ]

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from hymate_training.data.schema import SURVIVAL_COLUMNS, DatasetInfo, StaticColumn, TaskInfo
 from hymate_training.data.splits import split_at_random
 from hymate_training.data.writer import PreparedFolderWriter, nest_events
+from hymate_training.files import regular
 from hymate_training.readers.raw import read_members
 
 logger = logging.getLogger(__name__)
@@ -418,7 +419,7 @@ def _read_outcomes(raw: Path, letters: tuple[str, ...], stays: pl.DataFrame) -> 
     for letter in letters:
         path = raw / f"Outcomes-{letter}.txt"
         try:
-            table = pl.read_csv(path, infer_schema=False, glob=False).rename(str.strip)
+            table = pl.read_csv(regular(path), infer_schema=False, glob=False).rename(str.strip)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise ValueError(f"{path} is not a readable table of outcomes: {error}") from error
         columns = ["RecordID", *dict.fromkeys(outcome.column for outcome in OUTCOMES)]

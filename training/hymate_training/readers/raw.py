@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from hymate_training.files import regular
+
 MAX_MEMBER_BYTES = 64 << 20  # of one patient's file; the largest of the sources have some 100 kB
 DRAIN_BYTES = 1 << 20
 
@@ -22,7 +24,7 @@ def read_members(source: Path, wanted: Callable[[PurePosixPath], bool]) -> Itera
         ValueError: naming the archive that is damaged or cut short, or the file that is too large or no file at all.
     """
     try:
-        if source.is_dir():
+        if regular(source).is_dir():
             yield from _folder_members(source, wanted)
         elif source.suffix == ".zip":
             yield from _zip_members(source, wanted)
@@ -35,9 +37,7 @@ def read_members(source: Path, wanted: Callable[[PurePosixPath], bool]) -> Itera
 def _folder_members(source: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[tuple[str, bytes]]:
     for path in source.iterdir():
         if wanted(PurePosixPath(path.name)):
-            if not path.is_file():  # reading a pipe would wait for ever
-                raise ValueError(f"{path} is not a regular file")
-            _check_size(path.stat().st_size, str(path))
+            _check_size(regular(path).stat().st_size, str(path))
             yield path.name, path.read_bytes()
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hymate_training.data.tables import read_csv_pieces
+from hymate_training.files import regular
 from hymate_training.readers.stays import DAY
 
 ID, NUMBER, TEXT, TIME = pa.int64(), pa.float64(), pa.string(), pa.timestamp("ms")
@@ -43,14 +44,22 @@ def find_tables(raw: Path, scratch: Path, wanted: Sequence[str]) -> dict[str, Pa
         raise ValueError(f"{raw}: no such folder or .zip; --raw is what holds the tables, such as {wanted[0]}.csv.gz")
     try:
         with zipfile.ZipFile(raw) as archive:
-            for member in archive.infolist():
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            size, free = (found / 2**30 for found in (_size(members), shutil.disk_usage(scratch).free))
+            if size > free:
+                raise ValueError(f"{raw} unpacks to {size:,.1f} GiB, and {scratch} has {free:,.1f} GiB left")
+            for member in members:
                 path = Path(member.filename)
-                if not member.is_dir() and "__MACOSX" not in path.parts and _name_of(path, wanted):
+                if "__MACOSX" not in path.parts and _name_of(path, wanted):
                     with archive.open(member) as source, (scratch / path.name).open("xb") as copy:
                         shutil.copyfileobj(source, copy)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{raw} is damaged or incomplete ({error}); download it again") from error
     return _tables_in(scratch, wanted)
+
+
+def _size(members: Sequence[zipfile.ZipInfo]) -> int:
+    return sum(member.file_size for member in members)
 
 
 def _tables_in(folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
@@ -59,7 +68,7 @@ def _tables_in(folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
         name = _name_of(path, wanted)
         if name is None or path.parent in found.values():
             continue
-        if path.is_dir() and not any(path.glob("*.parquet")):
+        if regular(path).is_dir() and not any(map(regular, path.glob("*.parquet"))):
             continue
         if name in found:
             raise ValueError(f"{folder} holds the table {name} twice: {found[name]} and {path}")
