@@ -242,7 +242,7 @@ def test_events_lie_in_files_and_not_in_memory(synthetic_folder, monkeypatch):
 def test_a_folder_that_is_not_to_be_written_to(synthetic_folder, monkeypatch):
     refused = []
 
-    def temporary_file(dir=None):
+    def temporary_file(dir=None, buffering=-1):
         if dir is not None:
             refused.append(dir)
             raise PermissionError
