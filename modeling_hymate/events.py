@@ -258,19 +258,27 @@ def _refuse_index(index: Any, what: str):
         )
 
 
-def _record_ids(data: Any) -> np.ndarray:
-    """The column `record_id`; ValueError for what cannot tell records apart."""
-    ids = column_of(data, "record_id")
+def _record_ids(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The column `record_id`: the id of each run of rows that repeat it, and their numbers.
+
+    Raises:
+        ValueError: for what cannot tell records apart.
+    """
+    column = data["record_id"]
+    if hasattr(column, "rle") and str(column.dtype) == "String":  # of polars, which makes no object of each row
+        runs = column.rle().struct
+        ids, sizes = runs.field("value").to_numpy(), runs.field("len").to_numpy()
+    else:
+        whole = column_of(data, "record_id")
+        if whole.dtype.kind == "f":
+            raise ValueError(f"column 'record_id' must hold text or whole numbers, not {whole.dtype}")
+        if whole.dtype.kind not in "iu":
+            _check_kinds(whole)
+        begins = _begins(whole)
+        ids, sizes = whole[begins], np.diff(begins, append=len(whole))
     if ids.dtype.kind in "iu":
-        return ids
-    if ids.dtype.kind == "f":
-        raise ValueError(f"column 'record_id' must hold text or whole numbers, not {ids.dtype}")
-    # found by their types first: there may be millions of ids
-    if any(kind is bool or not issubclass(kind, str | Integral) for kind in set(map(type, ids.tolist()))):
-        for item in ids.tolist():
-            if isinstance(item, bool) or not (isinstance(item, str | Integral) or is_missing(item)):
-                raise ValueError(f"column 'record_id' must hold text or whole numbers, not {type(item).__name__}")
-    found = {item for item in set(ids[_begins(ids)].tolist()) if not is_missing(item)}
+        return ids, sizes
+    found = {item for item in set(ids.tolist()) if not is_missing(item)}
     for item in found:
         if isinstance(item, str) and len(item) > MAX_ID_LENGTH:
             raise ValueError(f"column 'record_id' holds an id of more than {MAX_ID_LENGTH} characters")
@@ -281,7 +289,15 @@ def _record_ids(data: Any) -> np.ndarray:
             )
     if both := {item for item in found if not isinstance(item, str) and str(item) in found}:
         raise ValueError(f"column 'record_id' holds the number {min(both)} and the same as text: make them one or two")
-    return ids
+    return ids, sizes
+
+
+def _check_kinds(ids: np.ndarray):
+    # found by their types first: there may be millions of ids
+    if any(kind is bool or not issubclass(kind, str | Integral) for kind in set(map(type, ids.tolist()))):
+        for item in ids.tolist():
+            if isinstance(item, bool) or not (isinstance(item, str | Integral) or is_missing(item)):
+                raise ValueError(f"column 'record_id' must hold text or whole numbers, not {type(item).__name__}")
 
 
 def _refuse_other_ids(data: Any, what: str):
@@ -332,7 +348,7 @@ def _flatten(records: Any, static_columns: Sequence[str]):
         names = _column_names(record)
         record_id = str(position)
         if "record_id" in names:
-            (own,) = _record_ids({"record_id": [_constant(record["record_id"], "record_id", position)]})
+            (own,), _ = _record_ids({"record_id": [_constant(record["record_id"], "record_id", position)]})
             if is_missing(own) or own == "":
                 raise ValueError(f"record {position}: the record id is missing")
             record_id = str(own)
@@ -400,18 +416,23 @@ def _flatten_frame(frame: Any, static_columns: Sequence[str]):
         _refuse_other_ids(frame, "the frame")
     columns = {name: column_of(frame, name) for name in (*EVENT_COLUMNS, *(set(static_columns) & set(names)))}
     size = len(columns["time"])
-    given = _record_ids(frame) if "record_id" in names else np.zeros(size, dtype=np.int64)
-    sizes = {name: len(column) for name, column in (columns | {"record_id": given}).items()}
+    ids, runs = (
+        _record_ids(frame) if "record_id" in names else (np.zeros(size, dtype=np.int64), np.ones(size, np.int64))
+    )
+    sizes = {name: len(column) for name, column in columns.items()} | {"record_id": int(runs.sum())}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"columns differ in length: {sizes}")
-    unique, rows = _numbered(given)
-    for number, record_id in enumerate(unique):
+    begun = ids.tolist()
+    numbers = {item: number for number, item in enumerate(dict.fromkeys(begun))}
+    rows = np.repeat(np.fromiter(map(numbers.__getitem__, begun), np.int64, len(begun)), runs)
+    for record_id, number in numbers.items():
         if is_missing(record_id) or record_id == "":
             raise ValueError(f"column 'record_id', row {int(np.argmax(rows == number))}: the record id is missing")
-    order = np.argsort(rows, kind="stable")
-    record_ids = list(map(str, unique))
-    lengths = np.bincount(rows, minlength=len(unique))
-    columns = {name: column[order] for name, column in columns.items()}
+    record_ids = list(map(str, numbers))
+    lengths = np.bincount(rows, minlength=len(numbers))
+    if len(numbers) < len(begun):  # the rows of a record are not together
+        order = np.argsort(rows, kind="stable")
+        columns = {name: column[order] for name, column in columns.items()}
     own_static = {
         name: [
             _constant(part, name, record_id)
@@ -422,15 +443,6 @@ def _flatten_frame(frame: Any, static_columns: Sequence[str]):
         for name in static_columns
     }
     return columns, lengths, record_ids, own_static
-
-
-def _numbered(items: np.ndarray) -> tuple[list, np.ndarray]:
-    """The different items in the order in which they first appear, and of each item its number among them."""
-    begins = _begins(items)
-    runs = items[begins].tolist()
-    numbers = {item: number for number, item in enumerate(dict.fromkeys(runs))}
-    found = np.fromiter(map(numbers.__getitem__, runs), dtype=np.int64, count=len(runs))
-    return list(numbers), np.repeat(found, np.diff(begins, append=len(items)))
 
 
 def _begins(items: np.ndarray) -> np.ndarray:
@@ -521,7 +533,7 @@ def _static_arrays(static, static_columns, own_static, record_ids) -> dict[str, 
         _refuse_other_ids(static, "static")
     rows = np.arange(len(record_ids))
     if "record_id" in names:
-        given = [str(item) for item in _record_ids(static)]
+        given = [str(item) for item in np.repeat(*_record_ids(static))]
         position = {record_id: row for row, record_id in enumerate(given)}
         if len(position) < len(given):
             raise ValueError(f"static holds record_id {Counter(given).most_common(1)[0][0]!r} more than once")

@@ -132,10 +132,16 @@ def _names(path: str | Path, column: pl.Series) -> pl.Series:
         raise ValueError(f"{path}: {column.name} must be text or whole numbers, not {kind}")
     names = column.cast(pl.String)
     if kind == pl.String:
-        problem = f"{column.name} is a number that a spreadsheet has shortened, so that several may have become one"
-        refuse(path, names.str.contains(f"^{SHORTENED_ID.pattern}$").fill_null(False), problem, names)
-        too_long = f"{column.name} has more than {MAX_ID_LENGTH} characters"
-        refuse(path, (names.str.len_chars() > MAX_ID_LENGTH).fill_null(False), too_long)
+        begun = names.filter(names.ne_missing(names.shift(1)))  # a name that goes on is looked at once
+        shortened, too_long = f"^{SHORTENED_ID.pattern}$", MAX_ID_LENGTH
+        if begun.str.contains(shortened).any():
+            problem = (
+                f"{column.name} is a number that a spreadsheet has shortened, so that several may have become one"
+            )
+            refuse(path, names.str.contains(shortened).fill_null(False), problem, names)
+        if (begun.str.len_chars() > too_long).any():
+            problem = f"{column.name} has more than {too_long} characters"
+            refuse(path, (names.str.len_chars() > too_long).fill_null(False), problem)
     return names
 
 

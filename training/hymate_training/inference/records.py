@@ -94,7 +94,8 @@ def read_records(
     """
     frame, name = read_table(events, "events", ("record_id", *EVENT_COLUMNS))
     refuse(name, frame["variable"].is_null(), "variable is missing")
-    unknown = ~frame["variable"].is_in(extractor.variables)
+    indices = frame["variable"].cast(pl.Enum(extractor.variables), strict=False).to_physical()
+    unknown = indices.is_null()
     if unknown.all() and not (is_part and ignore_unknown_variables):
         raise ValueError(f"{name}: none of its variables is known; the first is {frame['variable'][0]!r}")
     if unknown.any() and not ignore_unknown_variables:
@@ -103,11 +104,10 @@ def read_records(
             f"{name}: row {row + 1}: variable {describe_unknown(frame['variable'][row], extractor.variables)} "
             "(ignore_unknown_variables, --ignore-unknown-variables, drops such events)"
         )
-    dropped = set(frame.filter(unknown)["record_id"])
+    dropped = set(frame["record_id"].filter(unknown))
     names = [column["name"] for column in extractor.static_columns]
     if not unknown.any():  # as indices, which are read much faster
-        index = pl.lit(frame["variable"].cast(pl.Enum(extractor.variables)).to_physical())
-        frame = frame.with_columns(index.alias("variable"))
+        frame = frame.with_columns(indices.alias("variable"))
     parsed = parse_events(frame, extractor.variables, None, names, "ignore", allow_empty=True)
     own, static_name = (None, "") if static is None else read_table(static, "static", ("record_id",), UNKNOWN)
     if own is not None:
