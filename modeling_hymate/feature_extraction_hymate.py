@@ -341,11 +341,10 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
 
     def standardize(self, variable_ids: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Values in clinical units -> standardized; both arrays of one shape; NaN stays NaN."""
-        low, high, median, mean, deviation = self._tables[:, variable_ids]
-        clipped = np.clip(values, low, high)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            logarithm = np.log1p((clipped - low) / (median - low))
-        return (np.where(np.isnan(median), clipped, logarithm) - mean) / deviation
+        low, high, median, mean, deviation = np.take(self._tables, variable_ids, axis=1)
+        scaled = np.clip(values, low, high)
+        np.log1p((scaled - low) / (median - low), out=scaled, where=~np.isnan(median))
+        return (scaled - mean) / deviation
 
     def destandardize(self, variable_ids: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Standardized values -> clinical units, the inverse of `standardize` inside the clipping range."""

@@ -189,8 +189,9 @@ def encode_examples(
 
 def max_channels(events: Events, num_variables: int) -> int:
     """The number of variables observed in the record that has most, which a GPU would have to wait for."""
-    observed = np.unique(events.rows * num_variables + events.variable_ids) // num_variables
-    return int(np.bincount(observed, minlength=1).max())
+    observed = np.zeros((len(events), num_variables), dtype=bool)
+    observed[events.rows, events.variable_ids] = True
+    return int(observed.sum(1).max(initial=0))
 
 
 def event_limit(collator: TaskCollator | ForecastCollator) -> int | None:
