@@ -18,7 +18,7 @@ from modeling_hymate.events import MAX_ID_LENGTH, SHORTENED_ID
 UNKNOWN = ("NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")
 TEXT_COLUMNS = ("record_id", "patient_id", "variable", "split")  # text in a CSV, whatever its cells look like
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-PIECE_BYTES = 1 << 22  # of text that `read_csv_pieces` holds at a time; Arrow takes some thirty times as much memory
+PIECE_BYTES = 1 << 20  # of text that `read_csv_pieces` holds at a time; Arrow takes some thirty times as much memory
 HEAD_BYTES = 1 << 16  # of text that is looked at to tell how a CSV is written
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 

@@ -22,6 +22,7 @@ MOST_PARTS = 512  # files open at a time; parts of still larger tables have more
 ROWS_AT_ONCE = 1 << 19
 TEXT, NUMBER = pa.string(), pa.float64()
 EVENTS = {"record_id": TEXT, "time": NUMBER, "variable": TEXT, "value": NUMBER}
+WORDS = ["record_id", "variable"]  # repeated by many rows, so that they are handled as numbers between files
 TIMES = {"record_id": TEXT, "prediction_time": NUMBER}
 SHORTEST_ROW = 7  # bytes of a CSV of events, such as 1,0,K,
 PACKED = 20  # times smaller than its text is a packed CSV at most, roughly
@@ -112,7 +113,7 @@ def _as_parquet(
         if not set(columns) <= set(names) or len(names) > len(set(names)) or (alone and len(names) > len(columns)):
             return None
         schema = pa.schema(list(columns.items()))
-        with pq.ParquetWriter(target, schema, compression="lz4") as writer:
+        with _writer(target, schema) as writer:
             for piece in read_csv_pieces(path, columns):
                 writer.write_table(piece.to_arrow().cast(schema))
         return [target]
@@ -151,7 +152,8 @@ def split_records(files: Sequence[Path], folder: Path, events_per_part: int) -> 
     parts = []
     for number, table in enumerate(_together(files, events_per_part)):
         parts.append(Part(folder / f"part-{number:05d}.parquet"))
-        pq.write_table(table, parts[-1].events, compression="lz4")
+        with _writer(parts[-1].events, table.schema) as writer:
+            writer.write_table(table)
     return parts
 
 
@@ -224,10 +226,19 @@ def _distribute(pieces: Iterable[pl.DataFrame], count: int, name: Callable[[int]
 
 
 def _batches(files: Sequence[Path], columns: list[str] | None = None, rows: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
+    words = [name for name in WORDS if columns is None or name in columns]
     for file in files:
-        with pq.ParquetFile(file, memory_map=True) as opened:
+        with pq.ParquetFile(file, read_dictionary=words) as opened:
             for batch in opened.iter_batches(rows, columns=columns):
                 yield pa.Table.from_batches([batch])
+
+
+def _writer(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Writes what is read once and soon. Words are text to its readers, also where they are written as numbers."""
+    words = [name for name in WORDS if name in schema.names]
+    return pq.ParquetWriter(
+        target, schema, compression="lz4", use_dictionary=words, write_statistics=False, store_schema=False
+    )
 
 
 def _starts(names: pl.Series) -> np.ndarray:
@@ -277,7 +288,7 @@ def _by_name(files: Sequence[Path], folder: Path, events_per_part: int) -> list[
                 if end > begin:
                     if number not in writers:
                         target = folder / f"part-{number:05d}.parquet"
-                        writers[number] = pq.ParquetWriter(target, table.schema, compression="lz4")
+                        writers[number] = _writer(target, table.schema)
                     writers[number].write_table(ordered.slice(begin, end - begin))
     finally:
         for writer in writers.values():
