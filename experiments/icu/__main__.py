@@ -17,10 +17,8 @@ from tqdm import tqdm
 
 from experiments.evidence.folds import NUM_FOLDS
 from experiments.icu.cells import Cell, Workplace, run_cell
-from experiments.icu.tables import read_results, write_page
+from experiments.icu.tables import RESULTS, read_results, write_page
 from experiments.icu.targets import ARMS, PERCENTAGES, TARGETS
-
-RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> None:

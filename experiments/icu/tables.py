@@ -8,6 +8,7 @@ from experiments.evidence.tables import PAGE, coverage_of, mean_with_interval, p
 from experiments.icu.targets import ARMS, PERCENTAGES, TARGETS
 from experiments.pages import write_block
 
+RESULTS = Path(__file__).with_name("results")
 MARKER = "transfer"
 FIGURES = {"auroc": "AUROC", "auprc": "AUPRC"}
 Results = dict[tuple[str, str, int], dict[int, dict]]
