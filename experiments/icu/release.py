@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.evidence.release import MODEL_CARDS, release, state_units, take_released
 from experiments.evidence.units import hymate
 from experiments.icu.sources import SOURCES, prepare_sources
-from experiments.icu.tables import RESULTS, Results, read_results, transfer_tables
+from experiments.icu.tables import RESULTS, Results, gains_tables, read_results
 from hymate_training.data.pool import FolderPool
 from hymate_training.files import write_file
 from hymate_training.inference.checkpoints import RUN_FILE
@@ -45,11 +45,10 @@ def card_notes(results: Results) -> str:
     """Does such an encoder pay? What the leave-one-source-out experiment has measured of encoders like it."""
     text = (
         "Does such an encoder pay on a source that it never saw? This one saw all that there were, so others were "
-        "pretrained by the same recipe with one source left out, and fine-tuned on shares of that one's labels, beside "
-        "the same model from scratch, one pretrained on the source's own records, and XGBoost. Means over folds with "
-        "95% intervals over patients; gains are paired, with the number of folds in which they are positive."
+        "pretrained by the same recipe with one source left out, and fine-tuned on shares of its labels, beside "
+        "the same model from scratch and XGBoost. Means over folds, with 95% intervals over patients."
     )
-    return f"{text}\n\n{transfer_tables(results)}"
+    return f"{text}\n\n{gains_tables(results)}"
 
 
 if __name__ == "__main__":

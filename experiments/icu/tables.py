@@ -1,6 +1,7 @@
 """The transfer table of docs/evidence.md, from the results of finished cells."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measure import titled_table
@@ -29,29 +30,53 @@ def transfer_tables(results: Results) -> str:
     tables = []
     for name, target in TARGETS.items():
         for figure, title in FIGURES.items():
-            if rows := [row for percent in PERCENTAGES if (row := _row(results, name, percent, figure))]:
-                gains = [f"other sources minus {ARMS[arm]}" for arm in ("scratch", "same", "xgboost")]
-                tables.append(
-                    titled_table(f"{title}, {target.title}", ("labels", "folds", *ARMS.values(), *gains), rows)
-                )
+            tables.append(_table(f"{title}, {target.title}", _rows(results, name, figure)))
         tables.append(
             coverage_of(f"Coverage of conformal sets, {target.title}", results.get((name, "others", 100), {}))
         )
     return "\n\n".join(filter(None, tables))
 
 
-def _row(results: Results, target: str, percent: int, figure: str) -> list[str] | None:
-    found = {arm: results.get((target, arm, percent), {}) for arm in ARMS}
-    folds = set.intersection(*(set(cells) for cells in found.values()))  # that all arms have: the same for each column
-    if not folds:
-        return None
-    common = {arm: {fold: cells[fold] for fold in folds} for arm, cells in found.items()}
-    gains = []
-    for arm in ("scratch", "same", "xgboost"):
-        mean, interval, won, of = paired(common["others"], common[arm], figure)
-        shown = f" [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else ""
-        gains.append(f"{mean:+.4f}{shown}, {won} of {of}")
-    return [f"{percent}%", str(len(folds)), *(mean_with_interval(common[arm], figure) for arm in ARMS), *gains]
+def gains_tables(results: Results) -> str:
+    """What other sources gain in AUROC on each target: few enough numbers for a card."""
+    arms = ("scratch", "xgboost")
+    tables = [
+        _table(f"AUROC, {target.title}", _rows(results, name, "auroc", ("others",), arms, brief=True))
+        for name, target in TARGETS.items()
+    ]
+    return "\n\n".join(filter(None, tables))
+
+
+def _table(title: str, rows: list[dict[str, str]]) -> str:
+    return titled_table(title, tuple(rows[0]), [list(row.values()) for row in rows]) if rows else ""
+
+
+def _rows(
+    results: Results,
+    target: str,
+    figure: str,
+    shown: Sequence[str] = tuple(ARMS),
+    compared: Sequence[str] = ("scratch", "same", "xgboost"),
+    *,
+    brief: bool = False,
+) -> list[dict[str, str]]:
+    """A row per share of the labels that all arms have a fold of, by the titles of the columns: the arms `shown`, what
+    other sources gain over those `compared`, and unless it is brief in how many folds."""
+    rows = []
+    for percent in PERCENTAGES:
+        found = {arm: results.get((target, arm, percent), {}) for arm in ARMS}
+        folds = set.intersection(*(set(cells) for cells in found.values()))  # the same for each column
+        if not folds:
+            continue
+        common = {arm: {fold: cells[fold] for fold in folds} for arm, cells in found.items()}
+        row = {"labels": f"{percent}%", "folds": str(len(folds))}
+        row |= {ARMS[arm]: mean_with_interval(common[arm], figure) for arm in shown}
+        for arm in compared:
+            mean, interval, won, of = paired(common["others"], common[arm], figure)
+            within = f" [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else ""
+            row[f"other sources minus {ARMS[arm]}"] = f"{mean:+.4f}{within}" + ("" if brief else f", {won} of {of}")
+        rows.append(row)
+    return rows
 
 
 def write_page(results: Results, page: Path = PAGE) -> None:

@@ -6,18 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.evidence.release import MODEL_CARDS
 from experiments.evidence.tables import paired
 from experiments.icu import cells, sources, tables
 from experiments.icu.cells import Cell, Workplace, run_cell
-from experiments.icu.release import RECIPE
+from experiments.icu.release import NAME, RECIPE, card_notes
 from experiments.icu.sources import SOURCES, Source, prepare_sources
-from experiments.icu.targets import ARMS, TARGETS, Target
+from experiments.icu.targets import ARMS, PERCENTAGES, TARGETS, Target
 from hymate_training.cli.main import main
 from hymate_training.cli.options import read_recipe
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation import trees
 from hymate_training.fitting.finetuning import FinetuneOptions
 from hymate_training.fitting.pretraining import PretrainOptions
+from hymate_training.publishing.privacy import NOTES_FILE, check_text
 from hymate_training.readers import READERS, synthetic
 from tests.support.runs import TASK
 
@@ -101,6 +103,23 @@ def test_a_row_counts_the_folds_that_all_arms_have():
     assert text.count("| 5% | 1 |") == 2
     del results["mortality", "xgboost", 5]
     assert not tables.transfer_tables(results)
+
+
+def test_the_card_has_room_for_what_other_sources_gain(tmp_path):
+    samples = {name: np.linspace(0.7, 0.9, 21).tolist() for name in ("auroc", "auprc")}
+    cell = {"metrics": {"auroc": 0.8, "auprc": 0.8}, "samples": samples}
+    results = {
+        (target, arm, percent): dict.fromkeys(range(5), cell)
+        for target in TARGETS
+        for arm in ARMS
+        for percent in PERCENTAGES
+    }
+    (tmp_path / NOTES_FILE).write_text(card_notes(results))
+    assert check_text(tmp_path / NOTES_FILE).count("| 25% | 5 |") == len(TARGETS)
+
+
+def test_the_released_card_has_the_gains_of_the_documentation():
+    assert card_notes(tables.read_results(tables.RESULTS)) in (MODEL_CARDS / NAME / NOTES_FILE).read_text()
 
 
 def test_a_source_in_two_folders_takes_each_file_from_the_first(tmp_path, monkeypatch):
