@@ -112,3 +112,6 @@ def test_the_page_needs_no_network_and_shows_every_address(client):
         assert client.get(path).status_code == 200
     shown = client.get("/openapi.json").json()["paths"]
     assert {"/predict", "/streams", "/streams/{id}/events", "/streams/{id}", "/health", "/metrics"} <= set(shown)
+    for address in (address for methods in shown.values() for address in methods.values()):
+        assert address["tags"]  # or else it stands under "default"
+        assert " " in address["summary"]  # words, not the name of a function

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Body, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
@@ -185,15 +185,15 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
-    @app.post("/predict", response_model_exclude_none=True, responses=REFUSALS)
+    router = APIRouter(tags=["records"])
+
+    @router.post("/predict", summary="Predict records", response_model_exclude_none=True, responses=REFUSALS)
     async def predict(request: PredictRequest) -> PredictResponse:
-        """Predicts records."""
         question = await asyncio.to_thread(service.reader.question, request)
         return AsciiResponse({"predictions": await service.batcher.ask(question)})  # type: ignore[return-value]
 
-    @app.get("/model")
+    @router.get("/model", summary="What the model takes and answers")
     async def model() -> ModelDescription:
-        """What the model takes and answers."""
         extractor = service.checkpoint.extractor
         return ModelDescription.model_validate(
             {
@@ -208,21 +208,24 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
             }
         )
 
+    app.include_router(router)
+
 
 def _add_streams(app: FastAPI, service: Service) -> None:
     streams = service.streams
+    router = APIRouter(tags=["streams"])
+    answering: dict[str, Any] = {"response_model_exclude_none": True, "responses": REFUSALS}
 
-    @app.post("/streams", status_code=201, response_model_exclude_none=True, responses=REFUSALS)
+    @router.post("/streams", summary="Follow a further patient", status_code=201, **answering)
     async def start(request: StreamRequest) -> StreamAnswer:
-        """Follows a further patient."""
         return await service.in_engine(streams.start, request.static)
 
-    @app.post("/streams/{id}/events", response_model_exclude_none=True, responses=REFUSALS)
+    @router.post("/streams/{id}/events", summary="Take further events, and answer as of the latest", **answering)
     async def add(id: str, request: EventsRequest) -> StreamAnswer:
-        """Takes further events, all or none, and answers as of the latest."""
+        """Takes all of them or none."""
         return await service.in_engine(streams.add, id, request.events)
 
-    @app.get("/streams/{id}", response_model_exclude_none=True, responses=REFUSALS)
+    @router.get("/streams/{id}", summary="The risk so far", **answering)
     async def look(
         id: str,
         time: Annotated[Hours | None, Query(description="Hours; by default the latest event's.")] = None,
@@ -230,14 +233,17 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         """The risk as of the latest event, or at a later time, and at each full hour before."""
         return await service.in_engine(streams.look, id, time)
 
-    @app.delete("/streams/{id}", status_code=204)
+    @router.delete("/streams/{id}", summary="Forget a patient", status_code=204)
     async def end(id: str) -> None:
-        """Forgets a patient."""
         await service.in_engine(streams.end, id)
+
+    app.include_router(router)
 
 
 def _add_fhir(app: FastAPI, service: Service) -> None:
-    @app.post("/fhir", responses=REFUSALS)
+    router = APIRouter(tags=["records"])
+
+    @router.post("/fhir", summary="Assess the encounters of a Bundle", responses=REFUSALS)
     async def fhir(bundle: Annotated[dict[str, Any], Body(description="A Bundle of FHIR R4.")]) -> dict[str, Any]:
         """Assesses each encounter of a Bundle of Patient, Encounter, Observation and what else is recorded; answers a
         Bundle of RiskAssessments, and an OperationOutcome that counts what was not used."""
@@ -245,17 +251,21 @@ def _add_fhir(app: FastAPI, service: Service) -> None:
         answers = await service.batcher.ask(assessed.question)
         return AsciiResponse(risk_assessments(assessed, answers))  # type: ignore[return-value]
 
+    app.include_router(router)
+
 
 def _add_operations(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/health", summary="Whether the service is up")
     async def health() -> dict[str, str]:
-        """Whether the service is up."""
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=Response)
+    @router.get("/metrics", summary="Counts for Prometheus", response_class=Response)
     async def metrics() -> Response:
-        """Counts for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    app.include_router(router)
 
 
 def serve(
