@@ -27,7 +27,7 @@ from hymate_training.evaluation.aggregates import (
 from hymate_training.evaluation.metrics import SMALLEST_GROUP
 from hymate_training.fitting.finetuning import keep_aggregates
 from hymate_training.fitting.run import make_config
-from hymate_training.inference.checkpoints import MONITORING_FILE, save_checkpoint
+from hymate_training.inference.checkpoints import MONITORING_FILE, load_extractor, save_checkpoint
 from hymate_training.monitoring.drift import compare, homogeneity, stability_index
 from hymate_training.monitoring.monitor import monitor
 from hymate_training.publishing.privacy import Refused, check_json
@@ -137,7 +137,15 @@ def test_changes_are_named(finetuned, month, tmp_path, change, reason):
     assert run(finetuned, tmp_path, change(events), static) == 1
     content = json.loads((tmp_path / "out" / "monitor.json").read_text())
     assert any(reason in found for found in content["reasons"])
-    assert "Shifted past" in (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Shifted past" in page
+    assert "<h1>In hospital mortality: new records differ" in page
+    units = load_extractor(finetuned).units
+    for row in (row for row in content["comparisons"][:8] if row["shifted"]):
+        unit = f", {units[row['name']]}" if row["kind"] == "value" else ""
+        assert f"{row['name'].replace('_', ' ')}{unit}, " in page
+        first = row["bins"][0]
+        assert f"{first['reference']:.0%} → {first['new']:.0%}" in page
 
 
 def test_outcomes_show_whether_probabilities_still_hold(finetuned, month, tmp_path):

@@ -132,7 +132,7 @@ def monitor(
     if output is not None:
         output = Path(output)
         write_json(output / MONITOR_FILE, content)
-        write_file(output / PAGE, render_page(content))
+        write_file(output / PAGE, render_page(content, opened.extractor.units))
     return Monitoring(content, output)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from hymate_training.explanations.figures import capitalized, spoken
 from hymate_training.explanations.markup import render, table_html
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,14 +27,19 @@ BIN_TITLES = {
 MOST_BARS = 8  # comparisons that are drawn; all are in the tables
 
 
-def render_page(content: Mapping[str, Any]) -> str:
-    """The page, from what monitor.json holds."""
+def render_page(content: Mapping[str, Any], units: Mapping[str, str]) -> str:
+    """The page, from what monitor.json holds.
+
+    Args:
+        content: what it holds.
+        units: of variables and static columns, as far as they are known.
+    """
     comparisons = content["comparisons"]
     kinds = {kind: [row for row in comparisons if row["kind"] == kind] for kind in KIND_TITLES}
     tables = {
         KIND_TITLES[kind]: table_html(
-            [("compared", "shifted", "stability index", "corrected p-value", "records"), *map(_cells, rows)],
-            f"{KIND_TITLES[kind]}, largest shift first",
+            [("compared", "shifted", "index", "p-value", "records"), *map(_cells, rows)],
+            "Largest shift first; stability index, p-value corrected for the number of comparisons",
         )
         for kind, rows in kinds.items()
         if rows
@@ -44,7 +50,8 @@ def render_page(content: Mapping[str, Any]) -> str:
         TEMPLATES,
         content=content,
         tables=tables,
-        pictures=[_bars(row) for row in drawn],
+        title=capitalized(spoken(content["task"])),
+        pictures=[_bars(row, units) for row in drawn],
         calibration=_calibration(content["calibration"]),
     )
 
@@ -52,14 +59,15 @@ def render_page(content: Mapping[str, Any]) -> str:
 def _cells(row: Mapping[str, Any]) -> tuple:
     shifted = "yes" if row["shifted"] else "no"
     records = f"{row['num_records']:,}"
-    return row["name"], shifted, f"{row['stability_index']:.3f}", f"{row['corrected_p_value']:.2g}", records
+    return spoken(row["name"]), shifted, f"{row['stability_index']:.3f}", f"{row['corrected_p_value']:.2g}", records
 
 
-def _bars(row: Mapping[str, Any]) -> dict[str, Any]:
+def _bars(row: Mapping[str, Any], units: Mapping[str, str]) -> dict[str, Any]:
     """A picture of bars in HTML: of each bin its share in training and now."""
     highest = max(max(part["reference"], part["new"]) for part in row["bins"])
+    unit = units.get(row["name"], "") if row["kind"] in ("value", "static") else ""
     return {
-        "title": f"{row['name']}, {BIN_TITLES[row['kind']]}",
+        "title": ", ".join(filter(None, (spoken(row["name"]), unit, BIN_TITLES[row["kind"]]))),
         "index": row["stability_index"],
         "bins": [
             {**part, "reference_width": 100 * part["reference"] / highest, "new_width": 100 * part["new"] / highest}
