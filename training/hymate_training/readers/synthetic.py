@@ -60,7 +60,7 @@ VARIABLES = {
     "urine_output": Variable("mL/h", 80, 0.55, 0, 800, 0, "urine", log=True, shares=("creatinine", -0.25)),
     "inspired_oxygen_fraction": Variable("fraction", 0.42, 0.25, 0.21, 1.0, 2, "ventilator", log=True),
     "lactate": Variable("mmol/L", 1.7, 0.55, 0.3, 20, 1, "lactate", log=True),
-    "arterial_ph": Variable("pH", 7.38, 0.06, 6.9, 7.65, 2, "blood_gas", shares=("lactate", -0.25)),
+    "arterial_ph": Variable("", 7.38, 0.06, 6.9, 7.65, 2, "blood_gas", shares=("lactate", -0.25)),
     "creatinine": Variable("mg/dL", 1.1, 0.5, 0.2, 15, 1, "chemistry", log=True),
     "blood_urea_nitrogen": Variable("mg/dL", 21, 0.5, 3, 180, 0, "chemistry", log=True, shares=("creatinine", 0.3)),
     "sodium": Variable("mmol/L", 139, 4, 115, 165, 0, "chemistry"),
