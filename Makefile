@@ -7,7 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO := runs/demo
 STRESS_SECONDS ?= 7200
 
-.PHONY: install demo test test-floor test-space common-tests stress audit lint lint-workflows format bench \
+.PHONY: install demo test test-floor test-space pictures browser common-tests stress audit lint lint-workflows format bench \
 	bench-pipeline gpu-check evidence release docs wheel wheels sanitize aarch64 clean
 
 install: $(VENV)/.installed
@@ -26,7 +26,7 @@ demo: install
 	$(BIN)/hymate prepare synthetic --num-records 3000 --output $(DEMO)/data
 	$(BIN)/hymate pretrain --data $(DEMO)/data --output $(DEMO)/pretrained --recipe demo
 	$(BIN)/hymate finetune --data $(DEMO)/data --task in_hospital_mortality --output $(DEMO)/mortality \
-		--checkpoint $(DEMO)/pretrained --recipe demo
+		--checkpoint $(DEMO)/pretrained --recipe demo --prediction-times 8
 	$(BIN)/hymate evaluate --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
 		--split test --output $(DEMO)/test.json
 	$(BIN)/hymate explain --checkpoint $(DEMO)/mortality --data $(DEMO)/data --task in_hospital_mortality \
@@ -41,10 +41,16 @@ test-floor: build/constraints-floor.txt
 	$(MAKE) test VENV=.venv-floor CONSTRAINTS=$<
 
 # The page of a Space in a browser, in an environment of its own: Gradio wants an older Pillow than everything else.
-test-space: build/constraints-space.txt
+test-space: browser
+	OMP_NUM_THREADS=1 .venv-space/$(notdir $(BIN))/python -m pytest tests/publishing/test_space_page.py
+
+# Pages as the docs show them, after `make demo` and `make release`.
+pictures: browser
+	.venv-space/$(notdir $(BIN))/python -m experiments.pictures
+
+browser: build/constraints-space.txt
 	$(MAKE) install VENV=.venv-space CONSTRAINTS=$< EXTRAS=dev,space
 	.venv-space/$(notdir $(BIN))/python -m pip install --quiet --constraint $< playwright
-	OMP_NUM_THREADS=1 .venv-space/$(notdir $(BIN))/python -m pytest tests/publishing/test_space_page.py
 
 build/constraints-%.txt: constraints-%.txt constraints.txt
 	mkdir -p build
