@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset
 
 from hymate_training.data.collators import ForecastCollator, TaskCollator, fit_feature_extractor
@@ -113,6 +115,68 @@ def test_batches_hold_what_a_plain_loop_puts_there(synthetic_folder):
     same(apart, together)
     with pytest.raises(ValueError, match="a batch must be what a data set of examples returns"):
         TaskCollator(extractor)([{"values": [1.0]}])
+
+
+event = st.tuples(
+    st.one_of(st.integers(0, 6).map(float), st.floats(0, 48, width=32)),
+    st.integers(0, 2),
+    st.one_of(st.just(np.nan), st.floats(-1e6, 1e6, width=32)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    records=st.lists(st.lists(event, min_size=1, max_size=9), min_size=1, max_size=6),
+    later=st.floats(0, 60, width=32),
+    max_events=st.one_of(st.none(), st.integers(1, 5)),
+    random=st.randoms(use_true_random=False),
+)
+def test_a_batch_holds_the_latest_events_before_each_prediction(records, later, max_events, random):
+    """Ties, records of different lengths, missing numbers; what comes later, the other records and their order are
+    nothing to a row."""
+    ordered = [sorted(record, key=lambda one: one[0]) for record in records]
+    hours = np.array([max(record[0][0], min(later, record[-1][0])) for record in ordered], dtype=np.float32)
+
+    def dataset(changed: bool) -> ExampleDataset:
+        flat = [
+            (time, variable, 1e9 if changed and time > asked else value)
+            for record, asked in zip(ordered, hours, strict=True)
+            for time, variable, value in record
+        ]
+        times, variables, values = (np.array(column) for column in zip(*flat, strict=True))
+        offsets = np.cumsum([0, *map(len, ordered)])
+        ids = [str(number) for number in range(len(ordered))]
+        events = Events(
+            offsets, times.astype(np.float32), variables.astype(np.int32), values.astype(np.float32), record_ids=ids
+        )
+        return ExampleDataset(events, np.arange(len(ordered)), hours)
+
+    extractor = HyMaTEFeatureExtractor(
+        ["a", "b", "c"],
+        value_ranges=[[-1e3, 1e3], [-1, 1], [0, 1e6]],
+        value_medians=[None, None, 10.0],
+        value_means=[1.0, 0.0, 2.0],
+        value_deviations=[2.0, 0.5, 3.0],
+        time_scale=16.0,
+    )
+    collator, rows = TaskCollator(extractor, max_events), list(range(len(ordered)))
+    features = collator(dataset(False).__getitems__(rows))
+    for row, (record, asked) in enumerate(zip(ordered, hours, strict=True)):
+        seen = [one for one in record if np.float32(one[0]) <= asked][-(max_events or 99) :]
+        mask = features["attention_mask"][row]
+        assert mask.tolist() == [True] * len(seen) + [False] * (len(mask) - len(seen))
+        times, variables, values = (np.array(column) for column in zip(*seen, strict=True))
+        assert features["variable_ids"][row][mask].tolist() == variables.tolist()
+        assert features["times"][row][mask].tolist() == (times.astype(np.float32) / 16).tolist()
+        assert features["value_mask"][row][mask].tolist() == (~np.isnan(values)).tolist()
+        expected = np.nan_to_num(extractor.standardize(variables, values.astype(np.float32))).astype(np.float32)
+        assert features["values"][row][mask].numpy() == pytest.approx(expected, rel=1e-6)
+        assert not features["values"][row][~mask].any()
+    same(collator(dataset(True).__getitems__(rows)), features)
+    random.shuffle(rows)
+    shuffled = collator(dataset(False).__getitems__(rows))
+    for name in ("values", "times", "variable_ids", "attention_mask", "value_mask"):
+        assert torch.equal(shuffled[name], features[name][rows])
 
 
 def test_static_columns_encode_alike_from_any_array():

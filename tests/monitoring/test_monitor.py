@@ -1,6 +1,7 @@
 """Comparing new records with training: the statistics, what is kept, the verdict, the page, and real hospitals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,36 @@ def test_few_records_and_checkpoints_without_aggregates_are_refused(finetuned, m
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match=r"lacks monitoring.json.*fine-tune it again"):
         monitor(tmp_path, events, static)
+
+
+def emptied(content: dict) -> None:
+    content["counts"] = {}
+
+
+def backwards(content: dict) -> None:
+    content["counts"]["timing"]["events"]["edges"].reverse()
+
+
+def shortened(content: dict) -> None:
+    content["counts"]["timing"]["events"]["counts"].pop()
+
+
+def without_task(content: dict) -> None:
+    del content["task"]
+
+
+def without_number(content: dict) -> None:
+    content["counts"]["timing"]["events"]["edges"][0] = float("nan")
+
+
+@pytest.mark.parametrize("damage", [emptied, backwards, shortened, without_task, without_number])
+def test_damaged_aggregates_are_refused(damage, finetuned, month, tmp_path):
+    shutil.copytree(finetuned, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "monitoring.json").read_text())
+    damage(content)
+    (tmp_path / "run" / "monitoring.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"monitoring\.json is damaged: "):
+        monitor(tmp_path / "run", *month)
 
 
 def test_what_is_kept_may_be_published_unless_it_counts_few(finetuned, tmp_path):
