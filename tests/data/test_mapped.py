@@ -41,7 +41,7 @@ def test_large_arrays_do_not_stay_resident(tmp_path, monkeypatch):
     small = mapped([np.arange(1 << 17)], np.int64, tmp_path)
     small.sum()
     assert resident(small) == 1024
-    monkeypatch.setattr(mapped_arrays, "AT_HAND", 1 << 20)
+    monkeypatch.setattr(mapped_arrays, "AT_HAND", sum(map(len, mapped_arrays._residents.maps)))
     large = mapped([np.arange(1 << 19), -np.arange(1 << 19)], np.int64, tmp_path)
     for _ in range(3):
         assert large.sum() == 0

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
+from hymate_training.data.mapped import give_back
 from hymate_training.data.pool import FolderPool
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
@@ -150,8 +151,10 @@ class ExampleDataset(Dataset):
         _, first, record = np.unique(self.visits[chosen], return_index=True, return_inverse=True)
         place = np.argsort(np.argsort(first))[record]  # of each example's record in the batch
         order = np.argsort(place, kind="stable")
+        events = self.events.take(self.rows[chosen[np.sort(first)]])
+        give_back()
         return Examples(
-            events=self.events.take(self.rows[chosen[np.sort(first)]]),
+            events=events,
             records=place[order],
             prediction_times=self.prediction_times[chosen[order]],
             labels=None,

@@ -66,28 +66,34 @@ class _Residents:
     def add(self, pages: mmap.mmap) -> None:
         with self._lock:
             self.maps.add(pages)
-            if self._exceed() and self._thread is None and hasattr(mmap, "MADV_DONTNEED"):
-                self._thread = threading.Thread(target=self._give_back, name="mapped files", daemon=True)
+            if self._exceed() and self._thread is None:
+                self._thread = threading.Thread(target=self._go_on, name="mapped files", daemon=True)
                 self._thread.start()
 
     def _exceed(self) -> bool:
         return sum(map(len, self.maps)) > AT_HAND
 
-    def _give_back(self) -> None:
+    def _go_on(self) -> None:
         while True:
-            self._drop()
+            self.give_back()
             time.sleep(SECONDS_KEPT)
             with self._lock:
                 if not self._exceed():
                     self._thread = None
                     return
 
-    def _drop(self) -> None:
-        for pages in list(self.maps):
-            pages.madvise(mmap.MADV_DONTNEED)  # of a file they are read again when they are looked at
+    def give_back(self) -> None:
+        if self._exceed() and hasattr(mmap, "MADV_DONTNEED"):
+            for pages in list(self.maps):
+                pages.madvise(mmap.MADV_DONTNEED)  # of a file they are read again when they are looked at
 
 
 _residents = _Residents()
+
+
+def give_back() -> None:
+    """Gives the pages of mapped arrays back to the system at once, where these are too large to be kept."""
+    _residents.give_back()
 
 
 def mapped(parts: Iterable[np.ndarray], dtype: Any, folder: Path) -> np.ndarray:
