@@ -18,6 +18,7 @@ from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor
 
 MAY_BE_ZERO = {
     *("weight_decay", "warmup_steps", "ema_decay", "variable_dropout", "event_dropout", "seed", "auxiliary_weight"),
+    "dataloader_num_workers",
     *("min_observed_hours", "num_static_features", "num_mamba_layers", "num_attention_layers", "num_statistic_bins"),
     *("hidden_dropout", "attention_dropout", "classifier_dropout", "measured_weight", "initializer_range"),
     "label_mean",

@@ -143,7 +143,7 @@ def test_changes_are_named(finetuned, month, tmp_path, change, reason):
     assert "<h1>In hospital mortality: new records differ" in page
     units = load_extractor(finetuned).units
     for row in (row for row in content["comparisons"][:8] if row["shifted"]):
-        unit = f", {units[row['name']]}" if row["kind"] == "value" else ""
+        unit = f", {units[row['name']]}" if row["kind"] == "value" and row["name"] in units else ""
         assert f"{row['name'].replace('_', ' ')}{unit}, " in page
         first = row["bins"][0]
         assert f"{first['reference']:.0%} → {first['new']:.0%}" in page
