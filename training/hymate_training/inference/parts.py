@@ -20,6 +20,7 @@ from hymate_training.inference.records import read_table
 EVENTS_PER_PART = 1 << 18
 MOST_PARTS = 512  # files open at a time; parts of still larger tables have more events
 ROWS_AT_ONCE = 1 << 19
+READ_AHEAD = 1 << 20  # bytes of a file of Parquet
 TEXT, NUMBER = pa.string(), pa.float64()
 EVENTS = {"record_id": TEXT, "time": NUMBER, "variable": TEXT, "value": NUMBER}
 WORDS = ["record_id", "variable"]  # repeated by many rows, so that they are handled as numbers between files
@@ -225,10 +226,13 @@ def _distribute(pieces: Iterable[pl.DataFrame], count: int, name: Callable[[int]
     return files
 
 
-def _batches(files: Sequence[Path], columns: list[str] | None = None, rows: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
-    words = [name for name in WORDS if columns is None or name in columns]
+def _batches(
+    files: Sequence[Path], columns: list[str] | None = None, rows: int = ROWS_AT_ONCE, words: Sequence[str] = WORDS
+) -> Iterator[pa.Table]:
+    words = [name for name in words if columns is None or name in columns]
     for file in files:
-        with pq.ParquetFile(file, read_dictionary=words) as opened:
+        # buffered beforehand, all of a file would be in memory at once
+        with pq.ParquetFile(file, read_dictionary=words, pre_buffer=False, buffer_size=READ_AHEAD) as opened:
             for batch in opened.iter_batches(rows, columns=columns):
                 yield pa.Table.from_batches([batch])
 
@@ -238,6 +242,12 @@ def _writer(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
     words = [name for name in WORDS if name in schema.names]
     return pq.ParquetWriter(
         target, schema, compression="lz4", use_dictionary=words, write_statistics=False, store_schema=False
+    )
+
+
+def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
+    return pa.schema(
+        [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
     )
 
 
@@ -280,7 +290,8 @@ def _by_name(files: Sequence[Path], folder: Path, events_per_part: int) -> list[
     count = -(-count_events(files) // events_per_part)
     writers: dict[int, pq.ParquetWriter] = {}
     try:
-        for table in _batches(files):
+        for table in _batches(files, words=["variable"]):  # in the order of time every row is another record's
+            plain = _without_dictionaries(table.schema)
             place = (pl.Series(table["record_id"]).cast(pl.String).hash(seed=0) % count).to_numpy()
             order = np.argsort(place, kind="stable")
             ordered, bounds = table.take(order), np.searchsorted(place[order], np.arange(count + 1))
@@ -288,8 +299,9 @@ def _by_name(files: Sequence[Path], folder: Path, events_per_part: int) -> list[
                 if end > begin:
                     if number not in writers:
                         target = folder / f"part-{number:05d}.parquet"
-                        writers[number] = _writer(target, table.schema)
-                    writers[number].write_table(ordered.slice(begin, end - begin))
+                        writers[number] = _writer(target, plain)
+                    # with a dictionary, each part's writer would hold the words of all
+                    writers[number].write_table(ordered.slice(begin, end - begin).cast(plain))
     finally:
         for writer in writers.values():
             writer.close()
