@@ -25,7 +25,7 @@ class Tile(NamedTuple):
     steps: int
     lanes: int
     warps: int
-    stages: int = 2
+    stages: int = 3
 
 
 def padded_states(state: int) -> int:
@@ -36,12 +36,12 @@ def forward_tiles(state: int) -> tuple[Tile, Tile]:
     """A wide tile, which does less work twice; and one that gives few channels to more programs. Measured on an H200
     (docs/speed.md), as `backward_tile`."""
     warps = min(MOST_WARPS, max(1, padded_states(state) // 16))
-    return Tile(8, 16, warps, 3), Tile(8, 8, warps, 3)
+    return Tile(8, 16, warps), Tile(8, 8, warps)
 
 
 def backward_tile(state: int) -> Tile:
     """Its steps are those between kept states; a wider one would spill registers."""
-    return Tile(CHUNK, 8, min(MOST_WARPS, max(1, padded_states(state) // 16)), 3)
+    return Tile(CHUNK, 8, min(MOST_WARPS, max(1, padded_states(state) // 16)))
 
 
 @functools.cache

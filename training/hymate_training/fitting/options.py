@@ -53,8 +53,8 @@ class LoopOptions:
     )
     cuda_graphs: bool = option(
         False,
-        "Record the kernels of each shape of batch once and launch them together: several times as fast for small "
-        "models on a GPU. In one process, without fp16 and gradient_checkpointing; a resumed run draws other dropout.",
+        "Record the kernels of each shape of batch once and launch them together, for small models on a GPU. This is "
+        "for one process, without fp16 and gradient_checkpointing, and a resumed run draws other dropout.",
     )
     dataloader_num_workers: int = option(0, "Processes that prepare batches ahead; 0 prepares them in between.")
     seed: int = option(0, "Seed of the initialization, the order of the examples, dropout and augmentation.")

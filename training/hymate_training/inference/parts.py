@@ -226,10 +226,8 @@ def _distribute(pieces: Iterable[pl.DataFrame], count: int, name: Callable[[int]
     return files
 
 
-def _batches(
-    files: Sequence[Path], columns: list[str] | None = None, rows: int = ROWS_AT_ONCE, words: Sequence[str] = WORDS
-) -> Iterator[pa.Table]:
-    words = [name for name in words if columns is None or name in columns]
+def _batches(files: Sequence[Path], columns: list[str] | None = None, rows: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
+    words = [name for name in WORDS if columns is None or name in columns]
     for file in files:
         # buffered beforehand, all of a file would be in memory at once
         with pq.ParquetFile(file, read_dictionary=words, pre_buffer=False, buffer_size=READ_AHEAD) as opened:
@@ -242,12 +240,6 @@ def _writer(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
     words = [name for name in WORDS if name in schema.names]
     return pq.ParquetWriter(
         target, schema, compression="lz4", use_dictionary=words, write_statistics=False, store_schema=False
-    )
-
-
-def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
-    return pa.schema(
-        [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
     )
 
 
@@ -290,8 +282,7 @@ def _by_name(files: Sequence[Path], folder: Path, events_per_part: int) -> list[
     count = -(-count_events(files) // events_per_part)
     writers: dict[int, pq.ParquetWriter] = {}
     try:
-        for table in _batches(files, words=["variable"]):  # in the order of time every row is another record's
-            plain = _without_dictionaries(table.schema)
+        for table in _batches(files):
             place = (pl.Series(table["record_id"]).cast(pl.String).hash(seed=0) % count).to_numpy()
             order = np.argsort(place, kind="stable")
             ordered, bounds = table.take(order), np.searchsorted(place[order], np.arange(count + 1))
@@ -299,9 +290,8 @@ def _by_name(files: Sequence[Path], folder: Path, events_per_part: int) -> list[
                 if end > begin:
                     if number not in writers:
                         target = folder / f"part-{number:05d}.parquet"
-                        writers[number] = _writer(target, plain)
-                    # with a dictionary, each part's writer would hold the words of all
-                    writers[number].write_table(ordered.slice(begin, end - begin).cast(plain))
+                        writers[number] = _writer(target, table.schema)
+                    writers[number].write_table(ordered.slice(begin, end - begin))
     finally:
         for writer in writers.values():
             writer.close()
