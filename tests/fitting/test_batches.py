@@ -80,6 +80,31 @@ def test_the_order_is_as_the_class_says(synthetic_folder, most):
             assert shares[at % 2][at // 2].tolist() == batch.tolist()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("together", [1, 3])
+def test_every_example_of_an_epoch_counts_alike(synthetic_folder, processes, together):
+    events = PreparedFolder(synthetic_folder).events("train")
+    rng = np.random.default_rng(1)
+    rows = np.repeat(np.arange(37), rng.integers(1, 60, 37))
+    dataset = ExampleDataset(events, rows, rng.uniform(1, 48, len(rows)))
+    options = LoopOptions(batch_size=4, gradient_accumulation_steps=together)
+
+    def steps(rank, batches_seen=0):
+        batches = loader(dataset, options, rank, processes)
+        batches.collator = lambda examples: len(examples.indices)
+        return list(batches.steps(2, batches_seen))
+
+    shares = [steps(rank) for rank in range(processes)]
+    weights = np.array([weight for _, weight in shares[0]])
+    counts = np.array([[sum(own) for own, _ in share] for share in shares]).sum(0)
+    assert len(set(counts)) > 1
+    np.testing.assert_allclose(weights, counts / counts.mean())
+    assert all([weight for _, weight in share] == weights.tolist() for share in shares)
+    for at in range(len(weights) + 1):
+        seen = sum(len(own) for own, _ in shares[0][:at])
+        assert steps(0, seen) == shares[0][at:]
+
+
 def test_no_examples_are_refused(synthetic_folder):
     events = PreparedFolder(synthetic_folder).events("train")
     empty = ExampleDataset(events, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ class EpochLoader:
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Indices of the examples of each of this process's batches."""
+        return self._everyones_batches(epoch)[self.rank :: self.world]
+
+    def _everyones_batches(self, epoch: int) -> list[np.ndarray]:
+        """Those of all processes, who take turns."""
         rng = np.random.default_rng([self.options.seed, epoch])
         size, order, bounds = self.options.batch_size, *self._chosen(rng)
         lengths = np.maximum.reduceat(self.dataset.lengths[order], bounds[:-1])
@@ -43,10 +48,10 @@ class EpochLoader:
             block = records[at : at + MEGA_BATCH * size]
             block[:] = block[np.argsort(lengths[block], kind="stable")]
         places = rng.permutation(math.ceil(len(records) / size))
-        own = (places[at % len(places)] * size for at in range(self.rank, len(self) * self.world, self.world))
+        starts = [places[at % len(places)] * size for at in range(len(self) * self.world)]
         return [
             np.concatenate([order[bounds[record] : bounds[record + 1]] for record in records[at : at + size]])
-            for at in own
+            for at in starts
         ]
 
     def _chosen(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -60,20 +65,27 @@ class EpochLoader:
             order[begin:end] = own if len(own) <= most else np.sort(rng.permutation(own)[:most])
         return order, bounds
 
-    def steps(self, epoch: int, batches_seen: int) -> Iterator[list[dict[str, torch.Tensor]]]:
-        """The epoch's batches after the first `batches_seen`, in groups that make up one optimizer step."""
+    def steps(self, epoch: int, batches_seen: int) -> Iterator[tuple[list[dict[str, torch.Tensor]], float]]:
+        """The epoch's batches after the first `batches_seen`, in groups that make up one optimizer step, each with its
+        weight: the number of its examples in all processes, over that of the epoch's mean step.
+
+        So each example counts alike. A batch holds records of similar lengths, so that without weights an example of
+        a short record, which is asked rarely, would count more than one of a long record.
+        """
         self.dataset.set_epoch(epoch)
-        remaining = self.batches(epoch)[batches_seen:]
-        group = []
+        together = self.options.gradient_accumulation_steps
+        everyones = self._everyones_batches(epoch)
+        steps = np.arange(len(everyones)) // (together * self.world)
+        weights = np.bincount(steps, [len(batch) for batch in everyones])
+        weights /= weights.mean()
+        own = everyones[self.rank :: self.world]
         loader = DataLoader(
             self.dataset,
-            batch_sampler=remaining,  # type: ignore[arg-type]  # arrays of indices, which the data set takes
+            batch_sampler=own[batches_seen:],  # type: ignore[arg-type]  # arrays of indices, which the data set takes
             collate_fn=self.collator,
             num_workers=self.options.dataloader_num_workers,
             generator=torch.Generator(),  # it draws a number, which must not come from the one behind dropout
         )
-        for position, batch in enumerate(loader, start=1):
-            group.append(batch)
-            if len(group) == self.options.gradient_accumulation_steps or position == len(remaining):
-                yield group
-                group = []
+        batches = iter(loader)
+        for weight in weights[math.ceil(batches_seen / together) :]:
+            yield list(islice(batches, together)), float(weight)

@@ -194,8 +194,8 @@ class TrainingLoop:
             disable=None if self.accelerator.is_main_process else True,
             leave=False,
         ) as bar:
-            for batches in self.loader.steps(progress.epoch, progress.batches_seen):
-                self._step(batches)
+            for batches, weight in self.loader.steps(progress.epoch, progress.batches_seen):
+                self._step(batches, weight)
                 bar.update(len(batches))
                 bar.set_postfix(loss=f"{progress.epoch_loss / progress.epoch_steps:.4f}")
                 if stop.requested:
@@ -204,20 +204,21 @@ class TrainingLoop:
                 if options.save_steps and progress.step % options.save_steps == 0:
                     self.state.save(self.output, self.account)
 
-    def _step(self, batches: list[dict[str, torch.Tensor]]) -> None:
+    def _step(self, batches: list[dict[str, torch.Tensor]], weight: float) -> None:
         """One optimizer step over `batches`, each weighted by its number of predictions, so that the gradient is that
-        of one large batch, whichever processes share it."""
+        of one large batch, whichever processes share it, times the step's own weight."""
         accelerator = self.accelerator
         sizes = [int(prediction_mask(batch).sum()) for batch in batches]
         share = mean_over_processes(accelerator, float(sum(sizes)))
         losses = []
         for position, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
+            of_batch = weight * size / share
             last = position == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.prepared):
                 if self.graphed is not None:
-                    losses.append(self.graphed(batch, size / share))
+                    losses.append(self.graphed(batch, of_batch))
                 else:
-                    losses.append(self._pass(on_device(batch, accelerator.device), size / share))
+                    losses.append(self._pass(on_device(batch, accelerator.device), of_batch))
         accelerator.clip_grad_norm_(self.prepared.parameters(), self.options.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=self.graphed is None)
