@@ -12,7 +12,17 @@ from transformers.utils import logging
 
 from .events import Events, check_count, parse_events, parse_hours
 from .items import as_number, is_listlike, is_missing
-from .value_statistics import Counted, check_statistics, fit_time_scale, fit_values, fit_variable, is_finite
+from .value_statistics import (
+    Counted,
+    check_quantiles,
+    check_statistics,
+    fit_quantiles,
+    fit_time_scale,
+    fit_values,
+    fit_variable,
+    is_finite,
+    standardize_static,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -27,8 +37,9 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
     are one number the minimum and maximum), put on a logarithmic scale where that plainly cut the variable's skew
     there, and standardized. Times are divided by `time_scale`, a power of two where `fit` chose it, so that this
     rounds nothing and an event is at or before a prediction time in the model just where it is in hours. Static
-    columns are standardized or one-hot encoded, each with an indicator that it is missing. Usually made by `fit`,
-    saved beside the model as `preprocessor_config.json`.
+    columns are standardized, or ranked among the training records' quantiles where a few of their numbers are so far
+    out that all others would become nearly one, or one-hot encoded, each with an indicator that it is missing.
+    Usually made by `fit`, saved beside the model as `preprocessor_config.json`.
 
     Args:
         variables (`list[str]`): Names of the variables; their positions are the variable ids.
@@ -36,8 +47,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         value_medians (`list[float | None]`): Median of each variable that is put on a logarithmic scale, else None.
         value_means (`list[float]`): Mean of each variable after clipping and logarithm.
         value_deviations (`list[float]`): Standard deviation after clipping and logarithm.
-        static_columns (`list[dict]`): One a static column: `name`, and for numbers `range`, `mean` and `deviation`,
-            for categories `categories`.
+        static_columns (`list[dict]`): One a static column: `name`, and for numbers `range`, `mean`, `deviation` and,
+            where their tails are heavy, `quantiles`, ascending, for categories `categories`.
         time_scale (`float`): Hours that one unit of `times` stands for.
         unknown_variables (`"error"` or `"ignore"`, defaults to `"error"`): What to do with events whose variable is
             not among `variables`: refuse them, or drop and count them.
@@ -151,6 +162,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             counted = Counted().add(numbers[~np.isnan(numbers)])
             low, high, _, mean, deviation = fit_variable(counted, allow_log=False)
             columns.append({"name": name, "range": [low, high], "mean": mean, "deviation": deviation})
+            if (quantiles := fit_quantiles(counted, low, high)) is not None:
+                columns[-1]["quantiles"] = quantiles
         columns += [
             {"name": name, "categories": [str(category) for category in found]}
             for name, found in categorical_columns.items()
@@ -391,8 +404,7 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
             else:
                 numbers = _static_numbers(found, name)
                 missing = np.isnan(numbers)
-                standardized = (np.clip(numbers, *column["range"]) - column["mean"]) / column["deviation"]
-                features.append(np.where(missing, 0, standardized)[:, None])
+                features.append(np.where(missing, 0, standardize_static(numbers, column))[:, None])
             features.append(missing[:, None])
         return np.concatenate(features, axis=1).astype(np.float32)
 
@@ -455,6 +467,7 @@ def _check_static_columns(columns: Sequence[Any]):
             raise ValueError(f"{what} must have categories, or a range, a mean and a deviation; it lacks {missing[0]}")
         else:
             check_statistics("", what, column["range"], None, column["mean"], column["deviation"])
+            check_quantiles(what, column.get("quantiles"))
 
 
 def _as_batch(features: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,6 +13,8 @@ from .items import is_listlike
 CLIP_PERCENTILES = (0.1, 99.9)
 RAREST = 0.001  # share of the values below which none becomes larger by being rarer
 TIME_SCALE_PERCENTILE = 99
+HEAVY_TAILS = 25.0  # a range wider than so many interquartile ranges
+NUM_QUANTILES = 17
 FIT_AT_ONCE = 1 << 21  # events that `fit` looks at in one go
 
 
@@ -34,6 +36,15 @@ def check_statistics(prefix: str, column: str, bounds: Any, median: Any, mean: A
         raise ValueError(f"{prefix}means of {column} must be a finite number, got {mean!r}")
     if not is_finite(deviation) or deviation <= 0:
         raise ValueError(f"{prefix}deviations of {column} must be a positive number, got {deviation!r}")
+
+
+def check_quantiles(column: str, quantiles: Any):
+    """Raises ValueError for what are no quantiles of a static column; None is none."""
+    if quantiles is None:
+        return
+    known = is_listlike(quantiles) and len(quantiles) > 1 and all(map(is_finite, quantiles))
+    if not known or list(quantiles) != sorted(quantiles) or quantiles[0] == quantiles[-1]:
+        raise ValueError(f"quantiles of {column} must be finite numbers, ascending, not all the same: {quantiles!r}")
 
 
 class Counted:
@@ -104,6 +115,28 @@ def fit_variable(counted: Counted, allow_log: bool = True) -> tuple[float, float
         if abs(found[2]) < skewness / 2:
             (mean, deviation, _), used_median = found, median
     return low, high, used_median, mean, deviation or 1.0
+
+
+def fit_quantiles(counted: Counted, low: float, high: float) -> list[float] | None:
+    """Quantiles of a static column between its clipping bounds, where these are so far apart that standardized numbers
+    would mostly be the same: 0.1 and 0.2 where a few are 10, such as hours between admission and intensive care."""
+    if not len(counted.values):
+        return None
+    lower, upper = counted.percentiles([25, 75])
+    if high - low <= HEAVY_TAILS * (upper - lower) or lower == upper:
+        return None
+    inner = counted.percentiles(np.linspace(0, 100, NUM_QUANTILES)[1:-1].tolist())
+    return [low, *inner, high]
+
+
+def standardize_static(numbers: np.ndarray, column: Mapping[str, Any]) -> np.ndarray:
+    """Numbers of a static column, NaN where missing, as multiples of a standard deviation: their own, or that of their
+    ranks, if the column has quantiles, between which ranks are linear."""
+    if "quantiles" not in column:
+        return (np.clip(numbers, *column["range"]) - column["mean"]) / column["deviation"]
+    quantiles, place, sizes = np.unique(column["quantiles"], return_inverse=True, return_counts=True)
+    ranks = np.bincount(place, np.linspace(-1, 1, len(place))) / sizes  # equal quantiles share their mean rank
+    return math.sqrt(3) * np.interp(numbers, quantiles, ranks)
 
 
 def _moments(counted: Counted, numbers: np.ndarray) -> tuple[float, float, float]:

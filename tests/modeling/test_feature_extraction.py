@@ -512,58 +512,6 @@ def test_numeric_categories_and_records_at_time_zero():
     assert found["values"].squeeze().tolist() == pytest.approx([-1, 1], abs=1e-2)
 
 
-def test_rare_values_are_not_clipped_away():
-    records = {"time": range(4000), "variable": ["lactate"] * 4000, "value": [0.0] * 3998 + [1.0, 1.0]}
-    fitted = HyMaTEFeatureExtractor.fit(records, VARIABLES)
-    assert fitted.value_ranges[VARIABLES.index("lactate")] == [0, 1]
-    usual, rare = fitted({"time": [0, 1], "variable": ["lactate"] * 2, "value": [0, 1]})["values"][0].tolist()
-    assert abs(usual) < 0.02
-    assert rare - usual == pytest.approx(1000**0.5)  # as if one value in a thousand were so
-
-
-def test_statistics_are_in_double_precision():
-    usual = [60.0 + at % 40 for at in range(400)]
-    records = {"time": range(430), "variable": ["lactate"] * 430, "value": usual + [9.97e36] * 30}
-    found = HyMaTEFeatureExtractor.fit(records, VARIABLES)(records)
-    assert found["values"].isfinite().all()
-    assert found["values"].unique().numel() > 1
-    records["value"] = usual + [1e300] * 30
-    with pytest.raises(ValueError, match=r"value_deviations of 'lactate' must be a positive number, got inf"):
-        HyMaTEFeatureExtractor.fit(records, VARIABLES)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"value_means": [math.nan]}, "value_means of '{x}' must be a finite number, got nan"),
-        ({"value_means": ["0"]}, "value_means of '{x}' must be a finite number, got '0'"),
-        ({"value_means": [10**400]}, "value_means of '{x}' must be a finite number"),
-        ({"value_deviations": [-1.0]}, "value_deviations of '{x}' must be a positive number, got -1.0"),
-        ({"value_deviations": [math.inf]}, "value_deviations of '{x}' must be a positive number, got inf"),
-        ({"value_ranges": [[1, 0]]}, "value_ranges of '{x}' must be two finite numbers, the lower first"),
-        ({"value_ranges": [[0]]}, "value_ranges of '{x}' must be two finite numbers, the lower first"),
-        ({"value_medians": [0]}, "value_medians of '{x}' must be a finite number above the lower end of its range"),
-        ({"time_scale": math.nan}, "time_scale must be positive, got nan"),
-        ({"time_scale": "1"}, "time_scale must be positive, got '1'"),
-        ({"trained_hours": [5, 1]}, "trained_hours must be a first and a last hour"),
-        ({"static_columns": [{"name": "a"}]}, "static column 'a' must have categories, or a range, a mean and a"),
-        ({"static_columns": ["a"]}, "static_columns must each be a dict with a name, got 'a'"),
-        ({"static_columns": [{"name": "a", "categories": ["x", "x"]}]}, "must not repeat a name, but 'x' occurs"),
-        ({"static_columns": [{"name": "a", "categories": []}] * 2}, "must not repeat a name, but 'a' occurs again"),
-    ],
-)
-def test_statistics_that_cannot_be_are_neither_taken_nor_saved(changes, message, tmp_path):
-    right = {"value_ranges": [[0, 1]], "value_medians": [None], "value_means": [0.5], "value_deviations": [0.2]}
-    extractor = HyMaTEFeatureExtractor(["{x}"], **right)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        HyMaTEFeatureExtractor(["{x}"], **right | changes)
-    for name, value in changes.items():
-        setattr(extractor, name, value)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        extractor.save_pretrained(tmp_path / "folder")
-    assert not (tmp_path / "folder").exists()
-
-
 @pytest.mark.parametrize("at_once", [1 << 21, 7])
 def test_fit_looks_at_a_block_of_events_at_a_time(monkeypatch, at_once):
     monkeypatch.setattr(value_statistics, "FIT_AT_ONCE", at_once)
@@ -581,14 +529,6 @@ def test_fit_looks_at_a_block_of_events_at_a_time(monkeypatch, at_once):
         np.testing.assert_allclose(fitted.value_means[index], scaled.mean(), rtol=1e-12)
         np.testing.assert_allclose(fitted.value_deviations[index], scaled.std(), rtol=1e-12)
     assert fitted.time_scale == 64.0
-
-
-@pytest.mark.parametrize(
-    ("times", "scale"), [([0.0], 1.0), ([0.0] * 200 + [9.0], 1.0), ([0.3, 0.5], 0.5), ([9.0], 16.0)]
-)
-def test_the_time_scale_holds_nearly_all_events(times, scale):
-    records = {"time": times, "variable": ["lactate"] * len(times), "value": [1.0] * len(times)}
-    assert HyMaTEFeatureExtractor.fit(records, VARIABLES).time_scale == scale
 
 
 @pytest.mark.parametrize(

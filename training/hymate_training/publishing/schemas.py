@@ -22,6 +22,7 @@ from modeling_hymate import HyMaTEConfig
 from modeling_hymate.feature_extraction_hymate import AUTO_MAP as EXTRACTOR_AUTO_MAP
 from modeling_hymate.modeling_hymate import AUTO_MAP
 from modeling_hymate.pipeline_hymate import CUSTOM_PIPELINES
+from modeling_hymate.value_statistics import NUM_QUANTILES
 
 IDENTIFIER = r"\w*(?:record|subject|patient|person|stay|hadm|admission|encounter|visit|case)[ _-]?ids?|mrns?"
 IDENTIFIER_NAME = re.compile(rf"(?i)(?:{IDENTIFIER})")
@@ -157,6 +158,7 @@ PREPROCESSOR = _object(
                     "range": INTERVAL,
                     "mean": NUMBER,
                     "deviation": NUMBER,
+                    "quantiles": _list(NUMBER, NUM_QUANTILES),
                     "categories": _list(LABEL, MAX_CATEGORIES),
                 },
                 ("name",),
