@@ -43,11 +43,11 @@ def stopped(synthetic_folder, tmp_path, monkeypatch) -> Path:
 def stop_after(monkeypatch, steps: int) -> None:
     step, calls = TrainingLoop._step, []
 
-    def step_then_signal(self, batches):
+    def step_then_signal(self, *args):
         calls.append(1)
         if len(calls) == steps:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batches)
+        return step(self, *args)
 
     monkeypatch.setattr(TrainingLoop, "_step", step_then_signal)
 
