@@ -43,8 +43,8 @@ def shard_on_cpus() -> None:
 def run(arguments: list[str], stop_after: int | None = None) -> None:
     original = TrainingLoop._step
 
-    def step(self, batches):
-        original(self, batches)
+    def step(self, *args):
+        original(self, *args)
         if self.progress.step == stop_after:
             raise StoppedError
 
