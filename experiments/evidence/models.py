@@ -61,8 +61,7 @@ MODELS = {
         model={"attention_axis": "event", "num_statistic_bins": 0},
     ),
 }
-# from scratch, as the recipe has it
 SEPSIS_MODELS = {
-    "hymate": Model("HyMaTE"),
+    "hymate": Model("HyMaTE", pretrained=True),
     "xgboost": Model("XGBoost on summary statistics", baseline=baselines.xgboost),
 }

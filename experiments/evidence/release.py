@@ -4,8 +4,8 @@
 
 One seed, chosen in advance. On PhysioNet 2012 an encoder is pretrained and the classifier trained by the recipe
 `physionet2012` on the STraTS split of sets b and c; its card has the metrics of the validation split. On PhysioNet
-2019 the hourly classifier of sepsis is trained by the recipe `physionet2019` on a random split of both hospitals; its
-card has those of the test split. The baselines stand beside them. An interrupted run goes on where it stopped.
+2019 the same is done by the recipe `physionet2019` for sepsis at every hour, on a random split of both hospitals; its
+card has the metrics of the test split. The baselines stand beside them. An interrupted run goes on where it stopped.
 
 With --keep-weights nothing is trained: the weights of model_cards/ are evaluated anew, and their card is written as it
 would be today.
@@ -60,7 +60,7 @@ class Release:
         study: its task and recipe, and the cross-validation on its card.
         split: that its card has metrics of.
         compared: baselines on its card; the first is in its decision curve as well.
-        encoder: name of the encoder that it starts from, which is released as well; None: from scratch.
+        encoder: name of the encoder that it starts from, which is released as well.
         prepare: options of the reader.
     """
 
@@ -68,7 +68,7 @@ class Release:
     study: Study
     split: str
     compared: Mapping[str, Callable]
-    encoder: str | None = None
+    encoder: str
     prepare: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -80,7 +80,14 @@ RELEASES = {
         {**TREES, "logistic regression on summary statistics": baselines.logistic_regression},
         encoder="hymate-physionet2012-pretrained",
     ),
-    "sepsis": Release("hymate-physionet2019-sepsis", STUDIES["sepsis"], "test", TREES, prepare={"split": "random"}),
+    "sepsis": Release(
+        "hymate-physionet2019-sepsis",
+        STUDIES["sepsis"],
+        "test",
+        TREES,
+        encoder="hymate-physionet2019-pretrained",
+        prepare={"split": "random"},
+    ),
 }
 
 
@@ -93,28 +100,25 @@ def main() -> None:
     args = parser.parse_args()
     chosen = RELEASES[args.release]
     if args.keep_weights:
-        take_released(args.work, *filter(None, (chosen.encoder, chosen.name)))
+        take_released(args.work, chosen.encoder, chosen.name)
     task, recipe, data = chosen.study.task, chosen.study.recipe, args.work / "data" / chosen.study.reader
     if not data.is_dir():
         READERS[chosen.study.reader].prepare(args.raw, data, **chosen.prepare)
-    arguments, encoders = ["--data", str(data)], []
-    if chosen.encoder:
-        encoders = [args.work / chosen.encoder]
-        if not is_over(encoders[0]):
-            hymate("pretrain", [*arguments, "--output", str(encoders[0])], encoders[0], recipe)
-        arguments += ["--checkpoint", str(encoders[0])]
-    run = args.work / chosen.name
+    encoder, run = args.work / chosen.encoder, args.work / chosen.name
+    if not is_over(encoder):
+        hymate("pretrain", ["--data", str(data), "--output", str(encoder)], encoder, recipe)
     if not is_over(run):
-        hymate("finetune", [*arguments, "--task", task, "--output", str(run)], run, recipe)
+        arguments = ["--data", str(data), "--task", task, "--checkpoint", str(encoder), "--output", str(run)]
+        hymate("finetune", arguments, run, recipe)
     prepared = PreparedFolder(data)
-    for folder in (*encoders, run):
+    for folder in (encoder, run):
         state_units(folder, prepared.info)
     compare(run, prepared, args.work, chosen)
     notes = card_notes(chosen.study, read_results(RESULTS / chosen.study.name))
-    since = changed_since([*encoders, run], recipe)
+    since = changed_since([encoder, run], recipe)
     write_file(run / NOTES_FILE, "\n\n".join(filter(None, (since, notes))) + "\n")
     build_report(run, args.work / f"{chosen.name}-report", data=data, task=task, card=True)
-    for folder in (*encoders, run):
+    for folder in (encoder, run):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)
 
