@@ -38,6 +38,11 @@ def _ablation(title: str, finetune: dict[str, Any] | None = None, **others: Any)
     return Model(f"short training, {title}", finetune=SHORT | (finetune or {}), **others)
 
 
+# trained like the recipe, pretraining included
+HALVES = {
+    "attention_only": Model("without Mamba layers", model={"num_mamba_layers": 0}, pretrained=True),
+    "mamba_only": Model("without attention layers", model={"num_attention_layers": 0}, pretrained=True),
+}
 MODELS = {
     "hymate": Model("HyMaTE", pretrained=True),
     "xgboost": Model("XGBoost on summary statistics", baseline=baselines.xgboost),
@@ -45,9 +50,7 @@ MODELS = {
     "gru_d": Model("GRU-D", baseline=baselines.gru_d),
     "pretrained": _ablation("pretrained", pretrained=True),
     "scratch": _ablation("from scratch"),
-    # trained like the recipe, pretraining included
-    "attention_only": Model("without Mamba layers", model={"num_mamba_layers": 0}, pretrained=True),
-    "mamba_only": Model("without attention layers", model={"num_attention_layers": 0}, pretrained=True),
+    **HALVES,
     "no_statistics": Model("without statistics in its tokens", model={"num_statistic_bins": 0}, pretrained=True),
     "neither": Model(
         "without Mamba layers and statistics", model={"num_mamba_layers": 0, "num_statistic_bins": 0}, pretrained=True
@@ -61,7 +64,8 @@ MODELS = {
         model={"attention_axis": "event", "num_statistic_bins": 0},
     ),
 }
-SEPSIS_MODELS = {
+HOSPITAL_MODELS = {
     "hymate": Model("HyMaTE", pretrained=True),
     "xgboost": Model("XGBoost on summary statistics", baseline=baselines.xgboost),
 }
+SEPSIS_MODELS = {**HOSPITAL_MODELS, **HALVES}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evidence.folds import assign_folds, hospitals
-from experiments.evidence.models import MODELS, PERCENTAGES, SEPSIS_MODELS, Model
+from experiments.evidence.models import HOSPITAL_MODELS, MODELS, PERCENTAGES, SEPSIS_MODELS, Model
 
 FIGURES = ("auroc", "auprc", "log_loss")
 
@@ -64,7 +64,6 @@ _SEPSIS: dict[str, Any] = {
     "task": "sepsis_onset",
     "recipe": "physionet2019",
     "splits": ("train", "validation", "test"),
-    "models": SEPSIS_MODELS,
     "thresholds": (0.01, 0.02, 0.05, 0.1, 0.2),
     "figures": ("auroc", "auprc", "normalized_utility", "log_loss"),
     "shown": ("auroc", "auprc", "normalized_utility", "log_loss", "expected_calibration_error"),
@@ -85,7 +84,18 @@ STUDIES = {
             few_labels=("scratch", "pretrained", "xgboost"),
             percentages=PERCENTAGES,
         ),
-        Study("sepsis", tables=("models", "differences", "decision_curves", "coverage"), **_SEPSIS),
-        Study("hospitals", tables=("models", "differences", "coverage"), draw=hospitals, **_SEPSIS),
+        Study(
+            "sepsis",
+            models=SEPSIS_MODELS,
+            tables=("models", "differences", "decision_curves", "coverage", "findings"),
+            **_SEPSIS,
+        ),
+        Study(
+            "hospitals",
+            models=HOSPITAL_MODELS,
+            tables=("models", "differences", "coverage"),
+            draw=hospitals,
+            **_SEPSIS,
+        ),
     )
 }
