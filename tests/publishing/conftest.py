@@ -28,7 +28,7 @@ RECORD = {"time": [0.0, 1.0], "variable": ["HR", "GCS"], "value": [90.0, 14.0], 
 RUN = {
     "kind": "finetune",
     "command": "hymate finetune --data /home/someone/prepared --task mortality --output runs/a",
-    "recipe": {"epochs": 3, "model": {"hidden_size": 16}, "report_to": None},
+    "recipe": {"epochs": 3, "model": {"hidden_size": 16, "half_lives": [2.0, 6.0]}, "report_to": None},
     "seed": 7,
     "history": [{"epoch": 1, "seconds": 2.0, "auroc": 0.8, "score": 1.2}],
     "task": {

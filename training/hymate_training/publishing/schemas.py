@@ -349,11 +349,12 @@ _SOURCE: dict[str, Schema] = {
     "source": PROSE,
     "dropped": _map(COUNT, PROSE),
 }
+_FIELD = {"anyOf": [SCALAR, _list(NUMBER, MAX_HORIZONS)]}  # of options, and of the configuration among them
 RUN = _object(
     {
         "kind": {"enum": ["pretrain", "finetune"]},
         "command": _optional(PROSE),
-        "recipe": _map({"anyOf": [SCALAR, _map(SCALAR), _list(NUMBER, MAX_HORIZONS)]}, LABEL, 100),
+        "recipe": _map({"anyOf": [_FIELD, _map(_FIELD)]}, LABEL, 100),
         "seed": COUNT,
         "versions": VERSIONS,
         "hardware": _map(SCALAR, LABEL, 20),
@@ -369,6 +370,7 @@ RUN = _object(
             )
         ),
         "temperature": _optional(NUMBER),
+        "refit": _object(dict.fromkeys(("epochs", "num_records", "num_examples"), COUNT)),
         "task": _object(
             {
                 "name": LABEL,
