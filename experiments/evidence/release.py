@@ -3,12 +3,13 @@
     python -m experiments.evidence.release --release mortality --raw DIR
 
 One seed, chosen in advance. On PhysioNet 2012 an encoder is pretrained and the classifier trained by the recipe
-`physionet2012` on the STraTS split of sets b and c; its card has the metrics of the validation split. On PhysioNet
-2019 the same is done by the recipe `physionet2019` for sepsis at every hour, on a random split of both hospitals; its
-card has the metrics of the test split. The baselines stand beside them. An interrupted run goes on where it stopped.
+`physionet2012` on the STraTS split of sets b and c; its card has the metrics of the validation split, on which it is
+trained as well in the end. On PhysioNet 2019 the hourly classifier of sepsis is made likewise by the recipe
+`physionet2019`, on a random split of both hospitals; its card has the metrics of the test split. The baselines stand
+beside them. An interrupted run goes on where it stopped.
 
 With --keep-weights nothing is trained: the weights of model_cards/ are evaluated anew, and their card is written as it
-would be today.
+would be today. What was refitted needs its run in --work, which holds the weights that its metrics are of.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from hymate_training.data.schema import DatasetInfo
 from hymate_training.evaluation.evaluation import evaluate
 from hymate_training.explanations.report import build_report
 from hymate_training.files import write_file, write_json, writing_folder
+from hymate_training.fitting.finetuning import VALIDATED_FOLDER
 from hymate_training.fitting.state import STATE_FOLDER
 from hymate_training.inference.checkpoints import (
     EVALUATION_FILE,
@@ -43,7 +45,7 @@ from hymate_training.inference.checkpoints import (
 )
 from hymate_training.publishing.card_text import as_code
 from hymate_training.publishing.cards import write_model_card
-from hymate_training.publishing.privacy import NOTES_FILE
+from hymate_training.publishing.privacy import FAITHFULNESS_FILE, NOTES_FILE
 from hymate_training.publishing.push import plan_push, write_without_code
 from hymate_training.readers import READERS
 
@@ -61,6 +63,7 @@ class Release:
         split: that its card has metrics of.
         compared: baselines on its card; the first is in its decision curve as well.
         encoder: name of the encoder that it starts from, which is released as well.
+        refit: train on the split of the metrics as well in the end, since the test patients lie elsewhere.
         prepare: options of the reader.
     """
 
@@ -69,6 +72,7 @@ class Release:
     split: str
     compared: Mapping[str, Callable]
     encoder: str
+    refit: bool = False
     prepare: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,6 +83,7 @@ RELEASES = {
         "validation",
         {**TREES, "logistic regression on summary statistics": baselines.logistic_regression},
         encoder="hymate-physionet2012-pretrained",
+        refit=True,
     ),
     "sepsis": Release(
         "hymate-physionet2019-sepsis",
@@ -109,25 +114,33 @@ def main() -> None:
         hymate("pretrain", ["--data", str(data), "--output", str(encoder)], encoder, recipe)
     if not is_over(run):
         arguments = ["--data", str(data), "--task", task, "--checkpoint", str(encoder), "--output", str(run)]
-        hymate("finetune", arguments, run, recipe)
+        hymate("finetune", [*arguments, *(["--refit"] if chosen.refit else [])], run, recipe)
+    is_refitted = "refit" in read_json(run / RUN_FILE)
+    measured = run / VALIDATED_FOLDER if is_refitted else run
     prepared = PreparedFolder(data)
-    for folder in (encoder, run):
+    for folder in dict.fromkeys((encoder, run, measured)):
         state_units(folder, prepared.info)
-    compare(run, prepared, args.work, chosen)
+    compare(measured, prepared, args.work, chosen)
     notes = card_notes(chosen.study, read_results(RESULTS / chosen.study.name))
     since = changed_since([encoder, run], recipe)
     write_file(run / NOTES_FILE, "\n\n".join(filter(None, (since, notes))) + "\n")
-    build_report(run, args.work / f"{chosen.name}-report", data=data, task=task, card=True)
+    build_report(measured, args.work / f"{chosen.name}-report", data=data, task=task, card=True)
+    if is_refitted:
+        for path in (measured / FAITHFULNESS_FILE, *measured.glob(f"{Path(EVALUATION_FILE).stem}*")):
+            write_file(run / path.name, path.read_bytes())
     for folder in (encoder, run):
         write_model_card(folder)
         release(folder, MODEL_CARDS / folder.name)
 
 
 def take_released(work: Path, *names: str) -> None:
-    """Puts released checkpoints into `work`, as if they had been trained there; ValueError where others lie there."""
+    """Puts released checkpoints into `work`, as if they had been trained there; ValueError where others lie there, and
+    for one that was refitted in another run, which holds the weights that its metrics are of."""
     for name in names:
         own, released = work / name / WEIGHTS_FILE, MODEL_CARDS / name / WEIGHTS_FILE
         if not own.parent.exists():
+            if "refit" in read_json(released.parent / RUN_FILE):
+                raise ValueError(f"{own.parent} must be the run that {released.parent} came of, since it was refitted")
             shutil.copytree(released.parent, own.parent)
         elif not own.is_file() or own.read_bytes() != released.read_bytes():
             raise ValueError(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from experiments.evidence import release
 from experiments.evidence.release import MODEL_CARDS, RELEASES, changed_since, state_units, take_released
 from experiments.evidence.tables import card_notes, read_results
 from experiments.evidence.units import RESULTS
@@ -19,13 +20,24 @@ MORTALITY = RELEASES["mortality"]
 
 
 def test_weights_are_kept_and_others_are_not_taken_for_them(tmp_path):
-    take_released(tmp_path, MORTALITY.name)
-    take_released(tmp_path, MORTALITY.name)
-    own = tmp_path / MORTALITY.name / WEIGHTS_FILE
-    assert own.read_bytes() == (MODEL_CARDS / MORTALITY.name / WEIGHTS_FILE).read_bytes()
+    take_released(tmp_path, MORTALITY.encoder)
+    take_released(tmp_path, MORTALITY.encoder)
+    own = tmp_path / MORTALITY.encoder / WEIGHTS_FILE
+    assert own.read_bytes() == (MODEL_CARDS / MORTALITY.encoder / WEIGHTS_FILE).read_bytes()
     own.write_bytes(b"of another run")
     with pytest.raises(ValueError, match="other weights"):
-        take_released(tmp_path, MORTALITY.name)
+        take_released(tmp_path, MORTALITY.encoder)
+
+
+def test_the_metrics_of_refitted_weights_need_their_run(tmp_path, monkeypatch):
+    released = shutil.copytree(MODEL_CARDS / MORTALITY.encoder, tmp_path / "model_cards" / MORTALITY.encoder)
+    run = json.loads((released / RUN_FILE).read_text())
+    (released / RUN_FILE).write_text(json.dumps(run | {"refit": {"epochs": 3}}))
+    monkeypatch.setattr(release, "MODEL_CARDS", released.parent)
+    with pytest.raises(ValueError, match="must be the run that .* came of, since it was refitted"):
+        take_released(tmp_path / "work", MORTALITY.encoder)
+    shutil.copytree(released, tmp_path / "work" / MORTALITY.encoder)
+    take_released(tmp_path / "work", MORTALITY.encoder)
 
 
 def test_units_are_those_of_the_reader_and_change_no_prediction(checkpoint_without_units, synthetic_folder):

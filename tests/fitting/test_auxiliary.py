@@ -22,7 +22,7 @@ TASK = "in_hospital_mortality"
 def test_targets_are_matched_by_record_and_follow_a_normal_distribution(synthetic_folder):
     extractor = fit_feature_extractor(PreparedFolder(synthetic_folder))
     dataset = load_task(PreparedFolder(synthetic_folder), TASK, "train", extractor.variables)
-    targets = load_auxiliary(PreparedFolder(synthetic_folder), ["length_of_stay", TASK], "train", dataset)
+    targets = load_auxiliary(PreparedFolder(synthetic_folder), ["length_of_stay", TASK], ["train"], dataset)
     assert targets.binary.tolist() == [False, True]
     np.testing.assert_array_equal(targets.values[:, 1], dataset.labels)
     days = load_task(PreparedFolder(synthetic_folder), "length_of_stay", "train", extractor.variables)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from hymate_training.data.mapped import give_back
-from hymate_training.data.pool import FolderPool
+from hymate_training.data.pool import FolderPool, concatenated
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import TaskInfo
 from modeling_hymate import Events, HyMaTEFeatureExtractor
@@ -357,6 +357,18 @@ def load_task(folder: PreparedFolder, task: str, split: str, variables: Sequence
     asked = folder.info.task(task)
     is_timed = asked.problem_type == "time_to_event"
     return TaskDataset(events, rows.astype(np.int64), times, outcomes_array(table, asked), is_timed)
+
+
+def join_splits(datasets: Sequence[TaskDataset], folder: PreparedFolder) -> TaskDataset:
+    """Examples of several splits of a folder as one data set."""
+    starts = np.cumsum([0, *(len(dataset.events) for dataset in datasets)])
+    return TaskDataset(
+        concatenated([dataset.events for dataset in datasets], folder.info.static_columns, folder.path),
+        np.concatenate([dataset.rows + start for dataset, start in zip(datasets, starts, strict=False)]),
+        np.concatenate([dataset.prediction_times for dataset in datasets]),
+        np.concatenate([dataset.outcomes for dataset in datasets]),
+        datasets[0].is_timed,
+    )
 
 
 def load_forecast(

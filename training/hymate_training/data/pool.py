@@ -92,7 +92,7 @@ class FolderPool:
         if len(parts) == 1:
             return parts[0]
         if (split, wanted) not in self._events:
-            self._events[split, wanted] = _concatenated(parts, self.info.static_columns, self.folders[0].path)
+            self._events[split, wanted] = concatenated(parts, self.info.static_columns, self.folders[0].path)
         return self._events[split, wanted]
 
     def origins(self, split: str) -> np.ndarray:
@@ -137,7 +137,8 @@ def _joined(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _concatenated(parts: Sequence[Events], columns: Sequence[StaticColumn], folder: Path) -> Events:
+def concatenated(parts: Sequence[Events], columns: Sequence[StaticColumn], folder: Path) -> Events:
+    """Records of all parts, one part after the other, in mapped files of `folder`."""
     ends = np.cumsum([0, *(len(part.times) for part in parts)])
     offsets = [part.offsets[:-1] + begin for part, begin in zip(parts, ends, strict=False)]
     return Events(

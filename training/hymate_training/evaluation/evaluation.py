@@ -40,7 +40,14 @@ from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.survival import HORIZON_ESTIMATES, horizon_table
 from hymate_training.evaluation.utility import UTILITIES, add_utility, best_threshold
 from hymate_training.files import write_json
-from hymate_training.inference.checkpoints import Checkpoint, check_json_output, label_names, load_checkpoint
+from hymate_training.inference.checkpoints import (
+    RUN_FILE,
+    Checkpoint,
+    check_json_output,
+    label_names,
+    load_checkpoint,
+    read_json,
+)
 from hymate_training.inference.prediction import BATCH_SIZE, Predictions, predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
 
@@ -64,6 +71,17 @@ class Evaluation:
 
     content: dict[str, Any]
     output: Path | None
+
+
+def check_not_trained_on(checkpoint: Checkpoint, folder: PreparedFolder, task: str, split: str) -> None:
+    """Raises ValueError for the validation split of a model's training, if it was refitted on it."""
+    path = checkpoint.path / RUN_FILE
+    run = read_json(path) if path.is_file() else {}
+    if "refit" in run and run["split_fingerprints"]["validation"] == folder.split_fingerprint(task, split):
+        raise ValueError(
+            f"{checkpoint.path} was trained on the {split} split of {folder.path}, too (refit), so that its metrics "
+            "there would mean nothing: choose another split"
+        )
 
 
 def evaluate(
@@ -111,8 +129,8 @@ def evaluate(
         The evaluation, and where it was written.
 
     Raises:
-        ValueError: if the task is of another kind than the model, if data, task or split are not there, and as
-            `check_json_output` and `load_checkpoint` do.
+        ValueError: if the task is of another kind than the model, if data, task or split are not there, for a
+            validation split that a refitted model was trained on, and as `check_json_output` and `load_checkpoint` do.
     """
     if output is not None:
         check_json_output(output, ("task", "split", "variable_shares"))
@@ -122,6 +140,7 @@ def evaluate(
     check_snooze(snooze_hours)
     opened, folder = load_checkpoint(checkpoint), open_prepared(data)
     task_info = folder.info.task(task)
+    check_not_trained_on(opened, folder, task, split)
     check_task(opened.model, task_info)
     check_static_columns(folder, opened.extractor)
     if baseline is not None:

@@ -28,8 +28,10 @@ class AuxiliaryTargets:
     binary: np.ndarray
 
 
-def load_auxiliary(folder: PreparedFolder, tasks: Sequence[str], split: str, dataset: TaskDataset) -> AuxiliaryTargets:
-    """Labels of further tasks for the examples of `dataset`, matched by record.
+def load_auxiliary(
+    folder: PreparedFolder, tasks: Sequence[str], splits: Sequence[str], dataset: TaskDataset
+) -> AuxiliaryTargets:
+    """Labels of further tasks for the examples of `dataset`, which are of these splits, matched by record.
 
     Raises:
         ValueError: for a task that is not there, or is neither binary nor a regression, or asks more than once per
@@ -45,7 +47,7 @@ def load_auxiliary(folder: PreparedFolder, tasks: Sequence[str], split: str, dat
             raise ValueError(
                 f"auxiliary task {name!r} is {task.problem_type}; only binary and regression tasks can be auxiliary"
             )
-        table = folder.task(name, split)
+        table = pa.concat_tables([folder.task(name, split) for split in splits])
         if len(table["record_id"].unique()) < len(table):
             raise ValueError(f"auxiliary task {name!r} has several labels per record; only one can be learned")
         labels = table[task.label_columns[0]].to_numpy(zero_copy_only=False).astype(np.float64)

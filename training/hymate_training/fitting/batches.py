@@ -76,8 +76,8 @@ class EpochLoader:
         together = self.options.gradient_accumulation_steps
         everyones = self._everyones_batches(epoch)
         steps = np.arange(len(everyones)) // (together * self.world)
-        weights = np.bincount(steps, [len(batch) for batch in everyones])
-        weights /= weights.mean()
+        counts = np.bincount(steps, [len(batch) for batch in everyones])
+        weights = counts / counts.mean()
         own = everyones[self.rank :: self.world]
         loader = DataLoader(
             self.dataset,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from hymate_training.data.collators import TaskCollator, fit_feature_extractor
@@ -16,6 +17,7 @@ from hymate_training.data.examples import (
     DrawnTimesDataset,
     TaskDataset,
     ask_at,
+    join_splits,
     load_task,
 )
 from hymate_training.data.prepared_folder import PreparedFolder, open_prepared
@@ -23,7 +25,7 @@ from hymate_training.data.schema import TaskInfo
 from hymate_training.evaluation.aggregates import asked_last, describe_seen, scores_of, summarize
 from hymate_training.evaluation.evaluation import Evaluation, evaluate, labeled
 from hymate_training.evaluation.metrics import METRICS, compute_metrics
-from hymate_training.files import fingerprint, write_json
+from hymate_training.files import fingerprint, write_file, write_json
 from hymate_training.fitting.auxiliary import AuxiliaryCollator, AuxiliaryModel, load_auxiliary, without_auxiliary
 from hymate_training.fitting.calibration import CALIBRATED, calibrate
 from hymate_training.fitting.hazards import life_table, time_fields
@@ -47,6 +49,7 @@ from hymate_training.fitting.transfer import (
 from hymate_training.inference.checkpoints import (
     EVALUATION_FILE,
     MONITORING_FILE,
+    RUN_FILE,
     WEIGHTS_FILE,
     Checkpoint,
     checkpoint_folder,
@@ -68,6 +71,8 @@ PROBLEM_TYPES = {
     "regression": "regression",
     "time_to_event": "time_to_event",
 }
+FITTED_SPLITS = ("train", "validation")
+VALIDATED_FOLDER = "validated"  # checkpoint that the evaluation of one that was refitted is of
 VALIDATION_HOURS = (6.0, 12.0, 24.0, 36.0, 48.0)
 # metrics whose sum, each with this sign, chooses the best checkpoint
 SELECTION = {
@@ -104,6 +109,11 @@ class FinetuneOptions(LoopOptions):
         None,
         "Hours within which a time-to-event model says the risk, separated by commas; where absent, those that it can "
         "answer of 6 hours to 10 years.",
+    )
+    refit: bool = option(
+        False,
+        "In the end, train once more on the training and the validation split together, for as many epochs as the "
+        "validation split chose, and keep these weights; what is measured and calibrated stays as it was before.",
     )
 
     def __post_init__(self) -> None:
@@ -168,76 +178,161 @@ def finetune(
     task_info = folder.info.task(task)
     accelerator = start(options, output)
     if resume and (account := from_main(accelerator, partial(finished_run, output, options, task))):
-        evaluation = Evaluation(read_json(output / EVALUATION_FILE), output / EVALUATION_FILE)
-        return FinetuneResult(output, account["history"], evaluation)
+        return FinetuneResult(output, account["history"], _evaluation_in(output))
     if isinstance(checkpoint, Checkpoint):
         checkpoint = checkpoint.path
-    start_from = None if checkpoint is None else checkpoint_folder(checkpoint)
-    known = None if start_from is None else load_extractor(start_from)
-    extractor = fit_feature_extractor(folder) if known is None else extractor_for(folder, known)
-    columns = [column.name for column in folder.info.static_columns]
-    transfer = (known and compare_variables(known, folder.info.variables, columns)) or None
-    datasets = {split: load_task(folder, task, split, extractor.variables) for split in ("train", "validation")}
-    asked, hours = ask_through_records(datasets, extractor, options)
-    model = build_model(start_from, known, extractor, task_info, datasets["train"], options)
-    if options.max_events is not None:
-        extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
-    trained, train_collator = _in_training(model, extractor, folder, asked["train"], options)
-
-    def validate(candidate: nn.Module) -> dict[str, float]:
-        return validation_metrics(candidate, asked["validation"], extractor, task_info, options.batch_size)
-
-    def save(candidate: nn.Module, place: Path) -> None:
-        save_checkpoint(without_auxiliary(candidate), extractor, place)
-
-    identity = {
-        "data": folder.fingerprint,
-        "task": task,
-        "checkpoint": start_from and fingerprint((start_from / WEIGHTS_FILE).read_bytes()),
-    }
-    titles = METRICS[task_info.problem_type]
-    shown = {name: titles[name] for name in SELECTION[task_info.problem_type]}
+    if options.refit:
+        return _finetune_and_refit(folder, task_info, output, options, checkpoint, resume, command)
+    training = _Training.of(folder, task_info, checkpoint, options)
     with run_folder(accelerator, output, resume) as has_state:
-        progress = TrainingLoop(
-            accelerator, trained, asked["train"], train_collator, validate, save, options, output, identity, shown
-        ).run(has_state)
+        progress = training.loop(accelerator, output, options, training.validate).run(has_state)
         if not accelerator.is_main_process:
-            return FinetuneResult(output, progress.history, None, transfer)
-        evaluation, temperature = _calibrate_and_evaluate(
-            output, folder, task_info, asked["validation"], hours, save, options
-        )
-        keep_aggregates(output, datasets, task, options.batch_size)
-        fingerprints = {split: folder.split_fingerprint(task, split) for split in datasets}
-        account = describe_run(accelerator, model, options, progress) | {
+            return FinetuneResult(output, progress.history, None, training.transfer)
+        evaluation, temperature = _calibrate_and_evaluate(training, output, options)
+        keep_aggregates(output, training.datasets, task, options.batch_size)
+        fingerprints = {split: folder.split_fingerprint(task, split) for split in training.datasets}
+        account = describe_run(accelerator, training.model, options, progress) | {
             "command": command,
             "kind": "finetune",
             "checkpoint": None if checkpoint is None else checkpoint_name(checkpoint),
             "task": asdict(task_info),
             "temperature": temperature,
-            "transfer": transfer and asdict(transfer),
-            **describe_data(folder.info, fingerprints, extractor, datasets),
+            "transfer": training.transfer and asdict(training.transfer),
+            **describe_data(folder.info, fingerprints, training.extractor, training.datasets),
         }
         finish(output, account, folder.info)
-    return FinetuneResult(output, progress.history, evaluation, transfer)
+    return FinetuneResult(output, progress.history, evaluation, training.transfer)
+
+
+def _evaluation_in(output: Path) -> Evaluation:
+    return Evaluation(read_json(output / EVALUATION_FILE), output / EVALUATION_FILE)
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What is trained, on which examples, and what it is judged by.
+
+    Attributes:
+        folder: the prepared folder.
+        task: the task.
+        start_from: folder of the checkpoint that it starts from; None from random weights.
+        transfer: as in `FinetuneResult`.
+        extractor: the feature extractor.
+        datasets: examples of the training and of the validation split.
+        asked: the same, as the model is asked about them; see `ask_through_records`.
+        hours: those of the validation split.
+        model: the classifier.
+        trained: the same, with auxiliary heads if there are any.
+        collator: makes its arguments of training examples.
+        batch_size: records at a time.
+    """
+
+    folder: PreparedFolder
+    task: TaskInfo
+    start_from: Path | None
+    transfer: Transfer | None
+    extractor: HyMaTEFeatureExtractor
+    datasets: dict[str, TaskDataset]
+    asked: dict[str, TaskDataset]
+    hours: list[float] | None
+    model: HyMaTEForSequenceClassification
+    trained: nn.Module
+    collator: Callable
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls, folder: PreparedFolder, task: TaskInfo, checkpoint: str | Path | None, options: FinetuneOptions
+    ) -> "_Training":
+        """Reads the data and builds the model; errors as of `finetune`."""
+        start_from = None if checkpoint is None else checkpoint_folder(checkpoint)
+        known = None if start_from is None else load_extractor(start_from)
+        extractor = fit_feature_extractor(folder) if known is None else extractor_for(folder, known)
+        columns = [column.name for column in folder.info.static_columns]
+        transfer = (known and compare_variables(known, folder.info.variables, columns)) or None
+        datasets = {split: load_task(folder, task.name, split, extractor.variables) for split in FITTED_SPLITS}
+        if options.refit:
+            datasets["train"] = join_splits(list(datasets.values()), folder)
+        asked, hours = ask_through_records(datasets, extractor, options)
+        model = build_model(start_from, known, extractor, task, datasets["train"], options)
+        if options.max_events is not None:
+            extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
+        trained, collator = _in_training(model, extractor, folder, asked["train"], options)
+        fixed = (folder, task, start_from, transfer, extractor, datasets, asked, hours)
+        return cls(*fixed, model, trained, collator, options.batch_size)
+
+    def validate(self, candidate: nn.Module) -> dict[str, float]:
+        return validation_metrics(candidate, self.asked["validation"], self.extractor, self.task, self.batch_size)
+
+    def save(self, candidate: nn.Module, place: Path) -> None:
+        save_checkpoint(without_auxiliary(candidate), self.extractor, place)
+
+    def loop(
+        self,
+        accelerator: Accelerator,
+        output: Path,
+        options: FinetuneOptions,
+        validate: Callable[[nn.Module], dict[str, float]] | None,
+        stop_after: int | None = None,
+    ) -> TrainingLoop:
+        """The loop that trains it; `validate` and `stop_after` as there."""
+        identity = {
+            "data": self.folder.fingerprint,
+            "task": self.task.name,
+            "checkpoint": self.start_from and fingerprint((self.start_from / WEIGHTS_FILE).read_bytes()),
+        }
+        titles = METRICS[self.task.problem_type]
+        return TrainingLoop(
+            *(accelerator, self.trained, self.asked["train"], self.collator, validate, self.save, options, output),
+            identity | ({} if stop_after is None else {"stop_after": stop_after}),
+            {name: titles[name] for name in SELECTION[self.task.problem_type]},
+            stop_after,
+        )
+
+
+def _finetune_and_refit(
+    folder: PreparedFolder,
+    task: TaskInfo,
+    output: Path,
+    options: FinetuneOptions,
+    checkpoint: str | Path | None,
+    resume: bool,
+    command: str | None,
+) -> FinetuneResult:
+    """A run whose validation split says for how many epochs, in `VALIDATED_FOLDER`, and one that trains on both splits
+    for as many. The latter's weights, and what the former's evaluation found, make up the checkpoint."""
+    training, validated = _Training.of(folder, task, checkpoint, options), output / VALIDATED_FOLDER
+    with run_folder(start(options, output), output, resume) as has_state:
+        chooses = replace(options, refit=False)
+        result = finetune(folder, task.name, validated, chooses, checkpoint, resume and validated.is_dir())
+        account = read_json(validated / RUN_FILE)
+        best = next(entry["epoch"] for entry in account["history"] if entry["step"] == account["best_step"])
+        if account["temperature"] is not None:
+            training.model.config.temperature = account["temperature"]
+        accelerator = start(options, output)  # with the seed as it was
+        training.loop(accelerator, output, options, None, best).run(has_state)
+        if not accelerator.is_main_process:
+            return replace(result, output=output)
+        for path in (validated / MONITORING_FILE, *validated.glob(f"{Path(EVALUATION_FILE).stem}*")):
+            write_file(output / path.name, path.read_bytes())
+        train = training.datasets["train"]
+        refit = {"epochs": best, "num_records": len(set(train.rows.tolist())), "num_examples": len(train)}
+        finish(output, account | {"command": command, "recipe": asdict(options), "refit": refit}, folder.info)
+    return replace(result, output=output, evaluation=_evaluation_in(output))
 
 
 def _calibrate_and_evaluate(
-    output: Path,
-    folder: PreparedFolder,
-    task: TaskInfo,
-    dataset: TaskDataset,
-    hours: list[float] | None,
-    save: Callable[[nn.Module, Path], None],
-    options: FinetuneOptions,
+    training: _Training, output: Path, options: FinetuneOptions
 ) -> tuple[Evaluation, float | None]:
-    """The evaluation of the best weights on the validation split, and the temperature that calibrates them on
-    `dataset`."""
+    """The evaluation of the best weights on the validation split, and the temperature that calibrates them on it."""
     best, temperature = replace(load_checkpoint(output), evaluation=None), None
-    if task.problem_type in CALIBRATED:
-        temperature = calibrate(best.model, dataset, TaskCollator(best.extractor), options.batch_size)
-        write_checkpoint(best.model, save, output)
-    path = output / EVALUATION_FILE
-    evaluation = evaluate(best, folder, task.name, "validation", path, at=hours, batch_size=options.batch_size)
+    if training.task.problem_type in CALIBRATED:
+        collator = TaskCollator(best.extractor)
+        temperature = calibrate(best.model, training.asked["validation"], collator, options.batch_size)
+        write_checkpoint(best.model, training.save, output)
+    path, at = output / EVALUATION_FILE, training.hours
+    task, size = training.task.name, options.batch_size
+    evaluation = evaluate(best, training.folder, task, "validation", path, at=at, batch_size=size)
     return evaluation, temperature
 
 
@@ -313,7 +408,8 @@ def _in_training(
     if not options.auxiliary_tasks:
         return model, collator
     names = [name.strip() for name in options.auxiliary_tasks.split(",")]
-    targets = load_auxiliary(folder, names, "train", dataset)
+    splits = FITTED_SPLITS if options.refit else FITTED_SPLITS[:1]
+    targets = load_auxiliary(folder, names, splits, dataset)
     return (
         AuxiliaryModel(model, targets.binary, options.auxiliary_weight),
         AuxiliaryCollator(collator, targets),

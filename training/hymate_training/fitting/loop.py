@@ -81,29 +81,33 @@ class TrainingLoop:
         model: its forward returns an output with `loss`.
         dataset: training examples.
         collator: turns a batch of them into the model's arguments.
-        validate: metrics of a model, among them `score`, of which more is better. Called in every process.
+        validate: metrics of a model, among them `score`, of which more is better. Called in every process. None: the
+            last weights are those that count.
         save: writes a complete checkpoint of a model into a folder. Called in the main process.
         options: hyper-parameters.
         output: the run's folder: the best checkpoint, in `state/` what a resumed run needs, and once the run is over
             the last checkpoint in `last/`.
         identity: what besides the options must be the same when the run is resumed, such as a fingerprint of the data.
         shown: metrics of `validate` that are printed after each epoch, and their titles.
+        stop_after: epochs after which training ends, earlier than the schedule, which is made for `options.epochs`.
     """
 
     accelerator: Accelerator
     model: nn.Module
     dataset: ExampleDataset
     collator: Callable
-    validate: Callable[[nn.Module], dict[str, float]]
+    validate: Callable[[nn.Module], dict[str, float]] | None
     save: Callable[[nn.Module, Path], None]
     options: LoopOptions
     output: Path
     identity: Mapping[str, Any]
     shown: Mapping[str, str]
+    stop_after: int | None = None
     progress: Progress = field(default_factory=Progress, init=False)
 
     def __post_init__(self) -> None:
         options = self.options
+        self.num_epochs = self.stop_after or options.epochs
         self.loader = EpochLoader(self.dataset, self.collator, options, self.accelerator)
         self.model = self.model.to(self.accelerator.device)  # before the optimizer, which keeps its parameters
         groups = parameter_groups(self.model, options.weight_decay)
@@ -147,12 +151,12 @@ class TrainingLoop:
         if options.report_to:
             self.accelerator.init_trackers("hymate", config=tracked_options(options))
         with stop_signals() as stop:
-            while progress.epoch < options.epochs and progress.epochs_without_improvement < options.patience:
+            while progress.epoch < self.num_epochs and progress.epochs_without_improvement < options.patience:
                 self._run_epoch(stop)
         self.accelerator.wait_for_everyone()
         last = self.candidate()
         if self.accelerator.is_main_process:
-            write_checkpoint(last, self.save, self.output / LAST_FOLDER)
+            write_checkpoint(last, self.save, self.output / LAST_FOLDER if self.validate else self.output)
         # without freeing first, processes at times hang here
         self.accelerator.free_memory()
         self.accelerator.end_training()
@@ -176,7 +180,7 @@ class TrainingLoop:
         progress.batches_seen, progress.epoch_steps, progress.epoch_loss = 0, 0, 0.0
         if self.accelerator.is_main_process:
             is_best = progress.best_step == progress.step
-            tqdm.write(describe_epoch(entry, self.options.epochs, self.shown, is_best), file=sys.stderr)
+            tqdm.write(describe_epoch(entry, self.num_epochs, self.shown, is_best), file=sys.stderr)
         if self.options.report_to:
             tracked = {f"validation/{name}": value for name, value in metrics.items()}
             self.accelerator.log(tracked, progress.step)
@@ -249,6 +253,8 @@ class TrainingLoop:
 
     def _validate_and_keep(self) -> dict[str, float]:
         """Metrics of the weights as they are, which become the run's checkpoint if none were better."""
+        if self.validate is None:
+            return {}
         progress, candidate = self.progress, self.candidate()
         candidate.eval()
         metrics = self.validate(candidate)
@@ -263,12 +269,13 @@ class TrainingLoop:
 
 
 def describe_epoch(entry: Mapping[str, Any], epochs: int, shown: Mapping[str, str], is_best: bool) -> str:
-    """A sentence about an epoch: its training loss and the metrics of the validation split."""
+    """A sentence about an epoch: its training loss and the metrics of the validation split, if there are any."""
     metrics = ", ".join(f"{title} {entry[name]:.4f}" for name, title in shown.items() if entry.get(name) is not None)
+    validated = f"; on the validation split {metrics}" if metrics else ""
     best = ", the best so far" if is_best else ""
     return (
-        f"Epoch {entry['epoch']} of {epochs}: training loss {entry['train_loss']:.4f}; on the validation split "
-        f"{metrics}{best} ({entry['seconds']:.1f} s)."
+        f"Epoch {entry['epoch']} of {epochs}: training loss {entry['train_loss']:.4f}{validated}{best} "
+        f"({entry['seconds']:.1f} s)."
     )
 
 

@@ -325,9 +325,15 @@ def _training(run: Mapping) -> list[str]:
     if "epochs" in run:
         sentences.append(f"{run['epochs']} epochs with seed {run.get('seed', 'not recorded')}.")
     if run.get("best_step"):
-        score = run.get("best_score")
+        score, refit = run.get("best_score"), run.get("refit")
         shown = "" if score is None else f" (selection score on the validation split {score:.4f})"
-        sentences.append(f"The weights are those of step {run['best_step']:,}{shown}.")
+        best = "The best weights were" if refit else "The weights are"
+        sentences.append(f"{best} those of step {run['best_step']:,}{shown}.")
+        if refit:
+            sentences.append(
+                f"The published weights were then trained from the start on the training and the validation split "
+                f"together ({refit['num_records']:,} records), for as many epochs ({refit['epochs']})."
+            )
     if run.get("checkpoint"):
         sentences.append(f"It started from the pretrained weights {as_code(run['checkpoint'])}.")
     elif run.get("kind") == "finetune":
@@ -421,6 +427,11 @@ def _evaluation(evaluation: Mapping, folder: Path, run: Mapping) -> dict[str, An
     if evaluation.get("split") == "validation" and run.get("best_step"):
         figures.append(
             "This split also chose the weights, so its metrics are somewhat better than those of new records."
+        )
+    if evaluation.get("split") == "validation" and run.get("refit"):
+        figures.append(
+            "They were measured with weights that were trained on the training split alone. The published weights "
+            "were trained on this split, too."
         )
     if evaluation.get("per_label"):
         figures.append("Each label against the rest:")

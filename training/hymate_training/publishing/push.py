@@ -53,9 +53,11 @@ UPLOADED = re.compile(
     )
 )
 # what may lie in it and stays: code and what it needs, which come from the package; logs; a hospital's names for its
-# data; the weights of a run's last epoch; what git, the Hub's client and file managers leave
+# data; the weights of a run's last epoch, and the checkpoint that chose how long to refit; what git, the Hub's client
+# and file managers leave
 STAYS = re.compile(
-    rf"\w+\.py|requirements\.txt|logs/.*|{re.escape(EXPORT_FILE)}|last/(\w+\.py|{'|'.join(map(re.escape, REQUIRED))})"
+    rf"(validated/)?(\w+\.py|requirements\.txt|logs/.*|{re.escape(EXPORT_FILE)}"
+    rf"|last/(\w+\.py|{'|'.join(map(re.escape, REQUIRED))}))|validated/({UPLOADED.pattern}|{re.escape(CARD)})"
     r"|\.git(/.*|attributes|ignore)?|\.cache/huggingface/.*|\.DS_Store"
 )
 # what a prepared folder consists of, tasks that its metadata names
