@@ -34,7 +34,7 @@ def test_the_metrics_of_refitted_weights_need_their_run(tmp_path, monkeypatch):
     run = json.loads((released / RUN_FILE).read_text())
     (released / RUN_FILE).write_text(json.dumps(run | {"refit": {"epochs": 3}}))
     monkeypatch.setattr(release, "MODEL_CARDS", released.parent)
-    with pytest.raises(ValueError, match="must be the run that .* came of, since it was refitted"):
+    with pytest.raises(ValueError, match=r"must be the run that .* came of, since it was refitted"):
         take_released(tmp_path / "work", MORTALITY.encoder)
     shutil.copytree(released, tmp_path / "work" / MORTALITY.encoder)
     take_released(tmp_path / "work", MORTALITY.encoder)
