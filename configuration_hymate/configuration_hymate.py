@@ -75,6 +75,8 @@ class HyMaTEConfig(PreTrainedConfig):
         event (`str` or `None`, defaults to `None`): What the event of a `"time_to_event"` model is called.
         temperature (`float`, defaults to 1.0): What a classifier's logits are divided by before they become
             probabilities, fitted on validation data so that these are calibrated (arXiv 1706.04599).
+        logit_shift (`list[float]` or `None`, defaults to `None`): What is added to the logits before that, one number
+            per logit, fitted with it.
 
     Raises:
         StrictDataclassError: (of huggingface_hub) for values of the wrong type or that cannot be combined; the
@@ -138,6 +140,7 @@ class HyMaTEConfig(PreTrainedConfig):
     horizons: list[float | int] | None = None
     event: str | None = None
     temperature: float | int = 1.0
+    logit_shift: list[float | int] | None = None
     problem_type: (
         Literal["regression", "single_label_classification", "multi_label_classification", "time_to_event"] | None
     ) = None
@@ -247,6 +250,9 @@ class HyMaTEConfig(PreTrainedConfig):
     def validate_labels(self):
         if self.num_labels < 1:
             raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
+        shift = self.logit_shift
+        if shift is not None and not (len(shift) == self.num_labels and all(map(math.isfinite, shift))):
+            raise ValueError(f"logit_shift must be {self.num_labels} finite numbers, one per label, got {shift}")
 
     def validate_time_bins(self):
         if self.problem_type != "time_to_event":

@@ -75,9 +75,15 @@ def label_predictions(logits: torch.Tensor, config: HyMaTEConfig, horizons: Sequ
         )
     if is_regression(config):
         return logits
-    calibrated = logits / config.temperature
+    calibrated = calibrated_logits(logits, config)
     multilabel = config.problem_type == "multi_label_classification"
     return calibrated.sigmoid() if multilabel else calibrated.softmax(-1)
+
+
+def calibrated_logits(logits: torch.Tensor, config: HyMaTEConfig) -> torch.Tensor:
+    """Logits of a classifier, `(..., num_labels)`, shifted and divided by the temperature as `config` says."""
+    shifted = logits if config.logit_shift is None else logits + constants(config.logit_shift, logits)
+    return shifted / config.temperature
 
 
 def _problem_type(labels: torch.Tensor, config: HyMaTEConfig) -> ProblemType:

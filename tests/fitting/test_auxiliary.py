@@ -63,14 +63,18 @@ def test_a_run_with_auxiliary_tasks_leaves_a_plain_calibrated_classifier(synthet
     assert "custom_pipelines" in json.loads((output / "config.json").read_text())
     dataset = load_task(PreparedFolder(synthetic_folder), TASK, "validation", extractor.variables)
 
-    def log_loss(temperature: float) -> float:
-        model.config.temperature = temperature
+    def log_loss(temperature: float, shift: float) -> float:
+        model.config.temperature, model.config.logit_shift = temperature, [best_shift[0], best_shift[1] + shift]
         predicted = predict_examples(model, dataset, TaskCollator(extractor))
         truth = dataset.labels
         return -float(np.log(predicted.values[np.arange(len(truth)), truth]).mean())
 
-    best = calibrate(model, dataset, TaskCollator(extractor), 64)
-    assert log_loss(best) <= min(log_loss(0.9 * best), log_loss(1.1 * best))
+    best, best_shift = model.config.temperature, model.config.logit_shift
+    calibrate(model, dataset, TaskCollator(extractor), 64)
+    assert model.config.temperature == pytest.approx(best, rel=1e-6)
+    assert model.config.logit_shift == pytest.approx(best_shift, rel=1e-5)
+    least = log_loss(best, 0)
+    assert all(least < log_loss(*other) for other in [(0.5 * best, 0), (2 * best, 0), (best, 0.5), (best, -0.5)])
 
 
 @pytest.mark.parametrize(

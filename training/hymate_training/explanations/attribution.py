@@ -26,6 +26,7 @@ from hymate_training.explanations.occlusion import logits_without, shares_work
 from hymate_training.inference.checkpoints import label_names
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.inputs import canonical_order
+from modeling_hymate.losses import calibrated_logits
 
 METHODS = {"attention": "attention", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
 UNSIGNED = ("attention",)
@@ -147,7 +148,7 @@ class Explainer:
         if self.model.config.time_bins is not None:
             return self.model.predictions(logits)[..., self._index].logit(RISK_MARGIN)
         if not self._is_number:
-            logits = logits / self.model.config.temperature  # as in the model's own `predictions`
+            logits = calibrated_logits(logits, self.model.config)
         chosen = logits[..., self._index]
         if not self._classes:
             return chosen

@@ -71,6 +71,7 @@ PROBLEM_TYPES = {
     "regression": "regression",
     "time_to_event": "time_to_event",
 }
+CALIBRATION = ("temperature", "logit_shift")  # fields of the configuration
 FITTED_SPLITS = ("train", "validation")
 VALIDATED_FOLDER = "validated"  # checkpoint that the evaluation of one that was refitted is of
 VALIDATION_HOURS = (6.0, 12.0, 24.0, 36.0, 48.0)
@@ -188,7 +189,7 @@ def finetune(
         progress = training.loop(accelerator, output, options, training.validate).run(has_state)
         if not accelerator.is_main_process:
             return FinetuneResult(output, progress.history, None, training.transfer)
-        evaluation, temperature = _calibrate_and_evaluate(training, output, options)
+        evaluation, calibration = _calibrate_and_evaluate(training, output, options)
         keep_aggregates(output, training.datasets, task, options.batch_size)
         fingerprints = {split: folder.split_fingerprint(task, split) for split in training.datasets}
         account = describe_run(accelerator, training.model, options, progress) | {
@@ -196,7 +197,7 @@ def finetune(
             "kind": "finetune",
             "checkpoint": None if checkpoint is None else checkpoint_name(checkpoint),
             "task": asdict(task_info),
-            "temperature": temperature,
+            **calibration,
             "transfer": training.transfer and asdict(training.transfer),
             **describe_data(folder.info, fingerprints, training.extractor, training.datasets),
         }
@@ -307,8 +308,8 @@ def _finetune_and_refit(
         result = finetune(folder, task.name, validated, chooses, checkpoint, resume and validated.is_dir())
         account = read_json(validated / RUN_FILE)
         best = next(entry["epoch"] for entry in account["history"] if entry["step"] == account["best_step"])
-        if account["temperature"] is not None:
-            training.model.config.temperature = account["temperature"]
+        for name in CALIBRATION:
+            setattr(training.model.config, name, account[name])
         accelerator = start(options, output)  # with the seed as it was
         training.loop(accelerator, output, options, None, best).run(has_state)
         if not accelerator.is_main_process:
@@ -323,17 +324,17 @@ def _finetune_and_refit(
 
 def _calibrate_and_evaluate(
     training: _Training, output: Path, options: FinetuneOptions
-) -> tuple[Evaluation, float | None]:
-    """The evaluation of the best weights on the validation split, and the temperature that calibrates them on it."""
-    best, temperature = replace(load_checkpoint(output), evaluation=None), None
+) -> tuple[Evaluation, dict[str, Any]]:
+    """The evaluation of the best weights on the validation split, and what calibrates them on it."""
+    best = replace(load_checkpoint(output), evaluation=None)
     if training.task.problem_type in CALIBRATED:
         collator = TaskCollator(best.extractor)
-        temperature = calibrate(best.model, training.asked["validation"], collator, options.batch_size)
+        calibrate(best.model, training.asked["validation"], collator, options.batch_size)
         write_checkpoint(best.model, training.save, output)
     path, at = output / EVALUATION_FILE, training.hours
     task, size = training.task.name, options.batch_size
     evaluation = evaluate(best, training.folder, task, "validation", path, at=at, batch_size=size)
-    return evaluation, temperature
+    return evaluation, {name: getattr(best.model.config, name) for name in CALIBRATION}
 
 
 def keep_aggregates(checkpoint: Path, datasets: Mapping[str, TaskDataset], task: str, batch_size: int) -> None:
@@ -478,7 +479,8 @@ def build_model(
         "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": PROBLEM_TYPES[task.problem_type],
         "pos_weight": positive_weight(options.pos_weight, task, labels),
-        **dict.fromkeys(("time_bins", "horizons", "event")),
+        **dict.fromkeys(("time_bins", "horizons", "event", "logit_shift")),
+        "temperature": 1.0,
         **timed,
     }
     if task.problem_type == "regression":

@@ -338,10 +338,11 @@ def _training(run: Mapping) -> list[str]:
         sentences.append(f"It started from the pretrained weights {as_code(run['checkpoint'])}.")
     elif run.get("kind") == "finetune":
         sentences.append("It started from random weights.")
-    if run.get("temperature"):
+    if run.get("temperature") not in (None, 1.0):
+        shifted = "shifted and " if run.get("logit_shift") else ""
         sentences.append(
-            f"Logits are divided by a temperature of {run['temperature']:.3g}, fitted on the validation split, before "
-            "they become probabilities."
+            f"Logits are {shifted}divided by a temperature of {run['temperature']:.3g}, fitted on the validation "
+            "split, before they become probabilities."
         )
     seconds = [entry["seconds"] for entry in run.get("history", []) if entry.get("seconds") is not None]
     if seconds:

@@ -370,6 +370,7 @@ RUN = _object(
             )
         ),
         "temperature": _optional(NUMBER),
+        "logit_shift": _optional(_list(NUMBER, MAX_LABELS)),
         "refit": _object(dict.fromkeys(("epochs", "num_records", "num_examples"), COUNT)),
         "task": _object(
             {
