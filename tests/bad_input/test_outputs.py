@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from hymate_training.inference.export import SUFFIXES
 from hymate_training.monitoring.monitor import monitor
 from tests.support.runs import TASK
 
@@ -68,6 +69,29 @@ def test_a_table_replaces_nothing_that_is_read(command, output, place, complaint
     before = content(place)
     arguments = ["--checkpoint", place / "run", "--events", place / "events.parquet", "--output", place / output]
     assert TABLE_OUTPUTS[output] in complaint(command, *arguments, "--overwrite")
+    assert content(place) == before
+
+
+PROGRAM_OUTPUTS = {
+    "mine.pt2": "is there already: name another output, or replace it (overwrite, --overwrite)",
+    "mine_link.pt2": "is there already",
+    "data/model.pt2": "lies in the prepared folder",
+}
+
+
+@pytest.mark.parametrize("output", PROGRAM_OUTPUTS)
+@pytest.mark.parametrize("program", ["torch", "aoti", "onnx"])
+def test_a_program_replaces_nothing_unasked(program, output, place, complaint):
+    (place / "mine.pt2").write_text("mine")
+    shutil.copy(place / "mine.pt2", place / "mine.onnx")
+    for suffix in (".pt2", ".onnx"):
+        (place / f"mine_link{suffix}").unlink(missing_ok=True)
+        (place / f"mine_link{suffix}").symlink_to(f"mine{suffix}")
+    before = content(place)
+    path = (place / output).with_suffix(SUFFIXES[program])
+    for checkpoint in (place / "run", place / "none"):  # which is not even looked for
+        line = complaint("export", "--checkpoint", checkpoint, "--program", program, "--output", path)
+        assert PROGRAM_OUTPUTS[output] in line
     assert content(place) == before
 
 

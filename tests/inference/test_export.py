@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 import torch
 
+from hymate_training.cli.main import main
 from hymate_training.inference.checkpoints import load_checkpoint
-from hymate_training.inference.export import export
+from hymate_training.inference.export import WRITERS, export
 from tests.support.helpers import close
 from tests.support.runs import event_frame, hymate
 
@@ -122,6 +123,21 @@ def test_mistakes_are_named(finetuned, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"takes the package onnx: pip install 'hymate\[onnx\]'"):
         export(finetuned, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_is_replaced_where_asked_and_only_when_the_new_one_is_whole(finetuned, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt2"
+    path.write_text("mine")
+    command = ["export", "--checkpoint", str(finetuned), "--program", "torch", "--output", str(path)]
+    monkeypatch.setitem(WRITERS, "torch", None)
+    with pytest.raises(TypeError):  # in the middle of the work
+        main([*command, "--overwrite"])
+    assert main(command) == 2
+    assert path.read_text() == "mine"
+    monkeypatch.undo()
+    assert main([*command, "--overwrite"]) == 0
+    torch.export.load(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_program_that_answers_otherwise_is_not_written(finetuned, tmp_path, monkeypatch):

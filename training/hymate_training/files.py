@@ -89,6 +89,12 @@ def check_place(path: str | Path) -> None:
         raise _Tried
 
 
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Raises ValueError if `output` is there already and may not be replaced: the rule of all that is asked for."""
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} is there already: name another output, or replace it (overwrite, --overwrite)")
+
+
 class _Tried(Exception):  # noqa: N818 - nothing is wrong
     """Takes back what `check_place` wrote."""
 

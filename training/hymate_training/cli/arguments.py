@@ -49,6 +49,11 @@ def add_tables(parser: argparse.ArgumentParser, required: bool = True, several: 
     )
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Adds `--overwrite`."""
+    parser.add_argument("--overwrite", action="store_true", help="Replace the output if it is there already.")
+
+
 def add_layout(parser: argparse.ArgumentParser) -> None:
     """Adds what says how a hospital's files are laid out; see `layout_of`."""
     parser.add_argument(

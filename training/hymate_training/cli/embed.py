@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hymate_training.cli.arguments import add_batches, add_tables, add_times
+from hymate_training.cli.arguments import add_batches, add_overwrite, add_tables, add_times
 from hymate_training.inference.embedding import embed
 from hymate_training.inference.prediction import BATCH_SIZE
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Parquet file to write, with one row per record, or per record and time: record_id, prediction_time "
         "where times are asked for, embedding, an array, and in remarks what the model did not know.",
     )
-    parser.add_argument("--overwrite", action="store_true", help="Replace the output if it is there already.")
+    add_overwrite(parser)
     add_batches(parser, BATCH_SIZE)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hymate_training.cli.arguments import add_checkpoint
+from hymate_training.cli.arguments import add_checkpoint, add_overwrite
 from hymate_training.inference.export import SUFFIXES, export
 
 
@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_checkpoint(parser)
     parser.add_argument("--output", type=Path, required=True, help="File to write: .onnx, or .pt2.")
+    add_overwrite(parser)
     parser.add_argument(
         "--program",
         choices=list(SUFFIXES),
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Exports; returns what the program takes and how it compares with the model."""
-    exported = export(args.checkpoint, args.output, args.program)
+    exported = export(args.checkpoint, args.output, args.program, overwrite=args.overwrite)
     compared = (
         "not compared with the model, since onnxruntime is not installed"
         if exported.difference is None

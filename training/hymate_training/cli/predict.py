@@ -3,7 +3,15 @@
 import argparse
 from pathlib import Path
 
-from hymate_training.cli.arguments import add_batches, add_checkpoint, add_layout, add_tables, add_times, layout_of
+from hymate_training.cli.arguments import (
+    add_batches,
+    add_checkpoint,
+    add_layout,
+    add_overwrite,
+    add_tables,
+    add_times,
+    layout_of,
+)
 from hymate_training.concepts.mapping import read_map
 from hymate_training.inference.cluster import ClusterPredictions, predict_on_ray
 from hymate_training.inference.conformal import ALL
@@ -48,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prediction_time where times are asked for, the labels, sets where they are asked for, and in remarks "
         "what the model did not know.",
     )
-    parser.add_argument("--overwrite", action="store_true", help="Replace the output if it is there already.")
+    add_overwrite(parser)
     add_batches(parser, BATCH_SIZE)
     parser.add_argument(
         "--engine",

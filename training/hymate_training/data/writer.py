@@ -15,7 +15,7 @@ from hymate_training.data.card import card
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.schema import EVENT_FIELDS, METADATA_FILE, SPLITS, DatasetInfo, TaskInfo, task_path
 from hymate_training.data.validation import check_no_null, check_records, check_task
-from hymate_training.files import write_file, writing_folder
+from hymate_training.files import refuse_existing, write_file, writing_folder
 
 OWN_FILES = re.compile(
     rf"metadata\.json|README\.md|records/({'|'.join(SPLITS)})-\d+\.parquet|tasks/[^/]+/({'|'.join(SPLITS)})\.parquet"
@@ -258,8 +258,7 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         return
     if not (output / METADATA_FILE).is_file():
         raise ValueError(f"{output} exists and is not a prepared folder; choose another output")
-    if not overwrite:
-        raise ValueError(f"{output} exists; choose another output, or replace it with --overwrite")
+    refuse_existing(output, overwrite)
     for path in sorted(output.rglob("*")):
         name = path.relative_to(output).as_posix()
         if not path.is_dir() and not OWN_FILES.fullmatch(name):

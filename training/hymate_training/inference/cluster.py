@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hymate_training.files import writing_file, writing_folder
+from hymate_training.files import refuse_existing, writing_file, writing_folder
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 from hymate_training.inference.conformal import ALL, kept_thresholds
 from hymate_training.inference.findings import Findings
@@ -88,8 +88,7 @@ def predict_on_ray(
     """
     import_ray()  # or say that it is missing, before the work
     output, opened = Path(output).absolute(), load_checkpoint(checkpoint)
-    if output.exists() and not overwrite:
-        raise ValueError(f"{output} is there already: name another folder, or replace it (overwrite, --overwrite)")
+    refuse_existing(output, overwrite)
     thresholds = None if conformal is None else kept_thresholds(opened, conformal, conformal_by)
     asked = Questions(thresholds=thresholds, conformal_by=conformal_by, **questions)
     paths = [Path(path) for path in ([events] if isinstance(events, str | Path) else events)]

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from hymate_training.files import check_place, writing_file
+from hymate_training.data.prepared_folder import refuse_inside
+from hymate_training.files import check_place, refuse_existing, writing_file
 from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
 from modeling_hymate import Events, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 
@@ -51,7 +52,9 @@ class ExportedClassifier(nn.Module):
         return self.model.predictions(logits), logits
 
 
-def export(checkpoint: str | Path | Checkpoint, output: str | Path, program: str = "onnx") -> ExportedModel:
+def export(
+    checkpoint: str | Path | Checkpoint, output: str | Path, program: str = "onnx", *, overwrite: bool = False
+) -> ExportedModel:
     """Writes a fine-tuned model as a program of its own, which takes any number of records, of any length.
 
     Its arguments are what the feature extractor returns: `values`, `times`, `variable_ids`, `attention_mask`,
@@ -64,13 +67,15 @@ def export(checkpoint: str | Path | Checkpoint, output: str | Path, program: str
         output: file to write: `.onnx`, or `.pt2`.
         program: `"onnx"`, for ONNX Runtime; `"aoti"`, code compiled for this machine by PyTorch's AOTInductor, which
             needs a C++ compiler here and only PyTorch where it runs; or `"torch"`, for `torch.export.load`.
+        overwrite: replace an `output` that is there already.
 
     Returns:
         The file, the names of the arguments, and by how much its logits differ from the model's on made-up records.
 
     Raises:
-        ValueError: if the checkpoint is none, for another program or suffix, if a package that it takes is missing,
-            and if the program's answers are not the model's.
+        ValueError: if the checkpoint is none, for another program or suffix, for an output that is there already or
+            lies in a prepared folder, if a package that it takes is missing, and if the program's answers are not the
+            model's.
     """
     output = Path(output)
     if program not in SUFFIXES:
@@ -79,6 +84,8 @@ def export(checkpoint: str | Path | Checkpoint, output: str | Path, program: str
         raise ValueError(f"{output}: the suffix of a program for {program} is {SUFFIXES[program]}")
     if program == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
         raise ValueError(f"a program for ONNX takes the package {missing[0]}: pip install 'hymate[onnx]'")
+    refuse_inside(output)
+    refuse_existing(output, overwrite)
     check_place(output)
     opened = load_checkpoint(checkpoint)
     model = opened.model.cpu()

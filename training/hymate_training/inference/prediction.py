@@ -25,7 +25,7 @@ from hymate_training.data.examples import ExampleDataset, last_times
 from hymate_training.data.exports import Layout, read_events, read_starts
 from hymate_training.data.prepared_folder import refuse_inside
 from hymate_training.data.tables import UNKNOWN, read_frame
-from hymate_training.files import check_place, writing_file
+from hymate_training.files import check_place, refuse_existing, writing_file
 from hymate_training.inference.checkpoints import (
     EXPORT_FILE,
     Checkpoint,
@@ -537,8 +537,7 @@ def check_output(output: Path, sources: Sequence[Any], overwrite: bool) -> None:
         if isinstance(source, str | Path) and os.path.realpath(output) == os.path.realpath(source):
             raise ValueError(f"{output} is read from: name another file to write")
     refuse_inside(output)
-    if output.exists() and not overwrite:
-        raise ValueError(f"{output} is there already: name another file, or replace it (overwrite, --overwrite)")
+    refuse_existing(output, overwrite)
     check_place(output)
 
 
