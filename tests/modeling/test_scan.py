@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -68,10 +69,10 @@ def plain_loop(
     return y, final
 
 
-def results(inputs, weights_seed=1, **options):
+def results(inputs, weights_seed=1, scan=selective_scan, **options):
     """Output, final state and the gradients of all inputs, of a random weighting of both outputs."""
     inputs = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    output, state = selective_scan(**inputs, return_final_state=True, **options)
+    output, state = scan(**inputs, return_final_state=True, **options)
     generator = torch.Generator().manual_seed(weights_seed)
     weights = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in (output, state)]
     loss = (output.double() * weights[0]).sum() + (state.double() * weights[1]).sum()
@@ -197,6 +198,44 @@ def test_state_carries_over(backend, length):
         parts.append(output)
     torch.testing.assert_close(torch.cat(parts, 1), whole)
     torch.testing.assert_close(state, final)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "native"])
+@settings(max_examples=30, deadline=None)
+@given(
+    length=st.integers(1, 70),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4)),
+    places=st.lists(st.integers(0, 70), max_size=4),
+    without=st.sets(st.sampled_from(OPTIONAL)),
+    padded=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_pieces_say_what_the_whole_says(backend, length, shape, places, without, padded, seed):
+    """Cut anywhere, also into nothing and within padding: outputs, the state and all gradients. As no piece knows of
+    a later one, each output rests on what comes before it alone."""
+    dtype = torch.float64
+    if backend == "native":
+        pytest.importorskip("hymate_native", reason="needs the native kernels")
+        dtype = torch.float32
+    batch, inner, state_size = shape
+    inputs = make_inputs(batch, length, inner, state_size, dtype, seed, without)
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, length + 1, (batch,), generator=generator) if padded else None
+    ends = [0, *sorted(min(place, length) for place in places), length]
+
+    def in_pieces(initial_state=None, lengths=None, **given):
+        outputs, state = [], initial_state
+        for start, stop in pairwise(ends):
+            timed = {name: given[name][:, start:stop] for name in ("u", "delta", "B", "C", "z") if name in given}
+            left = None if lengths is None else (lengths - start).clamp(0, stop - start)
+            output, state = selective_scan(**given | timed, lengths=left, initial_state=state)
+            outputs.append(output)
+        return torch.cat(outputs, 1), state
+
+    whole, found = (
+        results(inputs, scan=scan, lengths=lengths, backend=backend) for scan in (selective_scan, in_pieces)
+    )
+    assert_close(found, whole, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
