@@ -16,6 +16,8 @@ from .dropout import FeatureDropout
 from .native import is_plain, runs_natively
 from .scan import hymate_native, resolve_backend, selective_scan
 
+SILU = (nn.SiLU, type(ACT2FN["silu"]))  # which the kernels compute
+
 
 class HyMaTEMixer(nn.Module):
     """Mamba mixer whose parameters carry the names and shapes of transformers' `MambaMixer`."""
@@ -135,7 +137,8 @@ class HyMaTEMixer(nn.Module):
         return self._middle_is_plain() and self.config.conv_kernel <= hymate_native.MAX_KERNEL
 
     def _middle_is_plain(self) -> bool:
-        return all(map(is_plain, (self.conv1d, self.x_proj, self.dt_proj))) and self.config.hidden_act == "silu"
+        layers = (self.conv1d, self.act, self.x_proj, self.dt_proj)
+        return type(self.act) in SILU and all(map(is_plain, layers))
 
     def _mix_on_gpu(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         from .triton_operators import mamba_mixer  # noqa: PLC0415 - slow to import and needed on GPUs only

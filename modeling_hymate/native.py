@@ -24,7 +24,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 REPLACEMENTS = ("forward", "_hf_hook")  # attributes of a layer's own where another forward is called
-_OUR_LAYERS = ("torch.nn.modules.", __name__.rpartition(".")[0] + ".")
+_OUR_LAYERS = ("torch.nn.modules.", "transformers.activations", __name__.rpartition(".")[0] + ".")
 
 
 def runs_natively(tensor: torch.Tensor, *layers: nn.Module) -> bool:

@@ -20,7 +20,6 @@ class _Layers:
         self._children = [
             (module.__dict__["_modules"], name, child) for module in modules for name, child in module.named_children()
         ]
-        # those that are not have no part in it, such as the activation, whose name is enough
         plain = [module for module in modules if is_plain(module)]
         # hooks and attributes as PyTorch keeps them, so that a look at all of them takes no longer than a kernel
         self._hooks = [module.__dict__[name] for module in plain for name in HOOKS]

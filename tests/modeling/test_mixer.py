@@ -127,7 +127,7 @@ def test_a_kernel_too_wide_for_the_native_layer_still_runs():
     )
 
 
-@pytest.mark.parametrize("name", ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"])
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "act", "x_proj", "dt_proj", "out_proj"])
 def test_a_hook_on_any_layer_is_called(name):
     ours, _ = mixers()
     inputs = torch.randn(2, 12, ours.config.hidden_size), torch.tensor([12, 7])
@@ -138,7 +138,7 @@ def test_a_hook_on_any_layer_is_called(name):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("name", ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"])
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "act", "x_proj", "dt_proj", "out_proj"])
 def test_a_replaced_forward_of_any_layer_is_called(name):
     ours, _ = mixers()
     inputs = torch.randn(2, 12, ours.config.hidden_size), torch.tensor([12, 7])

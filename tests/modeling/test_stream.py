@@ -136,6 +136,10 @@ def replace_module(model):
     model.hymate.mamba_layers[0].mixer.in_proj = torch.nn.Linear(16, 64, bias=False)
 
 
+def replace_activation(model):
+    model.hymate.mamba_layers[1].mixer.act = torch.nn.Tanh()
+
+
 def add_hook(model):
     model.hymate.attention_layers[0].mlp_norm.register_forward_hook(lambda layer, inputs, output: 2 * output)
 
@@ -150,7 +154,15 @@ def parametrize_weight(model):
     model.hymate.fusion.projection.parametrizations.weight.original0.mul_(3)
 
 
-CHANGES = [write_in_place, replace_parameter, replace_module, add_hook, replace_forward, parametrize_weight]
+CHANGES = [
+    write_in_place,
+    replace_parameter,
+    replace_module,
+    replace_activation,
+    add_hook,
+    replace_forward,
+    parametrize_weight,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)

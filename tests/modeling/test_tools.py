@@ -121,3 +121,40 @@ def test_layers_in_int8(axis):
     expected, found = model(**inputs).logits, quantized(**inputs).logits
     assert called == layers
     assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()  # rounding to 255 steps, layer upon layer
+
+
+def scaled(output):
+    """The same, one and a half times as large: a tensor, or each number in a tuple."""
+    if isinstance(output, tuple):
+        return tuple(map(scaled, output))
+    return 1.5 * output if isinstance(output, torch.Tensor) and output.is_floating_point() else output
+
+
+def hook_it(module):
+    return module.register_forward_hook(lambda *arguments: scaled(arguments[-1])).remove
+
+
+def replace_it(module):
+    forward = module.forward
+    module.forward = lambda *arguments, **named: scaled(forward(*arguments, **named))
+    return lambda: module.__dict__.pop("forward")
+
+
+@both_axes
+@pytest.mark.parametrize("change", [hook_it, replace_it])
+@torch.no_grad()
+def test_whatever_is_done_to_any_part_counts_as_without_kernels(change, axis, monkeypatch):
+    """Adapters, probes and quantizers put themselves into any module, activations and containers included."""
+    model = make_model(HyMaTEForSequenceClassification, attention_axis=axis)
+    inputs = random_batch(model.config, batch=2, length=5)
+    logits, counted = model(**inputs).logits, 0
+    for name, module in model.named_modules():
+        undo = change(module)
+        found = model(**inputs).logits
+        with monkeypatch.context() as without:
+            without.setenv("HYMATE_SCAN_BACKEND", "reference")
+            torch.testing.assert_close(found, model(**inputs).logits, rtol=1e-4, atol=1e-4, msg=name)
+        undo()
+        counted += not torch.allclose(found, logits)
+    assert counted > 30
+    close(model(**inputs).logits, logits)
