@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hymate_training.cli.main import main
+from hymate_training.data.exports import Layout
 from hymate_training.inference import checkpoints
-from hymate_training.inference.checkpoints import checkpoint_folder, load_checkpoint
+from hymate_training.inference.checkpoints import checkpoint_folder, load_checkpoint, read_kept
+from hymate_training.inference.prediction import kept_export
 from tests.support.runs import TASK, event_frame
+
+MORTALITY = Path(__file__).parents[2] / "model_cards" / "hymate-physionet2012-mortality"
 
 
 def test_a_checkpoint_is_opened_once_and_handed_on(finetuned):
@@ -136,6 +140,7 @@ DAMAGES = {
         "does not hold a feature extractor of HyMaTE: value_deviations of '[^']*' must be a positive number, got -1.0",
     ),
     "evaluation": (write("evaluation.json", b"{"), "evaluation.json is damaged"),
+    "no evaluation": (write("evaluation.json", b"{}"), "evaluation.json is damaged: 'problem_type' is a required"),
     "gone": (lambda folder: (folder / "preprocessor_config.json").unlink(), "it lacks preprocessor_config.json"),
 }
 
@@ -149,6 +154,56 @@ def test_what_is_damaged_is_said_in_one_line(damage, finetuned, tmp_path, capsys
     with pytest.raises(ValueError, match=message) as caught:
         load_checkpoint(folder)
     assert str(folder) in str(caught.value)
+
+
+KEPT_DAMAGES: list[tuple[str, tuple[str, ...], Any, str]] = [
+    ("evaluation.json", ("n",), 0, "n: 0 is less than the minimum of 1"),
+    ("evaluation.json", ("positives",), 10**6, "the numbers of positives and n do not fit each other"),
+    ("evaluation.json", ("metrics", "auroc"), "high", "metrics.auroc: 'high' is not of type 'number', 'null'"),
+    ("evaluation.json", ("metrics", "auroc"), float("nan"), "it holds a number that is not finite"),
+    ("evaluation.json", ("confidence_intervals", "auroc"), [1], r"confidence_intervals.auroc: \[1\] is too short"),
+    ("evaluation.json", ("decision_threshold",), 1.5, "decision_threshold: 1.5 is greater than the maximum of 1"),
+    ("evaluation.json", ("threshold",), {}, "threshold: 'value' is a required property"),
+    ("evaluation.json", ("conformal", "levels"), [0.9], "the numbers of conformal do not fit each other"),
+    ("evaluation.json", ("conformal", "thresholds"), {"all": [1]}, "conformal.thresholds.all: .* is not of type"),
+    ("evaluation.json", ("calibration", "curve", "observed"), [0.5], "the numbers of calibration.curve do not fit"),
+    ("evaluation.json", ("per_label",), {"died": 3}, "per_label.died: 3 is not of type 'object'"),
+    ("evaluation.json", ("horizons",), [24], "horizons.0: 24 is not of type 'object'"),
+    ("training_run.json", ("task",), "mortality", "task: 'mortality' is not of type 'object'"),
+    ("training_run.json", ("split_fingerprints", "train"), 7, "split_fingerprints.train: 7 is not of type 'string'"),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value", "message"), KEPT_DAMAGES)
+def test_what_is_kept_beside_the_weights_is_checked(name, place, value, message, tmp_path):
+    content = json.loads((MORTALITY / name).read_text())
+    (tmp_path / name).write_text(json.dumps(content))
+    assert read_kept(tmp_path, name) == content
+    held = content
+    for key in place[:-1]:
+        held = held[key]
+    held[place[-1]] = value
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{name} is damaged: {message}"):
+        read_kept(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"layout": 3}, "layout: 3 is not of type 'object'"),
+        ({"layout": {"colums": {}}}, "unexpected keyword argument 'colums'"),
+        ({"layout": {"time_zone": "Berlin"}}, "layout: 'Berlin' is not a time zone"),
+        ({"concepts": {}}, "concepts: 'map' is a required property"),
+        ({"concepts": {"map": [3]}}, "concepts.map.0: 3 is not of type 'object'"),
+    ],
+)
+def test_a_damaged_export_is_refused(content, message, tmp_path):
+    opened = SimpleNamespace(path=tmp_path)
+    assert kept_export(opened) == (Layout(), None)
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"export\.json is damaged: .*{message}"):
+        kept_export(opened)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "finetune"])

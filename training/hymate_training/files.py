@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -87,6 +88,16 @@ def check_place(path: str | Path) -> None:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     with contextlib.suppress(_Tried), writing_folder(path.with_name(f"{path.name[:48]}.try")):
         raise _Tried
+
+
+def json_problem(content: Any, schema: dict[str, Any]) -> str | None:
+    """Where and how a content leaves a JSON Schema, in a line that quotes it; None where it does not."""
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
+    if error is None:
+        return None
+    message = " ".join(error.message.split())
+    place = ".".join(map(str, error.absolute_path))
+    return ": ".join(filter(None, (place, message if len(message) <= 200 else f"{message[:99]} … {message[-99:]}")))
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:

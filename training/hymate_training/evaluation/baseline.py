@@ -13,7 +13,7 @@ from hymate_training.data.schema import TaskInfo
 from hymate_training.data.tables import numbers, read_frame, refuse
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.evaluation.trees import fit_trees, import_xgboost
-from hymate_training.inference.checkpoints import RUN_FILE, Checkpoint, read_json
+from hymate_training.inference.checkpoints import RUN_FILE, Checkpoint, read_kept
 
 XGBOOST = "xgboost"  # in place of a file
 XGBOOST_TITLE = "XGBoost on summary statistics"
@@ -77,8 +77,7 @@ def labeled_yes(dataset: TaskDataset, probabilities: np.ndarray) -> LabeledPredi
 
 
 def _check_trained_on(checkpoint: Checkpoint, training: PreparedFolder, task: str) -> None:
-    path = checkpoint.path / RUN_FILE
-    run = read_json(path) if path.is_file() else {}
+    run = read_kept(checkpoint.path, RUN_FILE) or {}
     known = run.get("split_fingerprints", {}).get("train")
     if known is not None and known != training.split_fingerprint(task, "train"):
         raise ValueError(

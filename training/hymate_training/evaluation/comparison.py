@@ -13,7 +13,7 @@ from hymate_training.evaluation.evaluation import check_task, labeled
 from hymate_training.evaluation.metrics import format_differences, paired_difference
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.files import followed, write_json
-from hymate_training.inference.checkpoints import RUN_FILE, Checkpoint, check_json_output, load_checkpoint, read_json
+from hymate_training.inference.checkpoints import RUN_FILE, Checkpoint, check_json_output, load_checkpoint, read_kept
 from hymate_training.inference.prediction import BATCH_SIZE, predict_examples
 
 NUM_SAMPLES, LEVEL = 1000, 0.95
@@ -107,9 +107,7 @@ def _names(first: str | Path, second: str | Path) -> tuple[str, str]:
 
 def _account(model: str | Path | Checkpoint) -> dict[str, Any]:
     """How a model came about; empty where that is not known."""
-    if not isinstance(model, Checkpoint) or not (model.path / RUN_FILE).is_file():
-        return {}
-    return read_json(model.path / RUN_FILE)
+    return (read_kept(model.path, RUN_FILE) or {}) if isinstance(model, Checkpoint) else {}
 
 
 def _check_alike(accounts: Mapping[str, Mapping[str, Any]]) -> None:

@@ -46,7 +46,7 @@ from hymate_training.inference.checkpoints import (
     check_json_output,
     label_names,
     load_checkpoint,
-    read_json,
+    read_kept,
 )
 from hymate_training.inference.prediction import BATCH_SIZE, Predictions, predict_examples
 from modeling_hymate import HyMaTEForSequenceClassification
@@ -75,9 +75,9 @@ class Evaluation:
 
 def check_not_trained_on(checkpoint: Checkpoint, folder: PreparedFolder, task: str, split: str) -> None:
     """Raises ValueError for the validation split of a model's training, if it was refitted on it."""
-    path = checkpoint.path / RUN_FILE
-    run = read_json(path) if path.is_file() else {}
-    if "refit" in run and run["split_fingerprints"]["validation"] == folder.split_fingerprint(task, split):
+    run = read_kept(checkpoint.path, RUN_FILE) or {}
+    chosen_on = run.get("split_fingerprints", {}).get("validation")
+    if "refit" in run and chosen_on == folder.split_fingerprint(task, split):
         raise ValueError(
             f"{checkpoint.path} was trained on the {split} split of {folder.path}, too (refit), so that its metrics "
             "there would mean nothing: choose another split"

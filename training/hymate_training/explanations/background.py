@@ -8,8 +8,9 @@ import numpy as np
 
 from hymate_training.evaluation.aggregates import MEASURED
 from hymate_training.evaluation.metrics import metric_titles
-from hymate_training.inference.checkpoints import MONITORING_FILE, Checkpoint, read_json
+from hymate_training.inference.checkpoints import MONITORING_FILE, Checkpoint
 from hymate_training.inference.conformal import ALL, label_sets, number_intervals, thresholds_at
+from hymate_training.publishing.schemas import read_monitoring
 from modeling_hymate.hazards import risk_name
 
 LEVEL = 0.9  # of the prediction sets and intervals that are shown
@@ -41,7 +42,7 @@ class Background:
         evaluation = checkpoint.evaluation or {}
         if task is not None and evaluation.get("task") != task:
             evaluation = {}
-        counts = read_json(path)["counts"] if path.is_file() else {}
+        counts = read_monitoring(path)["counts"] if path.is_file() else {}
         event, rows = checkpoint.model.config.event, evaluation.get("horizons", [])
         horizons = {risk_name(event or "event", row["hours"]): row for row in rows}
         return cls(label, checkpoint.label_names, evaluation, counts, horizons)
@@ -53,9 +54,11 @@ class Background:
 
     @property
     def outcomes(self) -> tuple[int, int] | None:
-        """How many of the validation split's outcomes are the label, and how many there are."""
+        """How many of the validation split's outcomes are the label, and how many there are; None where that is
+        unknown."""
         own = self.evaluation if self.is_positive_class else self.evaluation.get("per_label", {}).get(self.label)
-        return None if own is None else (own["positives"], own["n"])
+        # a published evaluation does not tell them of labels that few records have
+        return None if own is None or own.get("positives") is None else (own["positives"], own["n"])
 
     @property
     def base_rate(self) -> float | None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hymate_training.data.prepared_folder import refuse_inside
-from hymate_training.files import check_place, tensors_written
+from hymate_training.files import check_place, json_problem, tensors_written
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.hazards import check_horizons, risk_name
 
@@ -34,6 +34,61 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LFS_POINTER = b"version https://git-lfs"
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Schema = dict[str, Any]
+
+
+def _object(values: Schema | None = None, **properties: Schema) -> Schema:
+    """An object that holds these properties, and whose others are such values; any where absent."""
+    schema = {"type": "object", "required": list(properties), "properties": properties}
+    return schema if values is None else schema | {"additionalProperties": values}
+
+
+def _maybe(**properties: Schema) -> Schema:
+    """An object whose properties are these where it holds them."""
+    return {"type": "object", "properties": properties}
+
+
+_TEXT, _NUMBER = {"type": "string"}, {"type": "number"}
+_COUNT = {"type": "integer", "minimum": 0}
+_SHARE = _NUMBER | {"minimum": 0, "maximum": 1}
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
+_INTERVAL = {"type": ["array", "null"], "minItems": 2, "maxItems": 2, "items": _NUMBER}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+# of the files beside the weights, what is read here and in other rooms
+KEPT: dict[str, Schema] = {
+    EVALUATION_FILE: _object(
+        problem_type=_TEXT,
+        task=_TEXT,
+        split=_TEXT,
+        n=_COUNT | {"minimum": 1},
+        num_records=_COUNT | {"minimum": 1},
+        metrics=_object(_NUMBER_OR_NULL),
+        confidence_intervals=_object(_INTERVAL),
+    )
+    | {
+        "allOf": [
+            _maybe(
+                positives={"type": ["integer", "null"], "minimum": 0},
+                decision_threshold=_SHARE,
+                threshold=_object(value=_NUMBER),
+                conformal=_object(levels=_list(_SHARE), thresholds=_object(_object(_list(_NUMBER_OR_NULL)))),
+                calibration=_maybe(
+                    curve=_object(predicted=_list(_NUMBER), observed=_list(_NUMBER), intervals=_list(_INTERVAL))
+                    | {"type": ["object", "null"]}
+                ),
+                per_label=_object(_object()),
+                horizons=_list(_object(hours=_NUMBER)),
+            )
+        ]
+    },
+    RUN_FILE: _maybe(task=_maybe(name=_TEXT), split_fingerprints=_object(_TEXT)),
+    EXPORT_FILE: _maybe(layout=_object(), concepts=_object(map=_list(_object()))),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +143,7 @@ def load_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
     model, missing = load_model(HyMaTEForSequenceClassification, folder)
     if missing:
         raise ValueError(f"{folder} holds no classifier: run `hymate finetune --checkpoint {folder}` first")
-    evaluation = read_json(folder / EVALUATION_FILE) if (folder / EVALUATION_FILE).is_file() else None
-    return Checkpoint(folder, model.to(PartialState().device), extractor, evaluation)
+    return Checkpoint(folder, model.to(PartialState().device), extractor, read_kept(folder, EVALUATION_FILE))
 
 
 def checkpoint_folder(checkpoint: str | Path) -> Path:
@@ -267,6 +321,47 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} is damaged: it must hold an object, not a {type(content).__name__}")
     return dict(content)
+
+
+def read_finite_json(path: Path) -> dict[str, Any]:
+    """What `read_json` returns; ValueError also for NaN and infinite numbers, which Python reads and JSON has not."""
+    content = read_json(path)
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it holds a number that is not finite") from error
+    return content
+
+
+def read_kept(folder: Path, name: str) -> dict[str, Any] | None:
+    """What a file beside a checkpoint's weights holds, by one of the names of `KEPT`; None where there is none.
+
+    Raises:
+        ValueError: naming the file and the place, where it is damaged.
+    """
+    path = folder / name
+    if not path.is_file():
+        return None
+    content = read_finite_json(path)
+    problem = json_problem(content, KEPT[name])
+    if problem is None and name == EVALUATION_FILE and (place := _uneven(content)):
+        problem = f"the numbers of {place} do not fit each other"
+    if problem is not None:
+        raise ValueError(f"{path} is damaged: {problem}")
+    return content
+
+
+def _uneven(evaluation: Mapping[str, Any]) -> str | None:
+    """Where an evaluation contradicts itself; None where it does not."""
+    conformal = evaluation.get("conformal", {"levels": [], "thresholds": {}})
+    parts = [part for parts in conformal["thresholds"].values() for part in parts.values()]
+    curve = evaluation.get("calibration", {}).get("curve")
+    wrong = {
+        "positives and n": (evaluation.get("positives") or 0) > evaluation["n"],
+        "conformal": any(len(part) != len(conformal["levels"]) for part in parts),
+        "calibration.curve": curve is not None and len({len(points) for points in curve.values()}) > 1,
+    }
+    return next((place for place, is_wrong in wrong.items() if is_wrong), None)
 
 
 def _check_weights(path: Path) -> None:

@@ -8,20 +8,18 @@ to the label's prediction_time, read as `hymate prepare meds` reads it.
 
 import copy
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from hymate_training.concepts.mapping import MAP_SCHEMA, map_events, map_static
+from hymate_training.concepts.mapping import map_events, map_static
 from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import ExampleDataset
 from hymate_training.files import writing_file
-from hymate_training.inference.checkpoints import EXPORT_FILE, Checkpoint, load_checkpoint, read_json
-from hymate_training.inference.prediction import BATCH_SIZE, check_output, predict_examples
+from hymate_training.inference.checkpoints import Checkpoint, load_checkpoint
+from hymate_training.inference.prediction import BATCH_SIZE, check_output, kept_export, predict_examples
 from hymate_training.readers.meds import check_time_zones, read_labels, read_splits
 from hymate_training.readers.meds_shards import find_shards, read_shard
 from hymate_training.readers.times import single_precision
@@ -149,7 +147,7 @@ def _static_table(
     """The static columns that the model or its map of concepts names, one row per subject, and the static events that
     are none of them."""
     names = [column["name"] for column in opened.extractor.static_columns]
-    names += [] if (concepts := _concepts(opened)) is None else concepts["variable"].to_list()
+    names += [] if (concepts := kept_export(opened)[1]) is None else concepts["variable"].to_list()
     table, taken = subjects.select("subject_id", "age"), pl.Series([], dtype=pl.String)
     codes = static["code"].unique().sort()
     variables = set(opened.extractor.variables)
@@ -166,13 +164,6 @@ def _static_table(
     return table, static.filter(~pl.col("code").is_in(taken.implode()))
 
 
-def _concepts(opened: Checkpoint) -> pl.DataFrame | None:
-    """The map of concepts of the data that the model was trained on; None where it has none."""
-    path = opened.path / EXPORT_FILE
-    known: Mapping[str, Any] = read_json(path) if path.is_file() else {}
-    return pl.DataFrame(known["concepts"]["map"], schema=MAP_SCHEMA) if "concepts" in known else None
-
-
 def _known(
     opened: Checkpoint, events: pl.DataFrame, static: tuple[pl.DataFrame, pl.DataFrame]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -187,7 +178,7 @@ def _known(
         pl.lit("").alias("unit"),
     )
     table = table.with_columns(record_id=pl.col("subject_id").cast(pl.String)).drop("subject_id")
-    if (concepts := _concepts(opened)) is not None:
+    if (concepts := kept_export(opened)[1]) is not None:
         every, _ = map_events(every, concepts, extractor.variables)
         table = map_static(table, concepts)
     known = every.filter(pl.col("variable").is_in(extractor.variables)).drop("unit", strict=False)

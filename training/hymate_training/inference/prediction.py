@@ -32,7 +32,7 @@ from hymate_training.inference.checkpoints import (
     at_horizons,
     label_names,
     load_checkpoint,
-    read_json,
+    read_kept,
 )
 from hymate_training.inference.conformal import ALL, SET_COLUMN, conformal_columns, kept_thresholds
 from hymate_training.inference.findings import Findings
@@ -363,9 +363,24 @@ def answer(
 
 def reads_plainly(checkpoint: Checkpoint) -> bool:
     """Whether tables for a model need no layout or map of concepts of its training data."""
-    known = checkpoint.path / EXPORT_FILE
-    export = read_json(known) if known.is_file() else {}
-    return "concepts" not in export and Layout(**export.get("layout", {})) == Layout()
+    layout, concepts = kept_export(checkpoint)
+    return layout == Layout() and concepts is None
+
+
+def kept_export(checkpoint: Checkpoint) -> tuple[Layout, pl.DataFrame | None]:
+    """How the files of a model's training data were laid out, and their map to concepts; None where they had none.
+
+    Raises:
+        ValueError: if the file that says so is damaged.
+    """
+    known = read_kept(checkpoint.path, EXPORT_FILE) or {}
+    try:
+        layout = Layout(**known.get("layout", {}))
+        concepts = pl.DataFrame(known["concepts"]["map"], schema=MAP_SCHEMA) if "concepts" in known else None
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint.path / EXPORT_FILE} is damaged: {reason}") from error
+    return layout, concepts
 
 
 def predict_parts(
@@ -488,11 +503,8 @@ def read_export(
     Raises:
         ValueError: naming all problems of the files.
     """
-    path = checkpoint.path / EXPORT_FILE
-    known = read_json(path) if path.is_file() else {}
-    layout = layout or Layout(**known.get("layout", {}))
-    if concepts is None and "concepts" in known:
-        concepts = pl.DataFrame(known["concepts"]["map"], schema=MAP_SCHEMA)
+    known, known_concepts = kept_export(checkpoint)
+    layout, concepts = layout or known, known_concepts if concepts is None else concepts
     export = read_events(events, layout, None if start is None else read_starts(start, layout))
     table = None if static is None else read_frame(static, UNKNOWN, layout.of(Path(static)))
     variables = checkpoint.extractor.variables

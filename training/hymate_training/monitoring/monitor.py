@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ from hymate_training.data.collators import TaskCollator
 from hymate_training.data.examples import ExampleDataset, last_times
 from hymate_training.data.exports import Layout
 from hymate_training.data.tables import UNKNOWN, read_frame, refuse
-from hymate_training.evaluation.aggregates import counts_of, describe, names_one_answer, scores_of
+from hymate_training.evaluation.aggregates import describe, names_one_answer, scores_of
 from hymate_training.evaluation.metrics import SMALLEST_GROUP, report
 from hymate_training.evaluation.recalibration import calibration
 from hymate_training.evaluation.sample import LabeledPredictions
 from hymate_training.files import write_file, write_json
-from hymate_training.inference.checkpoints import MONITORING_FILE, Checkpoint, load_checkpoint, read_json
+from hymate_training.inference.checkpoints import MONITORING_FILE, Checkpoint, load_checkpoint
 from hymate_training.inference.prediction import BATCH_SIZE, predict_examples, read_export
 from hymate_training.inference.records import read_records
 from hymate_training.monitoring.drift import P_LIMIT, PSI_LIMIT, compare
 from hymate_training.monitoring.page import render_page
-from hymate_training.publishing.schemas import MONITORING, schema_problem
+from hymate_training.publishing.schemas import read_monitoring
 from modeling_hymate import Events
 
 MONITOR_FILE = "monitor.json"
@@ -98,7 +97,7 @@ def monitor(
         raise ValueError(
             f"{opened.path} lacks {MONITORING_FILE}, the aggregates of its training data: fine-tune it again"
         )
-    reference = _read_reference(path)
+    reference = read_monitoring(path)
     if isinstance(events, list):
         events, static, _ = read_export(opened, events, static, start, layout)
     read = read_records(opened.extractor, events, static, ignore_unknown_variables=True).events
@@ -136,26 +135,6 @@ def monitor(
         write_json(output / MONITOR_FILE, content)
         write_file(output / PAGE, render_page(content, opened.extractor.units))
     return Monitoring(content, output)
-
-
-def _read_reference(path: Path) -> dict[str, Any]:
-    """The aggregates of the training data; ValueError where they are damaged."""
-    reference = read_json(path)
-    problem = schema_problem(reference, MONITORING)
-    if problem is None:
-        for kind, summaries in reference["counts"].items():
-            for name, summary in summaries.items():
-                edges, counts = summary.get("edges", []), counts_of(summary)
-                ascending = all(low < high for low, high in pairwise([-np.inf, *edges, np.inf]))
-                if (
-                    not ascending
-                    or ("edges" in summary and len(edges) + 1 != len(summary["counts"]))
-                    or not counts.sum()
-                ):
-                    problem = f"{kind}, {name}: its bins do not fit its counts"
-    if problem is not None:
-        raise ValueError(f"{path} is damaged: {problem}")
-    return reference
 
 
 def _calibration(

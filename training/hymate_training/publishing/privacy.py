@@ -29,7 +29,7 @@ from hymate_training.inference.checkpoints import (
     RUN_FILE,
     load_config,
     load_extractor,
-    read_json,
+    read_finite_json,
 )
 from hymate_training.publishing import schemas
 from modeling_hymate import HyMaTEFeatureExtractor
@@ -67,14 +67,15 @@ def check_json(path: Path) -> dict[str, Any]:
         MONITORING_FILE: schemas.MONITORING,
     }
     try:
-        content = read_json(path)
-        json.dumps(content, allow_nan=False)
+        content = read_finite_json(path)
     except ValueError as error:
         raise Refused(str(error).removeprefix(f"{path} ")) from error
     if problem := schemas.schema_problem(content, known.get(path.name, schemas.EVALUATION)):
         raise Refused(problem)
     if path.name == MONITORING_FILE and any(0 < count < SMALLEST_GROUP for count in monitored_counts(content)):
         raise Refused(f"counts fewer than {SMALLEST_GROUP} records")
+    if path.name == MONITORING_FILE and (problem := schemas.monitoring_problem(content)):
+        raise Refused(problem)
     if path.name not in {CONFIG_FILE, EXTRACTOR_FILE, RUN_FILE} and content["num_records"] < SMALLEST_GROUP:
         raise Refused(f"is about fewer than {SMALLEST_GROUP} records")
     return content

@@ -7,17 +7,21 @@ like the identifier of a record. Messages name the place, never the content: it 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from math import inf
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
-from hymate_training.evaluation.aggregates import KINDS
+from hymate_training.evaluation.aggregates import KINDS, counts_of
 from hymate_training.evaluation.alarms import ESTIMATES
 from hymate_training.evaluation.decisions import RATES
 from hymate_training.evaluation.gaps import CALIBRATION, GAPS, ODDS
 from hymate_training.evaluation.metrics import METRICS, metric_titles
 from hymate_training.evaluation.recalibration import INTERCEPT, SLOPE
 from hymate_training.evaluation.survival import HORIZON_ESTIMATES
+from hymate_training.inference.checkpoints import read_finite_json
 from modeling_hymate import HyMaTEConfig
 from modeling_hymate.feature_extraction_hymate import AUTO_MAP as EXTRACTOR_AUTO_MAP
 from modeling_hymate.modeling_hymate import AUTO_MAP
@@ -419,7 +423,7 @@ _SUMMARY: Schema = {
 MONITORING = _object(
     {
         "task": LABEL,
-        "num_records": COUNT,
+        "num_records": COUNT | {"minimum": 1},
         "counts": _object(dict.fromkeys(KINDS, _map(_SUMMARY, NAME, MAX_VARIABLES)), KINDS),
     },
     ("task", "num_records", "counts"),
@@ -445,9 +449,45 @@ SPACE = _object(
 # ------------------------------------------------------------------------------------------------------------ checking
 
 
-def schema_problem(content: Any, schema: Schema) -> str | None:
-    """The first place at which a content leaves its schema, in words that quote nothing; None if there is none."""
-    validator = jsonschema.Draft202012Validator(schema, format_checker=FORMATS)
+def read_monitoring(path: Path) -> dict[str, Any]:
+    """The aggregates of the training data beside a checkpoint, for use here: names may be any.
+
+    Raises:
+        ValueError: naming the file, and the field that is damaged.
+    """
+    content = read_finite_json(path)
+    problem = schema_problem(content, MONITORING, names=None) or monitoring_problem(content)
+    if problem is not None:
+        raise ValueError(f"{path} is damaged: {problem}")
+    return content
+
+
+def monitoring_problem(content: Mapping[str, Any]) -> str | None:
+    """The first of the aggregates that contradicts itself or the number of records; None if there is none."""
+    for kind, summaries in content["counts"].items():
+        for name, summary in summaries.items():
+            place, held = f"counts.{kind}.{_quoted(name)}", int(counts_of(summary).sum())
+            edges = [-inf, *summary.get("edges", []), inf]
+            if not all(low < high for low, high in pairwise(edges)):
+                return f"{place}: its edges do not ascend"
+            if "edges" in summary and len(edges) != len(summary["counts"]) + 1:
+                return f"{place}: its bins do not fit its counts"
+            if not held:
+                return f"{place} counts no record"
+            if kind != "score" and held > content["num_records"]:  # scores are those of the validation split
+                return f"{place} counts {held} records, but num_records is {content['num_records']}"
+    return None
+
+
+def schema_problem(content: Any, schema: Schema, names: jsonschema.FormatChecker | None = FORMATS) -> str | None:
+    """The first place at which a content leaves its schema, in words that quote nothing; None if there is none.
+
+    Args:
+        content: of a JSON file.
+        schema: what it may hold.
+        names: which texts are allowed; None for any, in what is not published.
+    """
+    validator = jsonschema.Draft202012Validator(schema, format_checker=names)
     error = next(validator.iter_errors(content), None)
     if error is None:
         return None
@@ -472,6 +512,7 @@ _REASONS: dict[str, Callable[[jsonschema.ValidationError], str]] = {
         "holds what looks like an identifier of a record, as numbers of five digits or more do, or is too long"
     ),
     "pattern": lambda _: "is not of the form that belongs there",
+    "minimum": lambda error: f"must be at least {error.validator_value}",
     "required": lambda error: "lacks a key: " + ", ".join(sorted(set(error.validator_value) - set(error.instance))),
     "maxItems": lambda _: "is longer than it can be",
     "maxProperties": lambda _: "holds more keys than it can",
