@@ -85,6 +85,47 @@ def test_reading_says_what_is_wrong(tmp_path):
             PreparedFolder(folder)
 
 
+def twice(items: list) -> list:
+    return [*items, items[0]]
+
+
+def in_first(key: str, **fields: object):
+    """The first of the static columns or of the tasks has other fields."""
+    return lambda content: content | {key: [content[key][0] | fields, *content[key][1:]]}
+
+
+EDITS = {
+    "variable twice": (lambda content: content | {"variables": twice(content["variables"])}, "non-unique elements"),
+    "variable without a name": (lambda content: content | {"variables": ["", "b"]}, "variables.0: "),
+    "number for a variable": (lambda content: content | {"variables": [7]}, "variables.0: 7 is not of type 'string'"),
+    "text for variables": (lambda content: content | {"variables": "abc"}, "variables: 'abc' is not of type 'array'"),
+    "unknown kind": (in_first("static_columns", kind="number"), "static_columns.0.kind: 'number' is not one of"),
+    "numbers for categories": (in_first("static_columns", categories=[1]), "static_columns.0.categories.0: 1 is not"),
+    "column twice": (
+        lambda content: content | {"static_columns": twice(content["static_columns"])},
+        "static_columns holds 'age' twice",
+    ),
+    "task twice": (lambda content: content | {"tasks": twice(content["tasks"])}, "tasks holds 'mortality' twice"),
+    "unknown problem": (in_first("tasks", problem_type="ternary"), "tasks.0.problem_type: 'ternary' is not one of"),
+    "one label for two": (in_first("tasks", label_names=["a"]), "task 'mortality': 2 label_names are needed, not 1"),
+    "one label twice": (in_first("tasks", label_names=["a", "a"]), "tasks.0.label_names: .* non-unique"),
+    "list of units": (lambda content: content | {"extra": {"units": ["h"]}}, "extra.units: .* not of type 'object'"),
+    "number for a unit": (lambda content: content | {"extra": {"units": {"hr": 3}}}, "extra.units.hr: 3 is not"),
+    "utility of nothing": (lambda content: content | {"extra": {"utility": {"a": {}}}}, "extra.utility.a: "),
+    "no source": (lambda content: content | {"source": None}, "source: None is not of type 'string'"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_metadata_that_was_edited_is_checked_on_opening(edit, tmp_path):
+    change, message = EDITS[edit]
+    folder = write_folder(tmp_path / "out")
+    path = folder / "metadata.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=rf"metadata\.json: .*{message}"):
+        PreparedFolder(folder)
+
+
 def altered(path: Path, **columns: list) -> None:
     """Puts other columns into a Parquet file, past every check of the writer."""
     table = pq.read_table(path)

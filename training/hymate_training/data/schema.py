@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from hymate_training.files import regular
+from hymate_training.files import json_problem, regular
 
 SPLITS = ("train", "validation", "test")
 SCHEMA_VERSION = 1
@@ -55,6 +55,47 @@ LABEL_COLUMNS = {
     "multiclass": ("categorical_value",),
     "regression": ("float_value", "integer_value"),
 }
+
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+_NAMES: dict[str, Any] = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _map(values: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": values}
+
+
+# what a metadata.json must hold, as JSON Schema; a person may have edited it
+METADATA = _object(
+    variables=_NAMES | {"items": _TEXT},
+    static_columns={
+        "type": "array",
+        "items": _object(name=_TEXT, kind={"enum": ["numeric", "categorical"]}, categories=_NAMES),
+    },
+    tasks={
+        "type": "array",
+        "items": _object(
+            name=_TEXT,
+            problem_type={"enum": [*LABEL_COLUMNS, "multilabel", "time_to_event"]},
+            label_columns=_NAMES,
+            label_names=_NAMES,
+        ),
+    },
+    dropped=_map({"type": "integer", "minimum": 0}),
+    **{key: {"type": "string"} for key in ("source", "split_description", "license", "citation")},
+    extra={
+        "type": "object",
+        "properties": {
+            **{key: {"type": "object"} for key in ("codes", "layout", "concepts")},
+            "units": _map({"type": ["string", "null"]}),
+            "utility": _map(_TEXT),
+            "label_leads": _map({"type": "number"}),
+        },
+    },
+)
 
 
 def record_shards(folder: Path, split: str) -> list[Path]:
@@ -170,6 +211,8 @@ class DatasetInfo:
             raise ValueError(
                 f"schema version {version}, this release reads {SCHEMA_VERSION}: run `hymate prepare` again"
             )
+        if problem := json_problem(content, METADATA) or _contradiction(content):
+            raise ValueError(problem)
         content["variables"] = tuple(content["variables"])
         content["static_columns"] = tuple(
             StaticColumn(**{**column, "categories": tuple(column["categories"])})
@@ -182,3 +225,16 @@ class DatasetInfo:
             for task in content["tasks"]
         )
         return cls(**content)
+
+
+def _contradiction(content: dict[str, Any]) -> str | None:
+    """What a metadata.json that follows its schema says against itself; None where it does not."""
+    for kind in ("static_columns", "tasks"):
+        names = [item["name"] for item in content[kind]]
+        if twice := [name for at, name in enumerate(names) if name in names[:at]]:
+            return f"{kind} holds {twice[0]!r} twice"
+    for task in content["tasks"]:
+        wanted = {"binary": 2, "regression": 1, "multilabel": len(task["label_columns"])}.get(task["problem_type"])
+        if wanted not in (None, len(task["label_names"])):
+            return f"task {task['name']!r}: {wanted} label_names are needed, not {len(task['label_names'])}"
+    return None
