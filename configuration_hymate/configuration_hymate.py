@@ -250,6 +250,11 @@ class HyMaTEConfig(PreTrainedConfig):
     def validate_labels(self):
         if self.num_labels < 1:
             raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
+        names = self.id2label or {}
+        if sorted(map(int, names)) != list(range(len(names))):
+            raise ValueError(f"id2label must number its labels from 0 on, got {', '.join(map(str, names))}")
+        if len(set(names.values())) < len(names) or not all(str(name).strip() for name in names.values()):
+            raise ValueError(f"id2label must give each label a name of its own, got {list(names.values())}")
         shift = self.logit_shift
         if shift is not None and not (len(shift) == self.num_labels and all(map(math.isfinite, shift))):
             raise ValueError(f"logit_shift must be {self.num_labels} finite numbers, one per label, got {shift}")

@@ -31,6 +31,8 @@ class HyMaTEMixer(nn.Module):
         self.conv1d = nn.Conv1d(
             inner_size, inner_size, config.conv_kernel, groups=inner_size, bias=config.use_conv_bias
         )
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {config.hidden_act!r}")
         self.act = ACT2FN[config.hidden_act]
         self.x_proj = nn.Linear(inner_size, rank + 2 * config.state_size, bias=False)
         self.dt_proj = nn.Linear(rank, inner_size)

@@ -90,6 +90,10 @@ def widen(content: dict) -> None:
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 100\n"
 DAMAGES = {
+    "whole numbers": (
+        change_weights(lambda tensors: tensors.update({"classifier.weight": tensors["classifier.weight"].int()})),
+        "the weights classifier.weight are of type I32, not one of F64, F32, F16, BF16",
+    ),
     "truncated weights": (truncate, "model.safetensors is damaged: "),
     "empty weights": (write("model.safetensors", b""), "model.safetensors is damaged: it is empty"),
     "pointer": (write("model.safetensors", LFS), "is a pointer of Git LFS, not the weights: run `git lfs pull`"),
@@ -139,6 +143,19 @@ DAMAGES = {
         change_extractor(lambda content: content["value_deviations"].__setitem__(0, -1.0)),
         "does not hold a feature extractor of HyMaTE: value_deviations of '[^']*' must be a positive number, got -1.0",
     ),
+    "another extractor": (
+        change_json("preprocessor_config.json", feature_extractor_type="ViTFeatureExtractor"),
+        "does not hold a feature extractor of HyMaTE, but of type 'ViTFeatureExtractor'",
+    ),
+    "one name for two labels": (
+        change_json("config.json", id2label={"0": "died", "1": "died"}, label2id={"died": 1}),
+        r"id2label must give each label a name of its own, got \['died', 'died'\]",
+    ),
+    "labels from 1 on": (
+        change_json("config.json", id2label={"1": "survived", "2": "died"}),
+        "id2label must number its labels from 0 on, got 1, 2",
+    ),
+    "unknown activation": (change_json("config.json", hidden_act="silo"), "hidden_act must be one of .*, got 'silo'"),
     "evaluation": (write("evaluation.json", b"{"), "evaluation.json is damaged"),
     "no evaluation": (write("evaluation.json", b"{}"), "evaluation.json is damaged: 'problem_type' is a required"),
     "gone": (lambda folder: (folder / "preprocessor_config.json").unlink(), "it lacks preprocessor_config.json"),

@@ -198,3 +198,13 @@ def test_ignoring_unknown_variables_leaves_an_open_checkpoint_as_it_is(synthetic
     assert predict(checkpoint, strange, static, ignore_unknown_variables=True).num_ignored_events == 3
     with pytest.raises(ValueError, match="'gamma_gt' is not one of"):
         predict(checkpoint, strange, static)
+
+
+def test_a_model_that_predicts_no_number_says_so_and_writes_nothing(finetuned, synthetic_folder, tmp_path):
+    """Its weights are finite, and what they come to is not."""
+    checkpoint, (events, static) = load_checkpoint(finetuned), event_frame(synthetic_folder)
+    for layer in checkpoint.model.hymate.mamba_layers:
+        layer.mixer.A_log.data.fill_(200.0)
+    with pytest.raises(ValueError, match=r"record '.*': the model predicts no finite number; its weights are damaged"):
+        predict(checkpoint, events, static, tmp_path / "out.csv")
+    assert not list(tmp_path.iterdir())

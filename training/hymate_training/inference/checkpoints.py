@@ -31,6 +31,7 @@ EVALUATION_FILE = "evaluation.json"  # beside a fine-tuned model: its evaluation
 EVALUATION_FILES = "evaluation*.json"  # and on other splits
 DOWNLOADED = ["*.json", "*.safetensors", "README.md"]  # and no code: that of the installed package runs
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FLOATS = ("F64", "F32", "F16", "BF16")  # of weights, as safetensors calls them
 LFS_POINTER = b"version https://git-lfs"
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -181,7 +182,9 @@ def load_extractor(folder: Path) -> HyMaTEFeatureExtractor:
         ValueError: if a file is damaged or of another kind, or the two do not fit.
     """
     config, path = load_config(folder), folder / EXTRACTOR_FILE
-    read_json(path)
+    kind = read_json(path).get("feature_extractor_type")
+    if kind != HyMaTEFeatureExtractor.__name__:
+        raise ValueError(f"{path} does not hold a feature extractor of HyMaTE, but of type {kind!r}")
     try:
         extractor = HyMaTEFeatureExtractor.from_pretrained(folder)
         found = (extractor.num_variables, len(extractor.static_feature_names), extractor.time_scale)
@@ -231,7 +234,7 @@ def load_model(model_class: type[Model], folder: Path, **fields: Any) -> tuple[M
             model, report = model_class.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True, **fields
             )
-    except (RuntimeError, TypeError, StrictDataclassError) as error:
+    except (RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"{folder} does not fit the model options: {error}") from error
     for name, found, wanted in report["mismatched_keys"]:
         raise ValueError(
@@ -372,10 +375,15 @@ def _check_weights(path: Path) -> None:
     if head == LFS_POINTER:
         raise ValueError(f"{path} is a pointer of Git LFS, not the weights: run `git lfs pull`")
     try:
-        with safe_open(path, "pt"):
-            pass
+        with safe_open(path, "pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    for name, kind in kinds.items():
+        if kind not in FLOATS:
+            raise ValueError(
+                f"{path} is damaged: the weights {name} are of type {kind}, not one of {', '.join(FLOATS)}"
+            )
 
 
 @contextmanager

@@ -102,6 +102,9 @@ def predict_examples(
 
     Returns:
         The predictions in the order of the data set.
+
+    Raises:
+        ValueError: naming a record for which the model returns no finite number.
     """
     model.eval()
     process = PartialState()
@@ -127,6 +130,11 @@ def predict_examples(
         torch.distributed.all_gather_object(parts, (values, shares))
         # each example is predicted by one process and zero elsewhere
         values, shares = (np.sum(part, axis=0) for part in zip(*parts, strict=True))
+    if len(wrong := np.flatnonzero(~np.isfinite(values).all(axis=1))):
+        raise ValueError(
+            f"record {dataset.record_ids[wrong[0]]!r}: the model predicts no finite number; its weights are damaged, "
+            "or its training has diverged"
+        )
     return Predictions(values, shares)
 
 
