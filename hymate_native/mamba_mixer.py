@@ -124,7 +124,7 @@ def _launch_forward(
             out_weight the gated rows are the output.
     """
     rows, lengths, weights = dense_rows(rows), dense(lengths), [dense(weight) for weight in weights]
-    sizes = _mixer_sizes(rows, weights)
+    sizes = mixer_sizes(rows, weights)
     batch, length, inner, state = (sizes[name] for name in ("batch", "length", "inner", "state"))
 
     def new(width: int, kept: bool = keep) -> Tensor:
@@ -135,7 +135,7 @@ def _launch_forward(
     states = new_states(batch if keep else 0, length, inner, state)
     kept = _kept(projected, convolved, parameters, states) if keep else {}
     kept |= {"out": describe(output), "eps": eps}
-    library.call("mixer_forward", _mixer_arguments(sizes, rows, weights, lengths, **kept))
+    library.call("mixer_forward", mixer_arguments(sizes, rows, weights, lengths, **kept))
     return output, projected, convolved, parameters, states
 
 
@@ -148,7 +148,7 @@ def _launch_stream(
     scan_state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, lengths, weights = dense_rows(rows), dense(lengths), [dense(weight) for weight in weights]
-    sizes = _mixer_sizes(rows, weights)
+    sizes = mixer_sizes(rows, weights)
     batch, length, inner, state = (sizes[name] for name in ("batch", "length", "inner", "state"))
     output = torch.empty((batch, length, sizes["outputs"]), dtype=rows.dtype)
     final = torch.empty((batch, inner, sizes["kernel"] - 1)), torch.empty((batch, inner, state))
@@ -157,7 +157,7 @@ def _launch_stream(
         **{"conv_initial": pointer(dense(conv_state)), "scan_initial": pointer(dense(scan_state))},
         **{"conv_final": pointer(final[0]), "scan_final": pointer(final[1]), "eps": eps},
     }
-    library.call(function, _mixer_arguments(sizes, rows, weights, lengths, out=describe(output), **states))
+    library.call(function, mixer_arguments(sizes, rows, weights, lengths, out=describe(output), **states))
     return output, *final
 
 
@@ -180,11 +180,11 @@ def _launch_backward(
     others = _kept(projected, convolved, parameters, states)
     others |= {"grad_out": describe(grad_output), "grad_rows": describe(grad_rows), "eps": eps}
     others |= {f"grad_{name}": pointer(grad) for name, grad in zip(MIXER_WEIGHTS, grad_weights, strict=False)}
-    library.call("mixer_backward", _mixer_arguments(_mixer_sizes(rows, weights), rows, weights, lengths, **others))
+    library.call("mixer_backward", mixer_arguments(mixer_sizes(rows, weights), rows, weights, lengths, **others))
     return grad_rows, [*grad_weights, None]
 
 
-def _mixer_sizes(rows: Tensor, weights: Sequence[Any]) -> dict[str, int]:
+def mixer_sizes(rows: Tensor, weights: Sequence[Any]) -> dict[str, int]:
     conv_weight, dt_weight, A, out_weight = weights[2], weights[5], weights[7], weights[9]
     batch, length, width = rows.shape
     inner, state = A.shape
@@ -201,7 +201,7 @@ def _kept(projected: Tensor, convolved: Tensor, parameters: Tensor, states: Tens
     return {**described, "states": pointer(states)}
 
 
-def _mixer_arguments(
+def mixer_arguments(
     sizes: dict[str, int], rows: Tensor, weights: Sequence[Tensor | None], lengths: Tensor | None, **others: Any
 ) -> Structure:
     named = dict(zip(MIXER_WEIGHTS, map(pointer, weights), strict=True))

@@ -7,18 +7,11 @@ import torch
 from torch import Tensor
 
 from hymate_native import library
-from hymate_native.argument_checks import check_float32, check_shapes
-from hymate_native.mamba_mixer import MIXER_WEIGHTS
-from hymate_native.structures import (
-    NUM_QUANTITIES,
-    MixerArguments,
-    OcclusionArguments,
-    ProjectionArguments,
-    RunningArguments,
-    dense,
-    describe,
-    pointer,
-)
+from hymate_native.argument_checks import check_shapes
+from hymate_native.mamba_mixer import mixer_arguments, mixer_sizes
+from hymate_native.pooled_states import check_pooling
+from hymate_native.pooling_projection import projection_arguments
+from hymate_native.structures import NUM_QUANTITIES, OcclusionArguments, RunningArguments, dense, describe, pointer
 
 
 def pooled_without(
@@ -65,54 +58,30 @@ def pooled_without(
         ValueError: a shape, device or dtype does not fit.
         RuntimeError: the kernels are not available.
     """
-    batch, length, width = states.shape
-    (queries, _), events, versions = query_weight.shape, (batch, length), len(records)
-    floats = {"states": (states, (*events, width)), "norm": (norm, (width,)), "value_bias": (value_bias, (width,))}
-    floats |= {"query_weight": (query_weight, (queries, width)), "value_weight": (value_weight, (width, width))}
-    floats |= {"values": (values, events), "times": (times, events)}
-    check_shapes(
-        **floats,
-        **{"lengths": (lengths, (batch,)), "value_mask": (value_mask, events), "slots": (slots, events)},
-        absent=(absent, (versions, length)),
-    )
-    check_float32(**{name: tensor for name, (tensor, _) in floats.items()})
-    if queries < 1 or width % queries:
-        raise ValueError(f"the columns of states must divide among the queries, got {width} and {queries}")
+    weights = {"norm": norm, "query_weight": query_weight, "value_weight": value_weight, "value_bias": value_bias}
+    events = {"values": values, "times": times, "value_mask": value_mask, "slots": slots}
+    check_pooling(states, lengths, **weights, **events)
+    (batch, length, width), versions, queries = states.shape, len(records), len(query_weight)
+    check_shapes(absent=(absent, (versions, length)))
     if versions and (records.diff() < 0).any():
         raise ValueError("records must ascend")
-    layer = dict(zip(MIXER_WEIGHTS, (*map(dense, mixer), None), strict=True))
+    layer = [*map(dense, mixer), None]
     states, lengths = states.contiguous(), lengths.long().contiguous()
-    _, projected, convolved, parameters, _ = torch.ops.hymate.mamba_mixer(
-        states, *layer.values(), lengths, mixer_eps, True
-    )
-    inner, state = layer["A"].shape
-    half_life, threads = torch.tensor(half_lives, dtype=torch.float64), library.threads()
+    _, projected, convolved, parameters, _ = torch.ops.hymate.mamba_mixer(states, *layer, lengths, mixer_eps, True)
+    kept = {"projected": projected, "convolved": convolved, "parameters": parameters}
+    described = {name: describe(tensor) for name, tensor in kept.items()}
+    half_life = torch.tensor(half_lives, dtype=torch.float64)
     starts = torch.searchsorted(records.contiguous(), torch.arange(batch + 1))
     quantities = NUM_QUANTITIES[0] + NUM_QUANTITIES[1] * len(half_lives)
     pooled, statistics = (torch.empty((versions, num_channels, columns)) for columns in (width, quantities))
     last_times = torch.empty(versions)
+    pooling = {name: weight.contiguous() for name, weight in weights.items()}
     inputs = [tensor.contiguous() for tensor in (values, times, value_mask.bool(), slots.long(), absent.bool())]
-    weights = [weight.contiguous() for weight in (norm, query_weight, value_weight, value_bias)]
-    sizes = {"batch": batch, "length": length, "width": width, "inner": inner, "state": state, "threads": threads}
-    rank, kernel = layer["dt_weight"].shape[1], layer["conv_weight"].shape[1]
     arguments = OcclusionArguments(
-        MixerArguments(
-            **sizes,
-            **{
-                "rank": rank,
-                "kernel": kernel,
-                "outputs": width,
-                "rows": describe(states),
-                "lengths": pointer(lengths),
-            },
-            **{name: pointer(weight) for name, weight in layer.items()},
-            **{"projected": describe(projected), "convolved": describe(convolved), "parameters": describe(parameters)},
-        ),
-        ProjectionArguments(
-            *(batch, length, width, queries, threads, eps, bound), None, pointer(lengths), *map(pointer, weights)
-        ),
+        mixer_arguments(mixer_sizes(states, layer), states, layer, lengths, **described),
+        projection_arguments(states, lengths, **pooling, eps=eps, bound=bound),
         RunningArguments(
-            *(batch, length, 1, num_channels, width, queries, len(half_lives), threads, None, None),
+            *(batch, length, 1, num_channels, width, queries, len(half_lives), library.threads(), None, None),
             *(*map(pointer, inputs[:-1]), None, pointer(half_life), pointer(pooled), None, pointer(statistics)),
         ),
         *map(pointer, (starts, inputs[-1], last_times)),

@@ -8,7 +8,8 @@ from torch import Tensor
 from hymate_native import library
 from hymate_native.argument_checks import check_float32, check_shapes
 from hymate_native.custom_operator import CustomOperator
-from hymate_native.structures import NUM_QUANTITIES, PooledArguments, ProjectionArguments, RunningArguments, pointer
+from hymate_native.pooling_projection import projection_arguments
+from hymate_native.structures import NUM_QUANTITIES, PooledArguments, RunningArguments, pointer
 
 
 @CustomOperator(
@@ -22,14 +23,11 @@ def _pooled(states, lengths, norm, query_weight, value_weight, value_bias, eps, 
     outputs = _new_outputs(states, lengths, norm, query_weight, value_weight, value_bias, eps, bound, *inputs)
     pooled, totals, statistics, scores = map(pointer, outputs)
     (batch, length, width), queries, predictions = states.shape, query_weight.shape[0], events[-1].shape[1]
-    half_life, threads = torch.tensor(half_lives, dtype=torch.float64), library.threads()
-    projection = ProjectionArguments(
-        *(batch, length, width, queries, threads, eps, bound),
-        *map(pointer, (states, lengths, norm, query_weight, value_weight, value_bias)),
-        scores=scores,
-    )
+    half_life = torch.tensor(half_lives, dtype=torch.float64)
+    projection = projection_arguments(states, lengths, norm, query_weight, value_weight, value_bias, eps, bound)
+    projection.scores = scores
     running = RunningArguments(
-        *(batch, length, predictions, num_channels, width, queries, len(half_lives), threads),
+        *(batch, length, predictions, num_channels, width, queries, len(half_lives), library.threads()),
         *map(pointer, (None, None, *events, half_life)),
         *(pooled, totals, statistics),
     )
@@ -81,21 +79,32 @@ def pooled_states(
         ValueError: a shape, device or dtype does not fit.
         RuntimeError: the kernels are not available.
     """
-    batch, length, width = states.shape
-    queries, events = query_weight.shape[0], (batch, length)
-    floats = {"states": (states, (*events, width)), "norm": (norm, (width,)), "value_bias": (value_bias, (width,))}
-    floats |= {"query_weight": (query_weight, (queries, width)), "value_weight": (value_weight, (width, width))}
-    floats |= {"values": (values, events), "times": (times, events)}
-    floats |= {"prediction_times": (prediction_times, (batch, prediction_times.shape[-1]))}
-    check_shapes(**floats, lengths=(lengths, (batch,)), value_mask=(value_mask, events), slots=(slots, events))
-    check_float32(**{name: tensor for name, (tensor, _) in floats.items()})
-    if queries < 1 or width % queries:
-        raise ValueError(f"the columns of states must divide among the queries, got {width} and {queries}")
-    weights = (states, lengths.long(), norm, query_weight, value_weight, value_bias)
+    weights = {"norm": norm, "query_weight": query_weight, "value_weight": value_weight, "value_bias": value_bias}
+    events = {"values": values, "times": times, "value_mask": value_mask, "slots": slots}
+    check_pooling(states, lengths, **weights, **events)
+    check_shapes(prediction_times=(prediction_times, (states.shape[0], prediction_times.shape[-1])))
+    check_float32(prediction_times=prediction_times)
+    tensors = (states, lengths.long(), *weights.values())
     inputs = (values, times, value_mask.bool(), slots.long(), prediction_times)
     return torch.ops.hymate.pooled_states(
-        *(tensor.contiguous() for tensor in weights),
+        *(tensor.contiguous() for tensor in tensors),
         *(eps, bound),
         *(tensor.contiguous() for tensor in inputs),
         *(num_channels, list(half_lives)),
     )
+
+
+def check_pooling(states: Tensor, lengths: Tensor, **tensors: Tensor) -> None:
+    """Raises ValueError if any argument of `pooled_states` but the prediction times does not fit the others."""
+    batch, length, width = states.shape
+    queries, events = tensors["query_weight"].shape[0], (batch, length)
+    integers = {"lengths": (batch,), "value_mask": events, "slots": events}
+    floats = {
+        **{"states": (*events, width), "norm": (width,), "query_weight": (queries, width)},
+        **{"value_weight": (width, width), "value_bias": (width,), "values": events, "times": events},
+    }
+    tensors |= {"states": states, "lengths": lengths}
+    check_shapes(**{name: (tensors[name], shape) for name, shape in (floats | integers).items()})
+    check_float32(**{name: tensors[name] for name in floats})
+    if queries < 1 or width % queries:
+        raise ValueError(f"the columns of states must divide among the queries, got {width} and {queries}")

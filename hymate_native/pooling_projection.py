@@ -20,7 +20,7 @@ _WEIGHTS = ("norm", "query_weight", "value_weight", "value_bias")
 @CustomOperator("pooling_projection", f"({_INPUTS}) -> (Tensor, Tensor)")
 def projection_operator(states, lengths, norm, query_weight, *others):
     parts, scores = torch.empty_like(states), torch.empty((*states.shape[:2], query_weight.shape[0]))
-    arguments = _arguments(states, lengths, norm, query_weight, *others)
+    arguments = projection_arguments(states, lengths, norm, query_weight, *others)
     arguments.parts, arguments.scores = pointer(parts), pointer(scores)
     library.call("projection_forward", arguments)
     return parts, scores
@@ -38,7 +38,7 @@ def _(states, lengths, norm, query_weight, *_):
 def _projection_backward(grad_parts, grad_scores, states, lengths, *others):
     grad_parts, grad_scores = (None if grad is None else grad.contiguous() for grad in (grad_parts, grad_scores))
     grads = tuple(torch.empty_like(tensor) for tensor in (states, *others[:4]))
-    arguments = _arguments(states, lengths, *others)
+    arguments = projection_arguments(states, lengths, *others)
     arguments.grad_parts, arguments.grad_scores = pointer(grad_parts), pointer(grad_scores)
     for name, grad in zip(("x", *_WEIGHTS), grads, strict=True):
         setattr(arguments, f"grad_{name}", pointer(grad))
@@ -70,7 +70,7 @@ projection_operator.register_autograd(_differentiate, setup_context=_keep)
 _projection_backward.register_autograd(no_second_derivative("pooling projection"))
 
 
-def _arguments(states, lengths, norm, query_weight, value_weight, value_bias, eps, bound) -> Any:
+def projection_arguments(states, lengths, norm, query_weight, value_weight, value_bias, eps, bound) -> Any:
     return ProjectionArguments(
         *(*states.shape, query_weight.shape[0], library.threads(), eps, bound),
         *map(pointer, (states, lengths, norm, query_weight, value_weight, value_bias)),
