@@ -1,7 +1,8 @@
 """Evaluation of a fine-tuned model on a split: metrics with intervals, plots and shares of the attention."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -145,47 +146,32 @@ def evaluate(
     check_static_columns(folder, opened.extractor)
     if baseline is not None:
         check_baseline(baseline, task_info)
-    predictor = _Predictor(opened, folder, task_info, TaskCollator(opened.extractor, max_events), batch_size)
-    dataset, sample, shares = predictor(split)
-    content = report(sample, split_fingerprint=folder.split_fingerprint(task, split))
+    answers = _Answers(opened, folder, task_info, split, TaskCollator(opened.extractor, max_events), batch_size)
+    dataset, sample = answers.dataset, answers.sample
+    content = report(sample, split_fingerprint=answers.split_fingerprint)
     if utility := folder.info.extra.get("utility", {}).get(task):
-        threshold = opened.threshold(task)
-        if threshold is None:
-            chosen, chosen_sample, _ = predictor("validation") if split != "validation" else (dataset, sample, None)
-            threshold = _utility_threshold(folder, task, utility, chosen, chosen_sample)
-        add_utility(content, alarm_gains(utility, dataset), sample, threshold)
-    groups = subgroup_columns(dataset)
+        add_utility(content, alarm_gains(utility, dataset), sample, answers.utility_threshold(utility))
     if sample.problem_type == "binary":
         training = folder if baseline_data is None else open_prepared(baseline_data)
         other = None if baseline is None else find_baseline(baseline, training, opened, task, dataset)
-        chosen_threshold = _decision_threshold(opened, task, content)
-        against = None if other is None else other.sample
-        content |= _decisions(sample, groups, thresholds, chosen_threshold, against)
-        if not dataset.asks_once:
-            content["alarms"] = alarm_report(
-                sample,
-                dataset.prediction_times,
-                [row["threshold"] for row in content["thresholds"]],
-                snooze_hours=snooze_hours,
-                label_lead=folder.info.extra.get("label_leads", {}).get(task),
-            )
+        chosen = _decision_threshold(opened, task, content)
+        content |= answers.decisions(thresholds, chosen, snooze_hours, None if other is None else other.sample)
         if other is not None:
-            content["baselines"] = {other.name: _baseline_report(other, sample, dataset, training, task)}
+            content["baselines"] = {other.name: _baseline_report(other, answers, training)}
     if sample.problem_type == "time_to_event":
         content["horizons"] = horizon_table(sample, opened.model.config.horizons or [])
     if sample.problem_type in CONFORMAL_TYPES:
-        place = {"calibrated_on": split, "split_fingerprint": content["split_fingerprint"]}
-        content |= _conformal(sample, groups, task_info.label_names, opened.conformal(task), place)
+        content |= answers.conformal()
     content |= {
         "task": task,
         "split": split,
         "source": folder.info.source,
         "trained_hours": opened.extractor.trained_hours,
-        "subgroups": {name: subgroup_report(sample, found) for name, found in groups.items()},
-        "variable_shares": _ranked(shares / max(1, len(dataset)), opened.extractor.variables),
+        "subgroups": {name: subgroup_report(sample, found) for name, found in answers.groups.items()},
+        "variable_shares": answers.variable_shares,
     }
     if at is not None:
-        content["by_hour"] = predictor.by_hour(dataset, sample, at)
+        content["by_hour"] = answers.by_hour(at)
     if output is not None:
         output = Path(output)
         content["plots"] = [path.name for path in save_plots(sample, output.parent, output.stem, content)]
@@ -193,92 +179,93 @@ def evaluate(
     return Evaluation(content, output)
 
 
-def _conformal(
-    sample: LabeledPredictions,
-    groups: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    own: dict[str, Any] | None,
-    place: dict[str, str],
-) -> dict[str, Any]:
-    """What the checkpoint's `own` thresholds cover on another split than theirs; thresholds anew on the validation
-    split."""
-    if own is not None and own["split_fingerprint"] != place["split_fingerprint"]:
-        return {"coverage": coverage_report(sample, groups, names, own)}
-    if place["calibrated_on"] != "validation":
-        return {}
-    return {"conformal": calibrate_sets(sample, groups, names) | place}
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What a model says of a split of a task, and how good that is."""
 
-
-def _utility_threshold(
-    folder: PreparedFolder, task: str, utility: str, dataset: TaskDataset, sample: LabeledPredictions
-) -> dict[str, Any]:
-    """The threshold with the largest normalized utility on the validation split, and where it comes from."""
-    return {
-        "value": best_threshold(alarm_gains(utility, dataset), sample.predictions),
-        "chosen_for": "normalized_utility",
-        "chosen_on": "validation",
-        "split_fingerprint": folder.split_fingerprint(task, "validation"),
-    }
-
-
-def _baseline_report(
-    baseline: Baseline, sample: LabeledPredictions, dataset: TaskDataset, training: PreparedFolder, task: str
-) -> dict[str, Any]:
-    """The metrics of a baseline, what it is, and the model's paired differences from it."""
-    content = report(baseline.sample)
-    utility = training.info.extra.get("utility", {}).get(task)
-    if utility and baseline.validation:
-        threshold = _utility_threshold(training, task, utility, *baseline.validation)
-        add_utility(content, alarm_gains(utility, dataset), baseline.sample, threshold)
-    settings = {"settings": baseline.settings} if baseline.settings else {}
-    return content | settings | {"differences": paired_difference(sample, baseline.sample)}
-
-
-def _decision_threshold(checkpoint: Checkpoint, task: str, content: Mapping[str, Any]) -> float:
-    """From which probability on an alarm is raised where one threshold must do; see `evaluate`."""
-    own = checkpoint.evaluation or {}
-    known = own if own.get("task") == task and own.get("positives") else content
-    chosen = content.get("threshold", {}).get("value"), known["positives"] / known["n"]
-    return next((value for value in chosen if value is not None and 0 < value < 1), 0.5)
-
-
-def _decisions(
-    sample: LabeledPredictions,
-    groups: Mapping[str, np.ndarray],
-    thresholds: Sequence[float],
-    decision_threshold: float,
-    baseline: LabeledPredictions | None,
-) -> dict[str, Any]:
-    """What an evaluation of a binary task says about decisions and for whom they are worse."""
-    shown = [*thresholds, decision_threshold]
-    return {
-        "calibration": calibration(sample),
-        "net_benefit": net_benefit(sample, [*CURVE_THRESHOLDS, *shown], baseline),
-        "decision_threshold": decision_threshold,
-        "thresholds": threshold_table(sample, shown),
-        "subgroup_gaps": subgroup_gaps(sample, groups, decision_threshold),
-    }
-
-
-@dataclass(frozen=True)
-class _Predictor:
     checkpoint: Checkpoint
     data: PreparedFolder
     task: TaskInfo
+    split: str
     collator: TaskCollator
     batch_size: int
 
-    def __call__(self, split: str) -> tuple[TaskDataset, LabeledPredictions, np.ndarray]:
-        """The examples of a split, what the model says of them, and the attention that each variable received."""
-        dataset = load_task(self.data, self.task.name, split, self.checkpoint.extractor.variables)
-        predicted = self._predict(dataset, f"evaluate {split}")
-        return dataset, self._labeled(dataset, predicted), predicted.variable_shares
+    @cached_property
+    def dataset(self) -> TaskDataset:
+        return load_task(self.data, self.task.name, self.split, self.checkpoint.extractor.variables)
 
-    def by_hour(
-        self, dataset: TaskDataset, sample: LabeledPredictions, hours: Sequence[float]
-    ) -> dict[str, dict[str, Any]]:
+    @cached_property
+    def predicted(self) -> Predictions:
+        return self._predict(self.dataset, f"evaluate {self.split}")
+
+    @cached_property
+    def sample(self) -> LabeledPredictions:
+        return self._labeled(self.dataset, self.predicted)
+
+    @cached_property
+    def groups(self) -> dict[str, np.ndarray]:
+        return subgroup_columns(self.dataset)
+
+    @cached_property
+    def split_fingerprint(self) -> str:
+        return self.data.split_fingerprint(self.task.name, self.split)
+
+    @property
+    def variable_shares(self) -> dict[str, float]:
+        """Mean share of the attention of each variable that has any, the largest first."""
+        shares = self.predicted.variable_shares / max(1, len(self.dataset))
+        ranked = [at for at in np.argsort(-shares, kind="stable") if shares[at] > 0]
+        return {self.checkpoint.extractor.variables[at]: round(float(shares[at]), 5) for at in ranked}
+
+    def utility_threshold(self, utility: str) -> dict[str, Any]:
+        """The threshold that the checkpoint's own evaluation chose, or else the best one on the validation split."""
+        known = self.checkpoint.threshold(self.task.name)
+        if known is not None:
+            return known
+        validation = self if self.split == "validation" else replace(self, split="validation")
+        return _utility_threshold(self.data, self.task.name, utility, validation.dataset, validation.sample)
+
+    def decisions(
+        self,
+        thresholds: Sequence[float],
+        decision_threshold: float,
+        snooze_hours: float,
+        baseline: LabeledPredictions | None,
+    ) -> dict[str, Any]:
+        """What is said of a binary task about decisions, for whom they are worse, and about alarms where records are
+        asked many times."""
+        sample, shown = self.sample, [*thresholds, decision_threshold]
+        content: dict[str, Any] = {
+            "calibration": calibration(sample),
+            "net_benefit": net_benefit(sample, [*CURVE_THRESHOLDS, *shown], baseline),
+            "decision_threshold": decision_threshold,
+            "thresholds": threshold_table(sample, shown),
+            "subgroup_gaps": subgroup_gaps(sample, self.groups, decision_threshold),
+        }
+        if not self.dataset.asks_once:
+            content["alarms"] = alarm_report(
+                sample,
+                self.dataset.prediction_times,
+                [row["threshold"] for row in content["thresholds"]],
+                snooze_hours=snooze_hours,
+                label_lead=self.data.info.extra.get("label_leads", {}).get(self.task.name),
+            )
+        return content
+
+    def conformal(self) -> dict[str, Any]:
+        """What the checkpoint's own thresholds cover on another split than theirs; thresholds anew on the validation
+        split."""
+        names, own = self.task.label_names, self.checkpoint.conformal(self.task.name)
+        if own is not None and own["split_fingerprint"] != self.split_fingerprint:
+            return {"coverage": coverage_report(self.sample, self.groups, names, own)}
+        if self.split != "validation":
+            return {}
+        place = {"calibrated_on": self.split, "split_fingerprint": self.split_fingerprint}
+        return {"conformal": calibrate_sets(self.sample, self.groups, names) | place}
+
+    def by_hour(self, hours: Sequence[float]) -> dict[str, dict[str, Any]]:
         """Hour, or time between two of them -> what `subgroup_report` says of it, in order of time."""
-        bounds = np.unique(np.asarray(hours, dtype=np.float32))
+        bounds, dataset, sample = np.unique(np.asarray(hours, dtype=np.float32)), self.dataset, self.sample
         if dataset.asks_once:
             dataset = ask_at(dataset, hours)
             sample = self._labeled(dataset, self._predict(dataset, "evaluate by hour"))
@@ -305,8 +292,35 @@ class _Predictor:
         return labeled(dataset, predicted.values, self.task, self.checkpoint.model.config.curve_times)
 
 
-def _ranked(shares: np.ndarray, variables: list[str]) -> dict[str, float]:
-    return {variables[at]: round(float(shares[at]), 5) for at in np.argsort(-shares, kind="stable") if shares[at] > 0}
+def _utility_threshold(
+    folder: PreparedFolder, task: str, utility: str, dataset: TaskDataset, sample: LabeledPredictions
+) -> dict[str, Any]:
+    """The threshold with the largest normalized utility on the validation split, and where it comes from."""
+    return {
+        "value": best_threshold(alarm_gains(utility, dataset), sample.predictions),
+        "chosen_for": "normalized_utility",
+        "chosen_on": "validation",
+        "split_fingerprint": folder.split_fingerprint(task, "validation"),
+    }
+
+
+def _baseline_report(baseline: Baseline, answers: _Answers, training: PreparedFolder) -> dict[str, Any]:
+    """The metrics of a baseline, what it is, and the model's paired differences from it."""
+    content, task = report(baseline.sample), answers.task.name
+    utility = training.info.extra.get("utility", {}).get(task)
+    if utility and baseline.validation:
+        threshold = _utility_threshold(training, task, utility, *baseline.validation)
+        add_utility(content, alarm_gains(utility, answers.dataset), baseline.sample, threshold)
+    settings = {"settings": baseline.settings} if baseline.settings else {}
+    return content | settings | {"differences": paired_difference(answers.sample, baseline.sample)}
+
+
+def _decision_threshold(checkpoint: Checkpoint, task: str, content: Mapping[str, Any]) -> float:
+    """From which probability on an alarm is raised where one threshold must do; see `evaluate`."""
+    own = checkpoint.evaluation or {}
+    known = own if own.get("task") == task and own.get("positives") else content
+    chosen = content.get("threshold", {}).get("value"), known["positives"] / known["n"]
+    return next((value for value in chosen if value is not None and 0 < value < 1), 0.5)
 
 
 def labeled(
