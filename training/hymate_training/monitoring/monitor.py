@@ -30,6 +30,13 @@ PAGE = "index.html"
 KNOWN_LIMIT = 0.95  # share of the events whose variable the model knows
 INTERCEPT_LIMIT = 0.2  # log-odds: probabilities are off by a factor of 1.2 and more, on average
 SLOPE_LIMITS = (0.8, 1.25)
+LIMITS = {
+    "stability_index": PSI_LIMIT,
+    "corrected_p_value": P_LIMIT,
+    "known_share": KNOWN_LIMIT,
+    "calibration_intercept": INTERCEPT_LIMIT,
+    "calibration_slope": list(SLOPE_LIMITS),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +94,9 @@ def monitor(
         ValueError: for a checkpoint without aggregates of its training data, fewer than `SMALLEST_GROUP` records,
             labels that do not fit, an output with a page of something else, and as `predict` does.
     """
-    if output is not None and Path(output, PAGE).exists() and not Path(output, MONITOR_FILE).is_file():
-        raise ValueError(
-            f"{Path(output, PAGE)} is there already, and no page of `hymate monitor`: name another folder"
-        )
+    if output is not None:
+        output = Path(output)
+        _check_output(output)
     opened = load_checkpoint(checkpoint)
     path = opened.path / MONITORING_FILE
     if not path.is_file():
@@ -118,23 +124,21 @@ def monitor(
         "num_training_records": reference["num_records"],
         "num_left_out": len(read) - len(records),
         "known_share": len(records.times) / (len(records.times) + ignored),
-        "limits": {
-            "stability_index": PSI_LIMIT,
-            "corrected_p_value": P_LIMIT,
-            "known_share": KNOWN_LIMIT,
-            "calibration_intercept": INTERCEPT_LIMIT,
-            "calibration_slope": list(SLOPE_LIMITS),
-        },
+        "limits": dict(LIMITS),
         "comparisons": compare(reference["counts"], described),
         "calibration": None if labels is None else _calibration(opened, records, predicted, labels),
     }
     content["reasons"] = _reasons(content)
     content["shifted"] = bool(content["reasons"])
     if output is not None:
-        output = Path(output)
         write_json(output / MONITOR_FILE, content)
         write_file(output / PAGE, render_page(content, opened.extractor.units))
     return Monitoring(content, output)
+
+
+def _check_output(folder: Path) -> None:
+    if (folder / PAGE).exists() and not (folder / MONITOR_FILE).is_file():
+        raise ValueError(f"{folder / PAGE} is there already, and no page of `hymate monitor`: name another folder")
 
 
 def _calibration(
