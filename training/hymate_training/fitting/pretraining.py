@@ -30,7 +30,7 @@ from hymate_training.fitting.run import (
 )
 from hymate_training.inference.checkpoints import save_checkpoint
 from hymate_training.publishing.schemas import FORECAST_ERRORS
-from modeling_hymate import HyMaTEForPreTraining, HyMaTEForPreTrainingOutput
+from modeling_hymate import HyMaTEFeatureExtractor, HyMaTEForPreTraining, HyMaTEForPreTrainingOutput
 
 SHOWN = {"forecast_error": "forecast error", "carried_forward_error": "error of the last value carried forward"}
 
@@ -134,20 +134,13 @@ def pretrain(
     fields = {**options.model, "forecast_horizons": options.forecast_horizons}
     model = HyMaTEForPreTraining(make_config(extractor, fields))
     extractor.trained_hours = None
-    collator = partial(
-        ForecastCollator,
-        extractor,
-        options.min_observed_hours,
-        options.forecast_horizons,
-        options.cuts_per_record,
-        options.max_events,
-        seed=options.seed,
-        cut_by=options.cut_by,
+    train_collator = _make_collator(
+        extractor, options, variable_dropout=options.variable_dropout, event_dropout=options.event_dropout
     )
-    train_collator = collator(variable_dropout=options.variable_dropout, event_dropout=options.event_dropout)
 
     def validate(candidate: nn.Module) -> dict[str, float]:
-        validation = (datasets["validation"], collator(fixed_cuts=True), options.batch_size, accelerator)
+        collator = _make_collator(extractor, options, fixed_cuts=True)
+        validation = (datasets["validation"], collator, options.batch_size, accelerator)
         errors = forecast_errors(candidate, *validation)
         return errors | {"score": -errors["forecast_error"]}
 
@@ -169,6 +162,20 @@ def pretrain(
             }
             finish(output, account, pool.info)
     return PretrainResult(output, progress.history, sources)
+
+
+def _make_collator(extractor: HyMaTEFeatureExtractor, options: PretrainOptions, **others: Any) -> ForecastCollator:
+    """Cuts records as the options say; `others` are further arguments of `ForecastCollator`."""
+    return ForecastCollator(
+        extractor,
+        options.min_observed_hours,
+        options.forecast_horizons,
+        options.cuts_per_record,
+        options.max_events,
+        seed=options.seed,
+        cut_by=options.cut_by,
+        **others,
+    )
 
 
 def describe_sources(
