@@ -5,10 +5,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hymate import HyMaTEConfig
+from .inputs import is_readable
 from .native import runs_natively
 from .scan import hymate_native
 
@@ -158,3 +160,23 @@ class HyMaTEFusionAttention(nn.Module):
         """In the order of `hymate_native.fusion_attention`: of the norm, the projection and the score, and `eps`."""
         projection = self.projection
         return self.norm.weight, projection.weight, projection.bias, self.score.weight.squeeze(0), self.norm.eps
+
+
+def mix_tokens(model: Any, tokens: torch.Tensor, mask: torch.Tensor, **kwargs) -> tuple[torch.Tensor, ...]:
+    """A model's attention layers and then its fusion: (..., tokens, hidden_size), boolean (..., tokens) -> the tokens,
+    what they are pooled to, (..., hidden_size), and the weights, (..., tokens)."""
+    shape = tokens.shape
+    tokens, mask = tokens.flatten(0, -3), mask.flatten(0, -2)
+    if len(model.attention_layers):
+        is_native = all(layer.runs_natively(tokens) for layer in model.attention_layers)
+        token_mask = mask if is_native else None
+        attention_mask = None if is_native else _attention_mask(model.config, tokens, mask)
+        for layer in model.attention_layers:
+            tokens = layer(tokens, attention_mask, token_mask=token_mask, **kwargs)
+    pooled, weights = model.fusion(tokens, mask)
+    return tokens.view(shape), pooled.view(*shape[:-2], -1), weights.view(shape[:-1])
+
+
+def _attention_mask(config: HyMaTEConfig, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+    # whether a mask may be left out is read from it, which would make a GPU wait
+    return create_bidirectional_mask(config, tokens, mask, allow_is_bidirectional_skip=is_readable(mask))

@@ -4,17 +4,16 @@ import copy
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import HyMaTEAttention, HyMaTEAttentionLayer, HyMaTEFusionAttention
+from .attention import HyMaTEAttention, HyMaTEAttentionLayer, HyMaTEFusionAttention, mix_tokens
 from .channel_statistics import HyMaTEChannelStatistics, split_quantities
 from .channel_tokens import HyMaTEChannelTokens
 from .configuration_hymate import HyMaTEConfig
@@ -27,7 +26,6 @@ from .inputs import (
     check_prediction_time,
     check_static,
     event_masks,
-    is_readable,
     refuse_unknown,
     sort_predictions,
 )
@@ -315,23 +313,6 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         static_embeds = static_embeds.to(pooled.dtype).unsqueeze(1).expand(-1, pooled.shape[1], -1)
         return torch.cat([pooled, static_embeds], -1)
 
-    def _mix_tokens(self, tokens, mask, **kwargs):
-        """Attention and fusion of (..., tokens, hidden_size), boolean (..., tokens) -> tokens, pooled, weights."""
-        shape = tokens.shape
-        tokens, mask = tokens.flatten(0, -3), mask.flatten(0, -2)
-        if len(self.attention_layers):
-            is_native = all(cast(HyMaTEAttentionLayer, layer).runs_natively(tokens) for layer in self.attention_layers)
-            token_mask = mask if is_native else None
-            attention_mask = None if is_native else self._attention_mask(tokens, mask)
-            for layer in self.attention_layers:
-                tokens = layer(tokens, attention_mask, token_mask=token_mask, **kwargs)
-        pooled, weights = self.fusion(tokens, mask)
-        return tokens.view(shape), pooled.view(*shape[:-2], -1), weights.view(shape[:-1])
-
-    def _attention_mask(self, tokens, mask):
-        # whether a mask may be left out is read from it, which would make a GPU wait
-        return create_bidirectional_mask(self.config, tokens, mask, allow_is_bidirectional_skip=is_readable(mask))
-
     def _encode_channels(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels at the prediction times, some of them at a time."""
         batch, predictions = asked.times.shape
@@ -374,7 +355,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         # not the embedding itself, which accelerate's hooks would take for an input and move to another device
         embedding = partial(getattr, self.embedding, "variable_embedding")
         tokens = self.channel_tokens(pooled, quantities, mask, channel_ids, embedding)
-        tokens, pooled, weights = self._mix_tokens(tokens, mask, **kwargs)
+        tokens, pooled, weights = mix_tokens(self, tokens, mask, **kwargs)
         found = {
             "pooler_output": pooled,
             "channel_counts": named["count"],
@@ -393,7 +374,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
 
     def _encode_events(self, hidden_states, events, asked, channels, wanted, **kwargs):
         """What is said of channels and records where tokens are events, at the time of the last."""
-        tokens, pooled, weights = self._mix_tokens(hidden_states, events.mask, **kwargs)
+        tokens, pooled, weights = mix_tokens(self, hidden_states, events.mask, **kwargs)
         states, channel_weights = channels.means(tokens, weights)
         found = {
             "pooler_output": pooled,
