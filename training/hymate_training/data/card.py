@@ -12,7 +12,7 @@ import yaml
 
 from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.data.remarks import remarks
-from hymate_training.data.schema import SPLITS, StaticColumn, TaskInfo, task_path
+from hymate_training.data.schema import SPLITS, DatasetInfo, StaticColumn, TaskInfo, task_path
 from hymate_training.files import markdown_table
 from hymate_training.markdown import as_code, as_name, as_prose
 
@@ -93,7 +93,8 @@ def card(folder: PreparedFolder) -> str:
     return "\n".join(_card_lines(folder)) + "\n"
 
 
-def _card_lines(folder: PreparedFolder) -> Iterator[str]:
+def _header(folder: PreparedFolder) -> dict[str, Any]:
+    """What `datasets` and the Hub read."""
     info = folder.info
 
     def data_files(template: str) -> list[dict[str, str]]:
@@ -108,12 +109,16 @@ def _card_lines(folder: PreparedFolder) -> Iterator[str]:
     if info.license == "other":  # the Hub asks for a name, in the form of its identifiers
         name = info.extra.get("license_name", "unspecified")
         header["license_name"] = re.sub(r"[^a-z0-9.]+", "-", name.lower())
-    header |= {
+    return header | {
         "pretty_name": f"{' '.join(info.source.split())}, prepared for HyMaTE",
         "tags": ["electronic-health-records", "clinical-time-series", "hymate"],
         "configs": configs,
     }
-    yield f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _card_lines(folder: PreparedFolder) -> Iterator[str]:
+    info = folder.info
+    yield f"---\n{yaml.safe_dump(_header(folder), sort_keys=False, allow_unicode=True)}---\n"
     yield f"# {as_name(info.source)}, prepared for HyMaTE\n"
     if "description" in info.extra:
         yield f"{as_prose(info.extra['description'])}\n"
@@ -136,6 +141,15 @@ def _card_lines(folder: PreparedFolder) -> Iterator[str]:
         yield "## Worth a look\n"
         yield from (f"- {as_name(note)}" for note in notes)
         yield ""
+    yield from _variable_lines(info)
+    for task_name, drivers in info.extra.get("drivers", {}).items():
+        yield f"## What drives {as_code(task_name)}\n"
+        yield _table([list(drivers[0]), *([str(value) for value in d.values()] for d in drivers)])
+    yield "## Citation\n"
+    yield as_prose(info.citation)
+
+
+def _variable_lines(info: DatasetInfo) -> Iterator[str]:
     yield "## Variables\n"
     units = info.extra.get("units", {})
     listed = (
@@ -151,11 +165,6 @@ def _card_lines(folder: PreparedFolder) -> Iterator[str]:
             for c in info.static_columns
         )
         yield f"Static: {', '.join(names)}\n"
-    for task_name, drivers in info.extra.get("drivers", {}).items():
-        yield f"## What drives {as_code(task_name)}\n"
-        yield _table([list(drivers[0]), *([str(value) for value in d.values()] for d in drivers)])
-    yield "## Citation\n"
-    yield as_prose(info.citation)
 
 
 def _table(rows: list[list[str]]) -> str:
