@@ -145,16 +145,7 @@ def parse_events(
     rows = np.repeat(np.arange(len(lengths)), lengths)
     times = _numbers(columns["time"], "time", rows, record_ids)
     values = _numbers(columns["value"], "value", rows, record_ids)
-    for bad, column, rule in (
-        (~np.isfinite(times), "time", "a finite number of hours"),
-        (times < 0, "time", "hours since the record's start, not negative"),
-        (times > MAX_HOURS, "time", "hours since the record's start: 110 years is the limit"),
-        (np.isinf(values), "value", "a finite number, or missing"),
-    ):
-        if bad.any():
-            at = int(np.argmax(bad))
-            given = (times if column == "time" else values)[at]
-            raise ValueError(f"column {column!r}, {_place(at, rows, record_ids)}: {given} is not {rule}")
+    _check_numbers(times, values, rows, record_ids)
     variable_ids, ignored = _variable_indices(columns["variable"], variables, unknown_variables, rows, record_ids)
     known = variable_ids >= 0
     rows, times, values, variable_ids = rows[known], times[known], values[known], variable_ids[known]
@@ -470,6 +461,20 @@ def _numbers(column: np.ndarray, name: str, rows: np.ndarray, record_ids: list[s
         except ValueError:
             raise ValueError(f"column {name!r}, {_place(at, rows, record_ids)}: {item!r} is not a number") from None
     return numbers
+
+
+def _check_numbers(times: np.ndarray, values: np.ndarray, rows: np.ndarray, record_ids: list[str]):
+    """Raises ValueError for the first time or value that cannot be."""
+    for bad, column, rule in (
+        (~np.isfinite(times), "time", "a finite number of hours"),
+        (times < 0, "time", "hours since the record's start, not negative"),
+        (times > MAX_HOURS, "time", "hours since the record's start: 110 years is the limit"),
+        (np.isinf(values), "value", "a finite number, or missing"),
+    ):
+        if bad.any():
+            at = int(np.argmax(bad))
+            given = (times if column == "time" else values)[at]
+            raise ValueError(f"column {column!r}, {_place(at, rows, record_ids)}: {given} is not {rule}")
 
 
 def _variable_indices(column, variables, unknown_variables, rows, record_ids) -> tuple[np.ndarray, Counter]:
