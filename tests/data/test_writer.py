@@ -217,7 +217,7 @@ def test_a_task_is_named_and_labeled_as_its_type_demands():
 def test_an_existing_output_is_replaced_only_on_request_and_only_whole(tmp_path):
     folder = write_folder(tmp_path / "out")
     before = content(folder)
-    with pytest.raises(ValueError, match="exists"):
+    with pytest.raises(ValueError, match="is there already"):
         write_folder(folder)
     with pytest.raises(KeyboardInterrupt):
         write_folder(folder, [("train", record_rows("a")), KeyboardInterrupt], overwrite=True)
