@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
 
 from .events import check_count
-from .stream import Stream
+from .stream import Stream, named_scores
 
 TASK = "ehr-classification"
 BATCH_SIZE = 32
@@ -171,14 +171,8 @@ class HyMaTEPipeline(Pipeline):
 
     def _result(self, events, channel_ids, top_k, predictions, event_weights, channel_weights, channel_counts) -> dict:
         """What was found out from the events of one record."""
-        config, variables = self.model.config, self.feature_extractor.variables
-        predicted = predictions.tolist()
-        names = [config.id2label[index] for index in range(len(predicted))]
-        result: dict[str, Any] = {"record_id": events.record_ids[0]}
-        if config.names_an_answer:
-            best = int(np.argmax(predicted))
-            result |= {"label": names[best], "score": predicted[best]}
-        result["scores"] = dict(zip(names, predicted, strict=True))
+        variables = self.feature_extractor.variables
+        result = {"record_id": events.record_ids[0], **named_scores(self.model.config, predictions.tolist())}
         weights = event_weights[: len(events.times)].numpy()
         result["top_events"] = [
             {

@@ -2,12 +2,13 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from .configuration_hymate import HyMaTEConfig
 from .events import MAX_HOURS, Events, check_count, parse_hours
 from .streaming import StreamState
 
@@ -164,14 +165,8 @@ class Stream:
         raise ValueError(f"an event at {hours:g} hours is older than the latest, at {self.time:g} hours: {advice}")
 
     def _answer(self, outputs: Any, time: float) -> dict[str, Any]:
-        config = self.model.config
         predicted = self.model.predictions(outputs.logits)[0].tolist()
-        names = [config.id2label[index] for index in range(len(predicted))]
-        answer: dict[str, Any] = {"prediction_time": time}
-        if config.names_an_answer:
-            best = int(np.argmax(predicted))
-            answer |= {"label": names[best], "score": predicted[best]}
-        answer["scores"] = dict(zip(names, predicted, strict=True))
+        answer = {"prediction_time": time, **named_scores(self.model.config, predicted)}
         shares = zip(
             outputs.channel_ids[0].tolist(),
             outputs.channel_weights[0].tolist(),
@@ -184,6 +179,22 @@ class Stream:
             if variable >= 0
         ]
         return answer
+
+
+def named_scores(config: HyMaTEConfig, predicted: Sequence[float]) -> dict[str, Any]:
+    """What a model predicts, by the names of its labels, and which of them is the answer where one is.
+
+    Raises:
+        ValueError: for what is no finite number.
+    """
+    if not all(map(math.isfinite, predicted)):
+        raise ValueError("the model predicts no finite number; its weights are damaged, or its training has diverged")
+    names = [config.id2label[index] for index in range(len(predicted))]
+    scores = {"scores": dict(zip(names, predicted, strict=True))}
+    if not config.names_an_answer:
+        return scores
+    best = int(np.argmax(predicted))
+    return {"label": names[best], "score": predicted[best], **scores}
 
 
 def _is_after(state: StreamState, time: np.float32) -> bool:

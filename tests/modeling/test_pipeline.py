@@ -263,3 +263,17 @@ def test_a_patient_is_followed(classify):
         answer = stream.add(event)
     (expected,) = classify(record, STATIC[:1])
     assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+
+
+def test_a_model_that_predicts_no_number_says_so(make):
+    """Its weights are finite, and what they come to is not; asked once, at times, and event by event."""
+    classify = make()
+    classify.model.classifier.weight.data.fill_(3e38)
+    stream = classify.stream(static={"Age": 71.0})
+    for ask in (
+        lambda: classify(FRAME, STATIC),
+        lambda: classify(FRAME, STATIC, prediction_times=[4.0]),
+        lambda: stream.add({"time": 1.0, "variable": VARIABLES[0], "value": 2.0}),
+    ):
+        with pytest.raises(ValueError, match="the model predicts no finite number; its weights are damaged"):
+            ask()
