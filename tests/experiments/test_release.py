@@ -81,10 +81,11 @@ def test_a_note_names_what_the_recipe_had_not(tmp_path):
     assert changed_since(folders, "demo").endswith(f"trained with another `{changed}`.")
 
 
-def test_the_released_card_has_the_cross_validation_of_the_documentation(tmp_path):
-    study = MORTALITY.study
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_released_card_has_the_cross_validation_of_the_documentation(name):
+    study = RELEASES[name].study
     notes = card_notes(study, read_results(RESULTS / study.name))
-    assert notes in (MODEL_CARDS / MORTALITY.name / NOTES_FILE).read_text()
+    assert notes in (MODEL_CARDS / RELEASES[name].name / NOTES_FILE).read_text()
     for title in ("Net benefit", "Coverage of conformal sets"):
         assert f"### {title}\n" in notes
     (tmp_path / NOTES_FILE).write_text(notes)

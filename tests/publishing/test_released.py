@@ -17,15 +17,19 @@ from modeling_hymate import HyMaTEForSequenceClassification
 MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 MORTALITY = MODEL_CARDS / "hymate-physionet2012-mortality"
 PRETRAINED = MODEL_CARDS / "hymate-physionet2012-pretrained"
+SEPSIS = MODEL_CARDS / "hymate-physionet2019-sepsis"
+SEPSIS_ENCODER = MODEL_CARDS / "hymate-physionet2019-pretrained"
 ICU = MODEL_CARDS / "hymate-icu-pretrained"
 LARGEST = 2_000_000  # bytes
 
 
-@pytest.mark.parametrize("folder", [MORTALITY, PRETRAINED, ICU], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", [MORTALITY, PRETRAINED, SEPSIS, SEPSIS_ENCODER, ICU], ids=lambda folder: folder.name
+)
 def test_a_folder_holds_what_is_pushed_and_nothing_else_but_the_code(folder):
     plan = plan_push(folder)
     assert plan.left == ()
-    endpoint = set(endpoint_code()) if folder == MORTALITY else set()
+    endpoint = set(endpoint_code()) if folder in (MORTALITY, SEPSIS) else set()
     assert set(plan.uploaded) == {path.name for path in folder.iterdir()} | set(package_code()) | endpoint
     assert not list(folder.glob("*.py"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST
@@ -64,16 +68,27 @@ def test_the_pipeline_uses_the_installed_code(trust):
 
 
 def test_evaluation_reproduces_the_card(shared_data, tmp_path, capsys):
-    raw = shared_data("physionet2012")
-    assert main(["prepare", "physionet2012", "--raw", str(raw), "--output", str(tmp_path / "data")]) == 0
-    arguments = ["evaluate", "--checkpoint", str(MORTALITY), "--data", str(tmp_path / "data")]
-    arguments += ["--task", "in_hospital_mortality", "--split", "validation"]
+    raw = shared_data("physionet2019")
+    arguments = ["prepare", "physionet2019", "--split", "random", "--raw", str(raw)]
+    assert main([*arguments, "--output", str(tmp_path / "data")]) == 0
+    arguments = ["evaluate", "--checkpoint", str(SEPSIS), "--data", str(tmp_path / "data")]
+    arguments += ["--task", "sepsis_onset", "--split", "test"]
     assert main([*arguments, "--output", str(tmp_path / "evaluation.json")]) == 0
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
-    header = yaml.safe_load(re.match(r"---\n(.*?)\n---", (MORTALITY / "README.md").read_text(), re.DOTALL).group(1))
+    header = yaml.safe_load(re.match(r"---\n(.*?)\n---", (SEPSIS / "README.md").read_text(), re.DOTALL).group(1))
     (result,) = header["model-index"][0]["results"]
     assert result["dataset"]["args"]["fingerprint"] == evaluation["split_fingerprint"]
     stated = {metric["type"]: metric["value"] for metric in result["metrics"]}
     assert stated["roc_auc"] == pytest.approx(evaluation["metrics"]["auroc"], abs=2e-4)
     assert stated["average_precision"] == pytest.approx(evaluation["metrics"]["auprc"], abs=2e-3)
+    assert stated["normalized_utility"] == pytest.approx(evaluation["metrics"]["normalized_utility"], abs=2e-3)
     assert stated["expected_calibration_error"] < 0.03
+
+
+def test_what_was_refitted_is_not_evaluated_on_its_own_records(shared_data, tmp_path, capsys):
+    raw = shared_data("physionet2012")
+    assert main(["prepare", "physionet2012", "--raw", str(raw), "--output", str(tmp_path / "data")]) == 0
+    arguments = ["evaluate", "--checkpoint", str(MORTALITY), "--data", str(tmp_path / "data")]
+    arguments += ["--task", "in_hospital_mortality", "--split", "validation"]
+    assert main([*arguments, "--output", str(tmp_path / "evaluation.json")]) == 2
+    assert "was trained on the validation split" in capsys.readouterr().err
