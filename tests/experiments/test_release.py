@@ -82,7 +82,7 @@ def test_a_note_names_what_the_recipe_had_not(tmp_path):
 
 
 @pytest.mark.parametrize("name", RELEASES)
-def test_the_released_card_has_the_cross_validation_of_the_documentation(name):
+def test_the_released_card_has_the_cross_validation_of_the_documentation(name, tmp_path):
     study = RELEASES[name].study
     notes = card_notes(study, read_results(RESULTS / study.name))
     assert notes in (MODEL_CARDS / RELEASES[name].name / NOTES_FILE).read_text()
