@@ -157,6 +157,9 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tunes a classifier, calibrates it, evaluates it on the validation split and writes its card.
 
+    With `options.refit`, that is done in the folder `validated` of the output. Then the weights of the output are
+    trained on both splits for as many epochs; they have the calibration and the evaluation of the former.
+
     Args:
         data: prepared folder.
         task: task of the prepared folder.
