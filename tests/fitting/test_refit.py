@@ -1,8 +1,6 @@
 """Runs that train once more on training and validation split together, for as many epochs as the latter chose."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -12,10 +10,10 @@ from hymate_training.data.prepared_folder import PreparedFolder
 from hymate_training.evaluation.evaluation import evaluate
 from hymate_training.fitting.auxiliary import load_auxiliary
 from hymate_training.fitting.finetuning import VALIDATED_FOLDER, FinetuneOptions, finetune
-from hymate_training.fitting.loop import InterruptedRunError, TrainingLoop
+from hymate_training.fitting.loop import InterruptedRunError
 from hymate_training.inference.checkpoints import load_checkpoint
 from hymate_training.publishing.push import plan_push
-from tests.support.runs import TASK, TINY_MODEL, assert_same_weights, weights
+from tests.support.runs import TASK, TINY_MODEL, assert_same_weights, stop_after, weights
 
 RECIPE = {"epochs": 3, "batch_size": 16, "save_steps": 3, "ema_decay": 0.9, "model": TINY_MODEL}
 OPTIONS = FinetuneOptions(**RECIPE, auxiliary_tasks="length_of_stay", refit=True)
@@ -71,15 +69,8 @@ def test_it_is_published_without_what_came_before(refitted):
 
 @pytest.mark.parametrize("steps", [2, 7, 16])
 def test_an_interrupted_run_goes_on_exactly(refitted, synthetic_folder, tmp_path, monkeypatch, steps):
-    step, calls, output = TrainingLoop._step, [], tmp_path / "run"
-
-    def step_then_signal(self, *args):
-        calls.append(1)
-        if len(calls) == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args)
-
-    monkeypatch.setattr(TrainingLoop, "_step", step_then_signal)
+    output = tmp_path / "run"
+    stop_after(monkeypatch, steps)
     with pytest.raises(InterruptedRunError):
         finetune(synthetic_folder, TASK, output, OPTIONS)
     monkeypatch.undo()

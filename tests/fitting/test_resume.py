@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ import torch
 from hymate_training.cli.main import main
 from hymate_training.fitting import state
 from hymate_training.fitting.finetuning import FinetuneOptions, finetune
-from hymate_training.fitting.loop import InterruptedRunError, TrainingLoop, write_checkpoint
+from hymate_training.fitting.loop import InterruptedRunError, write_checkpoint
 from hymate_training.inference.checkpoints import CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE
 from tests.support.kills import CONTEXT, killed_at_write, num_writes
-from tests.support.runs import TASK, TINY, TINY_MODEL, assert_same_weights, weights
+from tests.support.runs import TASK, TINY, TINY_MODEL, assert_same_weights, stop_after, weights
 
 NUM_KILLS = 12
 CHECKPOINT_FILES = {CONFIG_FILE, EXTRACTOR_FILE, WEIGHTS_FILE}
@@ -38,18 +37,6 @@ def stopped(synthetic_folder, tmp_path, monkeypatch) -> Path:
         finetune(synthetic_folder, TASK, tmp_path / "run", OPTIONS)
     monkeypatch.undo()
     return tmp_path / "run"
-
-
-def stop_after(monkeypatch, steps: int) -> None:
-    step, calls = TrainingLoop._step, []
-
-    def step_then_signal(self, *args):
-        calls.append(1)
-        if len(calls) == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args)
-
-    monkeypatch.setattr(TrainingLoop, "_step", step_then_signal)
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -1,18 +1,21 @@
 """Small training runs that several tests share."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from configuration_hymate import HyMaTEConfig
 from hymate_training.data.collators import fit_feature_extractor
 from hymate_training.data.prepared_folder import PreparedFolder
+from hymate_training.fitting.loop import TrainingLoop
 from hymate_training.inference.checkpoints import save_checkpoint
 from modeling_hymate import HyMaTEForSequenceClassification
 from tests.support.helpers import perturbed
@@ -34,6 +37,19 @@ def hymate(*arguments: object, launcher: Sequence[str] = (), **environment: str)
     return subprocess.run(
         command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False
     )
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Has training in this process get a signal to stop in its step of this number, counted over all its runs."""
+    step, calls = TrainingLoop._step, []
+
+    def step_then_signal(self, *args):
+        calls.append(1)
+        if len(calls) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    monkeypatch.setattr(TrainingLoop, "_step", step_then_signal)
 
 
 def save_untrained(prepared: Path, folder: Path) -> Path:
