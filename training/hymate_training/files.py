@@ -90,6 +90,12 @@ def check_place(path: str | Path) -> None:
         raise _Tried
 
 
+def json_object(values: dict[str, Any] | None = None, /, **properties: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of an object that holds these properties, and whose others are `values`; any where absent."""
+    schema = {"type": "object", "required": list(properties), "properties": properties}
+    return schema if values is None else schema | {"additionalProperties": values}
+
+
 def json_problem(content: Any, schema: dict[str, Any]) -> str | None:
     """Where and how a content leaves a JSON Schema, in a line that quotes it; None where it does not."""
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from hymate_training.files import json_problem, regular
+from hymate_training.files import json_object, json_problem, regular
 
 SPLITS = ("train", "validation", "test")
 SCHEMA_VERSION = 1
@@ -60,39 +60,31 @@ _TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 _NAMES: dict[str, Any] = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 
 
-def _object(**properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
-def _map(values: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": values}
-
-
 # what a metadata.json must hold, as JSON Schema; a person may have edited it
-METADATA = _object(
+METADATA = json_object(
     variables=_NAMES | {"items": _TEXT},
     static_columns={
         "type": "array",
-        "items": _object(name=_TEXT, kind={"enum": ["numeric", "categorical"]}, categories=_NAMES),
+        "items": json_object(name=_TEXT, kind={"enum": ["numeric", "categorical"]}, categories=_NAMES),
     },
     tasks={
         "type": "array",
-        "items": _object(
+        "items": json_object(
             name=_TEXT,
             problem_type={"enum": [*LABEL_COLUMNS, "multilabel", "time_to_event"]},
             label_columns=_NAMES,
             label_names=_NAMES,
         ),
     },
-    dropped=_map({"type": "integer", "minimum": 0}),
+    dropped=json_object({"type": "integer", "minimum": 0}),
     **{key: {"type": "string"} for key in ("source", "split_description", "license", "citation")},
     extra={
         "type": "object",
         "properties": {
             **{key: {"type": "object"} for key in ("codes", "layout", "concepts")},
-            "units": _map({"type": ["string", "null"]}),
-            "utility": _map(_TEXT),
-            "label_leads": _map({"type": "number"}),
+            "units": json_object({"type": ["string", "null"]}),
+            "utility": json_object(_TEXT),
+            "label_leads": json_object({"type": "number"}),
         },
     },
 )

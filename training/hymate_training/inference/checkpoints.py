@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hymate_training.data.prepared_folder import refuse_inside
-from hymate_training.files import check_place, json_problem, tensors_written
+from hymate_training.files import check_place, json_object, json_problem, tensors_written
 from modeling_hymate import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
 from modeling_hymate.hazards import check_horizons, risk_name
 
@@ -36,12 +36,6 @@ LFS_POINTER = b"version https://git-lfs"
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Schema = dict[str, Any]
-
-
-def _object(values: Schema | None = None, **properties: Schema) -> Schema:
-    """An object that holds these properties, and whose others are such values; any where absent."""
-    schema = {"type": "object", "required": list(properties), "properties": properties}
-    return schema if values is None else schema | {"additionalProperties": values}
 
 
 def _maybe(**properties: Schema) -> Schema:
@@ -62,33 +56,35 @@ def _list(items: Schema) -> Schema:
 
 # of the files beside the weights, what is read here and in other rooms
 KEPT: dict[str, Schema] = {
-    EVALUATION_FILE: _object(
+    EVALUATION_FILE: json_object(
         problem_type=_TEXT,
         task=_TEXT,
         split=_TEXT,
         n=_COUNT | {"minimum": 1},
         num_records=_COUNT | {"minimum": 1},
-        metrics=_object(_NUMBER_OR_NULL),
-        confidence_intervals=_object(_INTERVAL),
+        metrics=json_object(_NUMBER_OR_NULL),
+        confidence_intervals=json_object(_INTERVAL),
     )
     | {
         "allOf": [
             _maybe(
                 positives={"type": ["integer", "null"], "minimum": 0},
                 decision_threshold=_SHARE,
-                threshold=_object(value=_NUMBER),
-                conformal=_object(levels=_list(_SHARE), thresholds=_object(_object(_list(_NUMBER_OR_NULL)))),
+                threshold=json_object(value=_NUMBER),
+                conformal=json_object(
+                    levels=_list(_SHARE), thresholds=json_object(json_object(_list(_NUMBER_OR_NULL)))
+                ),
                 calibration=_maybe(
-                    curve=_object(predicted=_list(_NUMBER), observed=_list(_NUMBER), intervals=_list(_INTERVAL))
+                    curve=json_object(predicted=_list(_NUMBER), observed=_list(_NUMBER), intervals=_list(_INTERVAL))
                     | {"type": ["object", "null"]}
                 ),
-                per_label=_object(_object()),
-                horizons=_list(_object(hours=_NUMBER)),
+                per_label=json_object(json_object()),
+                horizons=_list(json_object(hours=_NUMBER)),
             )
         ]
     },
-    RUN_FILE: _maybe(task=_maybe(name=_TEXT), split_fingerprints=_object(_TEXT)),
-    EXPORT_FILE: _maybe(layout=_object(), concepts=_object(map=_list(_object()))),
+    RUN_FILE: _maybe(task=_maybe(name=_TEXT), split_fingerprints=json_object(_TEXT)),
+    EXPORT_FILE: _maybe(layout=json_object(), concepts=json_object(map=_list(json_object()))),
 }
 
 
