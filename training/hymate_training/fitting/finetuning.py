@@ -189,10 +189,10 @@ def finetune(
         return _finetune_and_refit(folder, task_info, output, options, checkpoint, resume, command)
     training = _Training.of(folder, task_info, checkpoint, options)
     with run_folder(accelerator, output, resume) as has_state:
-        progress = training.loop(accelerator, output, options, training.validate).run(has_state)
+        progress = training.loop(accelerator, output, training.validate).run(has_state)
         if not accelerator.is_main_process:
             return FinetuneResult(output, progress.history, None, training.transfer)
-        evaluation, calibration = _calibrate_and_evaluate(training, output, options)
+        evaluation, calibration = _calibrate_and_evaluate(training, output)
         keep_aggregates(output, training.datasets, task, options.batch_size)
         fingerprints = {split: folder.split_fingerprint(task, split) for split in training.datasets}
         account = describe_run(accelerator, training.model, options, progress) | {
@@ -228,7 +228,7 @@ class _Training:
         model: the classifier.
         trained: the same, with auxiliary heads if there are any.
         collator: makes its arguments of training examples.
-        batch_size: records at a time.
+        options: hyper-parameters.
     """
 
     folder: PreparedFolder
@@ -242,7 +242,7 @@ class _Training:
     model: HyMaTEForSequenceClassification
     trained: nn.Module
     collator: Callable
-    batch_size: int
+    options: FinetuneOptions
 
     @classmethod
     def of(
@@ -263,19 +263,21 @@ class _Training:
             extractor.max_events = options.max_events  # and so for everyone who uses the checkpoint
         trained, collator = _in_training(model, extractor, folder, asked["train"], options)
         fixed = (folder, task, start_from, transfer, extractor, datasets, asked, hours)
-        return cls(*fixed, model, trained, collator, options.batch_size)
+        return cls(*fixed, model, trained, collator, options)
 
     def validate(self, candidate: nn.Module) -> dict[str, float]:
-        return validation_metrics(candidate, self.asked["validation"], self.extractor, self.task, self.batch_size)
+        """`validation_metrics` of the model as it is now."""
+        dataset, batch_size = self.asked["validation"], self.options.batch_size
+        return validation_metrics(candidate, dataset, self.extractor, self.task, batch_size)
 
     def save(self, candidate: nn.Module, place: Path) -> None:
+        """Writes a checkpoint, without auxiliary heads."""
         save_checkpoint(without_auxiliary(candidate), self.extractor, place)
 
     def loop(
         self,
         accelerator: Accelerator,
         output: Path,
-        options: FinetuneOptions,
         validate: Callable[[nn.Module], dict[str, float]] | None,
         stop_after: int | None = None,
     ) -> TrainingLoop:
@@ -287,7 +289,8 @@ class _Training:
         }
         titles = METRICS[self.task.problem_type]
         return TrainingLoop(
-            *(accelerator, self.trained, self.asked["train"], self.collator, validate, self.save, options, output),
+            *(accelerator, self.trained, self.asked["train"], self.collator, validate, self.save),
+            *(self.options, output),
             identity | ({} if stop_after is None else {"stop_after": stop_after}),
             {name: titles[name] for name in SELECTION[self.task.problem_type]},
             stop_after,
@@ -314,7 +317,7 @@ def _finetune_and_refit(
         for name in CALIBRATION:
             setattr(training.model.config, name, account[name])
         accelerator = start(options, output)  # with the seed as it was
-        training.loop(accelerator, output, options, None, best).run(has_state)
+        training.loop(accelerator, output, None, best).run(has_state)
         if not accelerator.is_main_process:
             return replace(result, output=output)
         for path in (validated / MONITORING_FILE, *validated.glob(f"{Path(EVALUATION_FILE).stem}*")):
@@ -325,17 +328,14 @@ def _finetune_and_refit(
     return replace(result, output=output, evaluation=_evaluation_in(output))
 
 
-def _calibrate_and_evaluate(
-    training: _Training, output: Path, options: FinetuneOptions
-) -> tuple[Evaluation, dict[str, Any]]:
+def _calibrate_and_evaluate(training: _Training, output: Path) -> tuple[Evaluation, dict[str, Any]]:
     """The evaluation of the best weights on the validation split, and what calibrates them on it."""
-    best = replace(load_checkpoint(output), evaluation=None)
+    best, size = replace(load_checkpoint(output), evaluation=None), training.options.batch_size
     if training.task.problem_type in CALIBRATED:
         collator = TaskCollator(best.extractor)
-        calibrate(best.model, training.asked["validation"], collator, options.batch_size)
+        calibrate(best.model, training.asked["validation"], collator, size)
         write_checkpoint(best.model, training.save, output)
-    path, at = output / EVALUATION_FILE, training.hours
-    task, size = training.task.name, options.batch_size
+    path, at, task = output / EVALUATION_FILE, training.hours, training.task.name
     evaluation = evaluate(best, training.folder, task, "validation", path, at=at, batch_size=size)
     return evaluation, {name: getattr(best.model.config, name) for name in CALIBRATION}
 
