@@ -47,8 +47,8 @@ class HyMaTEFeatureExtractor(FeatureExtractionMixin):
         value_medians (`list[float | None]`): Median of each variable that is put on a logarithmic scale, else None.
         value_means (`list[float]`): Mean of each variable after clipping and logarithm.
         value_deviations (`list[float]`): Standard deviation after clipping and logarithm.
-        static_columns (`list[dict]`): One a static column: `name`, and for numbers `range`, `mean`, `deviation` and,
-            where their tails are heavy, `quantiles`, ascending, for categories `categories`.
+        static_columns (`list[dict]`): One per static column: `name`; for numbers `range`, `mean`, `deviation` and,
+            where their tails are heavy, `quantiles`, ascending; for categories `categories`.
         time_scale (`float`): Hours that one unit of `times` stands for.
         unknown_variables (`"error"` or `"ignore"`, defaults to `"error"`): What to do with events whose variable is
             not among `variables`: refuse them, or drop and count them.

@@ -119,7 +119,7 @@ def fit_variable(counted: Counted, allow_log: bool = True) -> tuple[float, float
 
 def fit_quantiles(counted: Counted, low: float, high: float) -> list[float] | None:
     """Quantiles of a static column between its clipping bounds, where these are so far apart that standardized numbers
-    would mostly be the same: 0.1 and 0.2 where a few are 10, such as hours between admission and intensive care."""
+    would mostly be the same, such as hours between admission and intensive care; None where they are not."""
     if not len(counted.values):
         return None
     lower, upper = counted.percentiles([25, 75])
@@ -132,7 +132,7 @@ def fit_quantiles(counted: Counted, low: float, high: float) -> list[float] | No
 def standardize_static(numbers: np.ndarray, column: Mapping[str, Any]) -> np.ndarray:
     """Numbers of a static column, NaN where missing, as multiples of a standard deviation: their own, or that of their
     ranks, if the column has quantiles, between which ranks are linear."""
-    if "quantiles" not in column:
+    if column.get("quantiles") is None:
         return (np.clip(numbers, *column["range"]) - column["mean"]) / column["deviation"]
     quantiles, place, sizes = np.unique(column["quantiles"], return_inverse=True, return_counts=True)
     ranks = np.bincount(place, np.linspace(-1, 1, len(place))) / sizes  # equal quantiles share their mean rank

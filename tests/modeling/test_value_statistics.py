@@ -56,6 +56,8 @@ def test_other_static_columns_are_standardized(width):
     if "quantiles" not in column:
         expected = (np.clip(numbers, *column["range"]) - column["mean"]) / column["deviation"]
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+        column["quantiles"] = None
+        assert fitted.encode_static({"delay": numbers}, len(numbers))[:, 0].tolist() == found.tolist()
 
 
 def test_rare_values_are_not_clipped_away():
@@ -96,6 +98,7 @@ def test_statistics_are_in_double_precision():
         ({"static_columns": [STATIC | {"quantiles": [0, 2, 1]}]}, "quantiles of static column 'a' must be finite"),
         ({"static_columns": [STATIC | {"quantiles": [1, 1]}]}, "quantiles of static column 'a' must be finite"),
         ({"static_columns": [STATIC | {"quantiles": [0, math.inf]}]}, "quantiles of static column 'a' must be finite"),
+        ({"static_columns": [STATIC | {"quantiles": 3}]}, "quantiles of static column 'a' must be finite"),
         ({"static_columns": ["a"]}, "static_columns must each be a dict with a name, got 'a'"),
         ({"static_columns": [{"name": "a", "categories": ["x", "x"]}]}, "must not repeat a name, but 'x' occurs"),
         ({"static_columns": [{"name": "a", "categories": []}] * 2}, "must not repeat a name, but 'a' occurs again"),
